@@ -1,0 +1,1 @@
+//! What this machine offers Ringbolt: checks and measured floors.

@@ -1,0 +1,2 @@
+//! The only folder with system calls and `unsafe`.
+

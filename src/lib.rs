@@ -1,0 +1,8 @@
+//! The Ringbolt broker: acknowledges only what is on disk.
+//!
+//! `ARCHITECTURE.md` has the map. In short: [`io`] is the only folder that
+//! touches the kernel; everything the broker decides is decided in pure code.
+
+pub mod cli;
+pub mod doctor;
+pub mod io;

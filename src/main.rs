@@ -1,0 +1,5 @@
+//! The `ringbolt` command.
+
+fn main() -> std::process::ExitCode {
+    ringbolt::cli::main()
+}

@@ -1,0 +1,1 @@
+//! Ringbolt wire format.
