@@ -1,2 +1,1 @@
 //! The only folder with system calls and `unsafe`.
-

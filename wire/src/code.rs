@@ -1,0 +1,143 @@
+//! Error codes and the four outcomes of a request.
+
+/// What became of a request, from its sender's point of view. Every request
+/// ends in exactly one of these, under the same names in protocol, client and
+/// load generator.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// Carried out; what it wrote is on disk.
+    Durable,
+    /// Not carried out; the same request may succeed later.
+    RejectedRetryable,
+    /// Not carried out; the same request will not succeed.
+    RejectedFinal,
+    /// The connection was lost before the answer: carried out or not.
+    Unknown,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $retry:literal, $text:literal;)*) => {
+        /// Why a request was refused, or a connection closed. The number is what
+        /// travels; [`ErrorCode::is_retryable`] belongs to the number.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[non_exhaustive]
+        #[repr(u16)]
+        pub enum ErrorCode {
+            $($(#[$doc])* $name = $value,)*
+        }
+
+        impl ErrorCode {
+            /// Every code, in order of its number.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name,)*];
+
+            /// The code with this number, if there is one.
+            pub fn from_u16(value: u16) -> Option<ErrorCode> {
+                match value {
+                    $($value => Some(ErrorCode::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// Whether the same request may succeed later.
+            pub fn is_retryable(self) -> bool {
+                match self { $(ErrorCode::$name => $retry,)* }
+            }
+
+            /// The code's name, as it stands in the protocol document.
+            pub fn name(self) -> &'static str {
+                match self { $(ErrorCode::$name => stringify!($name),)* }
+            }
+
+            /// One line for a person.
+            pub fn text(self) -> &'static str {
+                match self { $(ErrorCode::$name => $text,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The bytes are not a frame, or its fields contradict each other. Closes
+    /// the connection.
+    MalformedFrame = 1, false, "the bytes are not a valid frame";
+    /// A frame is longer than the limit announced in the handshake. Closes the
+    /// connection.
+    FrameTooLarge = 2, false, "the frame is larger than this connection allows";
+    /// No protocol version in common. Closes the connection.
+    UnsupportedVersion = 3, false, "no protocol version in common";
+    /// The operation is not known to this broker.
+    UnknownOpcode = 4, false, "unknown operation";
+    /// A frame's CRC does not match. Closes the connection.
+    FrameCrcMismatch = 5, true, "the frame was damaged on its way";
+    /// Something other than `hello` came first. Closes the connection.
+    HandshakeRequired = 6, false, "the first frame must be hello";
+    /// No `hello` in time. Closes the connection.
+    HandshakeTimeout = 7, true, "no hello within the handshake timeout";
+    /// The broker has as many connections as it may. Closes the connection.
+    TooManyConnections = 8, true, "the broker's connection limit is reached";
+    /// More requests in flight than the handshake allowed. Closes the
+    /// connection.
+    TooManyInFlight = 9, true, "more requests in flight than this connection allows";
+    /// The peer did not read its answers. Closes the connection.
+    SlowReader = 10, true, "answers were not read in time";
+    /// A request's fields are out of range or contradict each other.
+    InvalidRequest = 11, false, "the request is not valid";
+    /// A second `hello` on one connection.
+    AlreadyGreeted = 12, false, "hello was already exchanged";
+
+    /// A topic name is empty, too long, or has other characters than
+    /// `A-Z a-z 0-9 . _ -`.
+    InvalidTopicName = 20, false, "not a valid topic name";
+    /// A topic of that name exists.
+    TopicExists = 21, false, "the topic exists already";
+    /// No such topic (it may have been deleted).
+    UnknownTopic = 22, false, "no such topic";
+    /// The topic has no partition of that index.
+    UnknownPartition = 23, false, "the topic has no such partition";
+    /// More topics or partitions than the broker may hold.
+    TooManyPartitions = 24, false, "the broker's limit of topics or partitions is reached";
+
+    /// A record batch's CRC does not match: damaged on its way.
+    BatchCrcMismatch = 30, true, "the record batch was damaged on its way";
+    /// A record batch's lengths or counts contradict each other.
+    MalformedBatch = 31, false, "the record batch is malformed";
+    /// A record batch is larger than the broker accepts.
+    BatchTooLarge = 32, false, "the record batch is larger than the broker accepts";
+    /// The batch's compression is not known to this broker.
+    UnsupportedCompression = 33, false, "the batch's compression is not supported";
+    /// The batch does not continue its producer's sequence: an earlier one was
+    /// not accepted. Retry in order.
+    OutOfOrderSequence = 34, true, "an earlier batch of this producer is missing";
+    /// A newer incarnation of the producer has taken over.
+    FencedProducer = 35, false, "a newer incarnation of this producer has taken over";
+    /// The demanded durability cannot be had from this broker.
+    DurabilityUnavailable = 36, false, "the demanded durability is not available";
+    /// More producers than the broker may remember.
+    TooManyProducers = 37, true, "the broker's limit of remembered producers is reached";
+
+    /// The offset is below the first retained one or beyond the end.
+    OffsetOutOfRange = 40, false, "the offset is out of range";
+    /// What is on disk does not match its CRC; it is not served.
+    CorruptData = 41, false, "the stored data is damaged and is not served";
+
+    /// No room for more segments. Reading goes on; producing resumes when
+    /// there is room.
+    DiskFull = 50, true, "the disk is full";
+    /// A bound of memory or queue was reached.
+    Overloaded = 51, true, "the broker is overloaded";
+    /// The broker is stopping.
+    ShuttingDown = 52, true, "the broker is shutting down";
+}
+
+impl ErrorCode {
+    /// The outcome of a request that was answered with this code.
+    pub fn outcome(self) -> Outcome {
+        if self.is_retryable() { Outcome::RejectedRetryable } else { Outcome::RejectedFinal }
+    }
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.text(), self.name())
+    }
+}

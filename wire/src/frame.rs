@@ -1,0 +1,252 @@
+//! Frames: a 32-byte header, `meta`, `payload`.
+//!
+//! The CRC covers header and meta. The payload, where there is one, is record
+//! batches, and each of those carries its own CRC: every byte is covered once.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::{PROTOCOL_VERSION, crc32c, crc32c_append};
+
+/// First four bytes of every frame: `RBLT`.
+pub const FRAME_MAGIC: [u8; 4] = *b"RBLT";
+
+/// Length of a frame header in bytes.
+pub const FRAME_HEADER_LEN: usize = size_of::<RawFrameHeader>();
+
+/// Most bytes that a frame's meta may have, whoever sends it: 16 MiB is a
+/// topic of [`MAX_PARTITIONS`](crate::message::MAX_PARTITIONS) described with
+/// room to spare.
+pub const MAX_META_LEN: u32 = 16 << 20;
+
+/// The header as it travels, little-endian, without padding.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawFrameHeader {
+    magic: [u8; 4],
+    /// CRC32C from `version` to the end of meta.
+    crc: U32,
+    version: u8,
+    opcode: u8,
+    flags: U16,
+    status: U16,
+    reserved: U16,
+    meta_len: U32,
+    payload_len: U32,
+    correlation: U64,
+}
+
+const _: () = assert!(FRAME_HEADER_LEN == 32);
+const _: () = assert!(std::mem::offset_of!(RawFrameHeader, correlation) == 24);
+/// The CRC covers the frame from here.
+const CRC_START: usize = std::mem::offset_of!(RawFrameHeader, version);
+
+const FLAG_RESPONSE: u16 = 1;
+
+macro_rules! opcodes {
+    ($($(#[$doc:meta])* $name:ident = $value:literal;)*) => {
+        /// What a frame asks for, or answers.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u8)]
+        pub enum Opcode { $($(#[$doc])* $name = $value,)* }
+
+        impl Opcode {
+            /// Every opcode, in order of its number.
+            pub const ALL: &'static [Opcode] = &[$(Opcode::$name,)*];
+
+            /// The opcode with this number, if there is one.
+            pub fn from_u8(value: u8) -> Option<Opcode> {
+                match value {
+                    $($value => Some(Opcode::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+opcodes! {
+    /// Opens a connection: versions, features, limits.
+    Hello = 1;
+    /// Does nothing; answered in turn.
+    Ping = 2;
+    /// The broker's last word on a connection that it is about to close:
+    /// a response with correlation 0 that no request asked for.
+    Goodbye = 3;
+    /// Creates a topic.
+    CreateTopic = 16;
+    /// Deletes a topic and its records.
+    DeleteTopic = 17;
+    /// Lists the topics.
+    ListTopics = 18;
+    /// Describes a topic and its partitions.
+    DescribeTopic = 19;
+    /// Appends one record batch.
+    Produce = 32;
+    /// Reads record batches from one or more partitions.
+    Fetch = 33;
+    /// Looks up an offset: earliest, end, or by time.
+    Offsets = 34;
+    /// Opens or resumes a producer on a partition.
+    OpenProducer = 35;
+    /// The broker's counters.
+    Stats = 48;
+}
+
+/// A frame's header, decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameHeader {
+    /// Raw operation number; [`Opcode::from_u8`] tells whether it is known.
+    pub opcode: u8,
+    /// Whether this frame answers one.
+    pub is_response: bool,
+    /// 0, or in a response the number of an [`ErrorCode`](crate::ErrorCode).
+    pub status: u16,
+    /// Bytes of meta that follow the header.
+    pub meta_len: u32,
+    /// Bytes of payload that follow meta.
+    pub payload_len: u32,
+    /// Chosen by the requester, repeated in the answer.
+    pub correlation: u64,
+    crc: u32,
+}
+
+/// Why bytes are not a frame. The connection cannot go on after any of these.
+#[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameError {
+    /// The first four bytes are not `RBLT`.
+    #[error("not a frame: it starts with {0:02x?} instead of \"RBLT\"")]
+    BadMagic([u8; 4]),
+    /// The header's version is not [`PROTOCOL_VERSION`].
+    #[error("frame version {0}, expected {PROTOCOL_VERSION}")]
+    BadVersion(u8),
+    /// A reserved bit or field is not zero.
+    #[error("reserved bits are set in the frame header")]
+    ReservedBits,
+    /// Meta and payload together exceed the connection's limit, both in bytes.
+    #[error("frame of {len} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Header, meta and payload.
+        len: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// The CRC over header and meta does not match.
+    #[error("frame CRC is {found:#010x}, computed {computed:#010x}")]
+    CrcMismatch {
+        /// As sent.
+        found: u32,
+        /// As computed here.
+        computed: u32,
+    },
+}
+
+impl FrameError {
+    /// The code that the peer is told.
+    pub fn code(&self) -> crate::ErrorCode {
+        match self {
+            FrameError::BadMagic(_) | FrameError::ReservedBits => crate::ErrorCode::MalformedFrame,
+            FrameError::BadVersion(_) => crate::ErrorCode::UnsupportedVersion,
+            FrameError::TooLarge { .. } => crate::ErrorCode::FrameTooLarge,
+            FrameError::CrcMismatch { .. } => crate::ErrorCode::FrameCrcMismatch,
+        }
+    }
+}
+
+impl FrameHeader {
+    /// Decodes the header at the start of `bytes`, which may be longer.
+    /// `None` while fewer than [`FRAME_HEADER_LEN`] bytes are there, unless
+    /// the ones that are cannot start a frame.
+    ///
+    /// Lengths are checked against `max_len` (bytes of the whole frame) here,
+    /// before anything is sized by them; the CRC can be checked only once meta
+    /// is there, by [`FrameHeader::verify`].
+    #[inline]
+    pub fn decode(bytes: &[u8], max_len: u32) -> Result<Option<FrameHeader>, FrameError> {
+        let Ok((raw, _)) = RawFrameHeader::ref_from_prefix(bytes) else {
+            return Self::check_partial_magic(bytes).map(|()| None);
+        };
+        if raw.magic != FRAME_MAGIC {
+            return Err(FrameError::BadMagic(raw.magic));
+        }
+        if raw.version != PROTOCOL_VERSION {
+            return Err(FrameError::BadVersion(raw.version));
+        }
+        if raw.reserved.get() != 0 || raw.flags.get() & !FLAG_RESPONSE != 0 {
+            return Err(FrameError::ReservedBits);
+        }
+        let header = FrameHeader {
+            opcode: raw.opcode,
+            is_response: raw.flags.get() & FLAG_RESPONSE != 0,
+            status: raw.status.get(),
+            meta_len: raw.meta_len.get(),
+            payload_len: raw.payload_len.get(),
+            correlation: raw.correlation.get(),
+            crc: raw.crc.get(),
+        };
+        let len = FRAME_HEADER_LEN as u64 + u64::from(header.meta_len) + u64::from(header.payload_len);
+        if len > u64::from(max_len) || header.meta_len > MAX_META_LEN {
+            return Err(FrameError::TooLarge { len, limit: u64::from(max_len) });
+        }
+        Ok(Some(header))
+    }
+
+    fn check_partial_magic(bytes: &[u8]) -> Result<(), FrameError> {
+        let n = bytes.len().min(FRAME_MAGIC.len());
+        if bytes[..n] == FRAME_MAGIC[..n] {
+            return Ok(());
+        }
+        let mut found = [0; 4];
+        found[..n].copy_from_slice(&bytes[..n]);
+        Err(FrameError::BadMagic(found))
+    }
+
+    /// Bytes of header and meta: how far the frame's CRC reaches.
+    #[inline]
+    pub fn head_len(&self) -> usize {
+        FRAME_HEADER_LEN + self.meta_len as usize
+    }
+
+    /// Bytes of the whole frame.
+    #[inline]
+    pub fn frame_len(&self) -> usize {
+        self.head_len() + self.payload_len as usize
+    }
+
+    /// Checks the CRC. `frame` starts with this frame's header and holds at
+    /// least [`head_len`](Self::head_len) bytes.
+    #[inline]
+    pub fn verify(&self, frame: &[u8]) -> Result<(), FrameError> {
+        let computed = crc32c(&frame[CRC_START..self.head_len()]);
+        if computed == self.crc { Ok(()) } else { Err(FrameError::CrcMismatch { found: self.crc, computed }) }
+    }
+}
+
+/// Writes header and meta of a frame to the end of `out`; the caller sends
+/// `payload_len` bytes of payload after them.
+pub fn encode_head(
+    out: &mut Vec<u8>,
+    opcode: u8,
+    is_response: bool,
+    status: u16,
+    correlation: u64,
+    meta: &[u8],
+    payload_len: u32,
+) {
+    let mut raw = RawFrameHeader {
+        magic: FRAME_MAGIC,
+        crc: U32::ZERO,
+        version: PROTOCOL_VERSION,
+        opcode,
+        flags: U16::new(if is_response { FLAG_RESPONSE } else { 0 }),
+        status: U16::new(status),
+        reserved: U16::ZERO,
+        meta_len: U32::new(u32::try_from(meta.len()).expect("meta is bounded by MAX_META_LEN")),
+        payload_len: U32::new(payload_len),
+        correlation: U64::new(correlation),
+    };
+    assert!(meta.len() <= MAX_META_LEN as usize, "meta is bounded by MAX_META_LEN");
+    raw.crc = U32::new(crc32c_append(crc32c(&raw.as_bytes()[CRC_START..]), meta));
+    out.extend_from_slice(raw.as_bytes());
+    out.extend_from_slice(meta);
+}

@@ -1,0 +1,94 @@
+//! Bounds-checked reading and writing of the variable parts of messages.
+
+use crate::message::MessageError;
+
+/// Reads little-endian fields from the front of a slice.
+pub(crate) struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], MessageError> {
+        if self.0.len() < len {
+            return Err(MessageError::Truncated { wanted: len, left: self.0.len() });
+        }
+        let (head, tail) = self.0.split_at(len);
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.bytes(N)?);
+        Ok(out)
+    }
+
+    pub fn u8(&mut self) -> Result<u8, MessageError> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    pub fn u16(&mut self) -> Result<u16, MessageError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    pub fn u32(&mut self) -> Result<u32, MessageError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub fn u64(&mut self) -> Result<u64, MessageError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A `u16` length and that many bytes of UTF-8.
+    pub fn string(&mut self) -> Result<&'a str, MessageError> {
+        let len = self.u16()? as usize;
+        std::str::from_utf8(self.bytes(len)?).map_err(|_| MessageError::NotUtf8)
+    }
+
+    /// A `u32` count of items of at least `item_len` bytes each: refused when
+    /// the bytes that are left cannot hold them, so the count may size an
+    /// allocation.
+    pub fn count(&mut self, item_len: usize) -> Result<usize, MessageError> {
+        let count = self.u32()? as usize;
+        match count.checked_mul(item_len) {
+            Some(wanted) if wanted <= self.0.len() => Ok(count),
+            _ => Err(MessageError::Truncated { wanted: count.saturating_mul(item_len), left: self.0.len() }),
+        }
+    }
+
+    pub fn finish(self) -> Result<(), MessageError> {
+        if self.0.is_empty() { Ok(()) } else { Err(MessageError::TrailingBytes(self.0.len())) }
+    }
+}
+
+/// Appends little-endian fields.
+pub(crate) trait Put {
+    fn put_u8(&mut self, v: u8);
+    fn put_u16(&mut self, v: u16);
+    fn put_u32(&mut self, v: u32);
+    fn put_u64(&mut self, v: u64);
+    /// A `u16` length and the bytes; longer strings are cut at a character
+    /// boundary (only error texts can be that long).
+    fn put_string(&mut self, v: &str);
+}
+
+impl Put for Vec<u8> {
+    fn put_u8(&mut self, v: u8) {
+        self.push(v);
+    }
+    fn put_u16(&mut self, v: u16) {
+        self.extend_from_slice(&v.to_le_bytes());
+    }
+    fn put_u32(&mut self, v: u32) {
+        self.extend_from_slice(&v.to_le_bytes());
+    }
+    fn put_u64(&mut self, v: u64) {
+        self.extend_from_slice(&v.to_le_bytes());
+    }
+    fn put_string(&mut self, v: &str) {
+        let mut len = v.len().min(usize::from(u16::MAX));
+        while !v.is_char_boundary(len) {
+            len -= 1;
+        }
+        self.put_u16(len as u16);
+        self.extend_from_slice(&v.as_bytes()[..len]);
+    }
+}
