@@ -3,6 +3,12 @@
 //! `ARCHITECTURE.md` has the map. In short: [`io`] is the only folder that
 //! touches the kernel; everything the broker decides is decided in pure code.
 
+pub mod buffer;
+pub mod catalog;
 pub mod cli;
 pub mod doctor;
 pub mod io;
+pub mod limits;
+pub mod log;
+pub mod shard;
+pub mod time;

@@ -1,0 +1,72 @@
+//! Every bound of the broker in one place, each with the reason for its
+//! number, and asserted against the others at compile time.
+
+/// Unit of everything on disk, in bytes: what O_DIRECT on a 4 KiB-sector
+/// device can write whole.
+pub const BLOCK_LEN: usize = 4096;
+
+/// Unit in which the broker's memory is handed out: one huge page, so that a
+/// buffer costs the kernel one entry in its tables.
+pub const CHUNK_LEN: usize = 2 << 20;
+
+/// Longest record batch in bytes. With the block before it, it fits a chunk
+/// whatever the segment; Kafka's default for the same bound is 1 MB.
+pub const MAX_BATCH_LEN: u32 = 1 << 20;
+
+/// Longest frame after the handshake: a batch, and a head with room to spare.
+pub const MAX_FRAME_LEN: u32 = MAX_BATCH_LEN + (64 << 10);
+
+/// Longest frame before the handshake: a `hello` is far below it, and nobody
+/// is known yet to whom memory should be lent.
+pub const MAX_HELLO_FRAME_LEN: u32 = 4096;
+
+/// Longest answer to a fetch in bytes of payload, unless one batch is longer.
+pub const MAX_FETCH_BYTES: u32 = 8 << 20;
+
+/// Most unanswered requests on one connection: four times the deepest shape
+/// that is measured (256), and 64 KiB of bookkeeping at the most.
+pub const MAX_IN_FLIGHT: u32 = 1024;
+
+/// Longest gathered commit in bytes. Past this size a write's time is all
+/// transfer, so larger ones only add latency.
+pub const MAX_COMMIT_LEN: usize = 512 << 10;
+
+/// Unit in which stored data is read back, in bytes.
+pub const PAGE_LEN: usize = 256 << 10;
+
+/// Commits that may be sealed and wait for room in flight before producing
+/// is held back.
+pub const MAX_SEALED_COMMITS: usize = 16;
+
+/// Smallest and largest segment in bytes: positions within a segment are
+/// stored as `u32`.
+pub const MIN_SEGMENT_LEN: u64 = 4 << 20;
+/// See [`MIN_SEGMENT_LEN`].
+pub const MAX_SEGMENT_LEN: u64 = 2 << 30;
+/// Segment size unless told otherwise: start-up scans at most one of them, and
+/// at 1 GB/s that is a quarter of a second.
+pub const DEFAULT_SEGMENT_LEN: u64 = 256 << 20;
+
+/// Most topics.
+pub const MAX_TOPICS: usize = 10_000;
+/// Most partitions over all topics: each costs some 300 bytes of memory and 32
+/// bytes in every segment's footer.
+pub const MAX_TOTAL_PARTITIONS: usize = 200_000;
+/// Most producers remembered per shard: some 100 bytes each.
+pub const MAX_PRODUCERS: usize = 1_000_000;
+/// Acknowledged batches per producer and partition whose offsets are
+/// remembered for retries, after adjacent ones were merged. Older retries are
+/// still recognised, but answered without their offset.
+pub const MAX_REMEMBERED_RUNS: usize = 256;
+
+/// Most shards of a data directory.
+pub const MAX_SHARDS: u16 = 256;
+
+const _: () = assert!(MAX_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
+const _: () = assert!(MAX_COMMIT_LEN <= CHUNK_LEN && MAX_COMMIT_LEN.is_multiple_of(BLOCK_LEN));
+const _: () = assert!(CHUNK_LEN.is_multiple_of(PAGE_LEN) && PAGE_LEN.is_multiple_of(BLOCK_LEN));
+const _: () = assert!(MAX_SEGMENT_LEN <= u32::MAX as u64);
+const _: () = assert!(MIN_SEGMENT_LEN.is_multiple_of(PAGE_LEN as u64));
+// A segment must hold its header, one largest commit, and a footer.
+const _: () = assert!(MIN_SEGMENT_LEN >= 2 * (MAX_BATCH_LEN as u64 + 3 * BLOCK_LEN as u64));
+const _: () = assert!(MAX_FRAME_LEN > MAX_BATCH_LEN && MAX_HELLO_FRAME_LEN < MAX_FRAME_LEN);

@@ -1,0 +1,162 @@
+//! All that can happen to a shard.
+
+use bytes::Bytes;
+use ringbolt_wire::message::{Fetch, OffsetSpec, OpenProducer};
+use ringbolt_wire::{PartitionId, ShardId, TopicId};
+
+use crate::buffer::Buffer;
+use crate::catalog::CatalogUpdate;
+use crate::log::SegmentSeq;
+use crate::shard::action::{ReadToken, WriteToken};
+
+/// Where an answer goes: a request on a session on a core. The shard hands it
+/// back as it came.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ReplyTo {
+    /// Core that has the session.
+    pub core: u16,
+    /// Session on that core; never reused while an answer may be on its way.
+    pub session: u64,
+    /// The request on that session. A session has at most one open request
+    /// with a given number per shard.
+    pub correlation: u64,
+}
+
+/// The record batch of a produce request.
+#[derive(Debug)]
+pub enum Payload<'a, B> {
+    /// In a receive buffer; will be copied into a commit.
+    Borrowed(&'a [u8]),
+    /// The same, from another core.
+    Shared(Bytes),
+    /// Received straight into memory that can be written to disk: the batch
+    /// starts at [`BLOCK_LEN`](crate::limits::BLOCK_LEN), where the commit's
+    /// header will take the block before it. The buffer ends at the first
+    /// multiple of a block that holds the batch.
+    Aligned {
+        /// The block for the header, the batch, and room up to a whole block.
+        buffer: B,
+        /// Bytes of the batch.
+        len: usize,
+    },
+}
+
+/// What a session may ask of a shard. Everything in it concerns partitions of
+/// this shard, or the catalog if it is shard 0.
+#[derive(Debug)]
+pub enum ShardRequest<'a, B> {
+    /// Append a batch to the partition that it names.
+    Produce {
+        /// The batch, not yet looked at but for its partition.
+        payload: Payload<'a, B>,
+        /// Copies that the acknowledgement must stand for; 0 and 1 are local.
+        min_copies: u8,
+    },
+    /// Read. May be answered late, when there is something to read.
+    Fetch(Fetch),
+    /// Look up an offset.
+    Offsets {
+        /// In which partition.
+        partition: PartitionId,
+        /// Which one.
+        spec: OffsetSpec,
+    },
+    /// Open or resume a producer.
+    OpenProducer(OpenProducer),
+    /// First and end offsets of this shard's partitions of a topic.
+    PartitionStates(TopicId),
+    /// Create a topic. Shard 0 only.
+    CreateTopic {
+        /// Its name, not yet checked.
+        name: String,
+        /// Its partitions, not yet checked.
+        partitions: u32,
+    },
+    /// Delete a topic. Shard 0 only.
+    DeleteTopic {
+        /// Its name.
+        name: String,
+    },
+    /// List the topics. Shard 0 only.
+    ListTopics,
+    /// Look up a topic by name. Shard 0 only.
+    LookUpTopic {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A device's fault, as the kernel reported it.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+#[error("{operation} failed: {text} (errno {errno})")]
+pub struct DiskFault {
+    /// What was tried.
+    pub operation: &'static str,
+    /// The kernel's error number; 0 for a short transfer.
+    pub errno: i32,
+    /// Its text.
+    pub text: String,
+}
+
+/// What can happen to a shard. This enum and
+/// [`Action`](crate::shard::action::Action) are all that connects it to the
+/// world.
+#[derive(Debug)]
+pub enum Event<'a, B: Buffer> {
+    /// A session asks for something.
+    Request {
+        /// Where the answer goes.
+        from: ReplyTo,
+        /// What is asked.
+        request: ShardRequest<'a, B>,
+    },
+    /// Answer this waiting fetch now, with what there is.
+    FetchNow {
+        /// As given with the fetch.
+        from: ReplyTo,
+    },
+    /// The session is gone: its waiting fetches are dropped.
+    SessionClosed {
+        /// Core that had it.
+        core: u16,
+        /// The session.
+        session: u64,
+    },
+    /// A write has ended.
+    Written {
+        /// Which one.
+        token: WriteToken,
+        /// Durable, or a fault.
+        result: Result<(), DiskFault>,
+    },
+    /// A read has ended.
+    Read {
+        /// Which one.
+        token: ReadToken,
+        /// The buffer, filled, or a fault.
+        result: Result<B, DiskFault>,
+    },
+    /// A segment is there, zero-written or recycled, under its name, durably,
+    /// but for its header.
+    SegmentPrepared {
+        /// Which one.
+        segment: SegmentSeq,
+        /// Ready, or a fault; ENOSPC is not fatal.
+        result: Result<(), DiskFault>,
+    },
+    /// Shard 0 has made a change to the catalog durable.
+    Catalog(CatalogUpdate),
+    /// Another shard has applied a change. Shard 0 only.
+    CatalogApplied {
+        /// Which shard.
+        shard: ShardId,
+        /// The change's version.
+        version: u64,
+    },
+    /// The deadline that [`next_deadline`](crate::shard::Shard::next_deadline)
+    /// named has come.
+    Deadline,
+    /// Take no more produce requests, finish what is there, answer waiting
+    /// fetches.
+    Stop,
+}

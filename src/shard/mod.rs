@@ -1,0 +1,11 @@
+//! A shard: a commit log with the partitions placed on it, as a state machine
+//! without system calls, clock, threads or randomness.
+//!
+//! A driver feeds it [`event::Event`]s through [`Shard::handle`], each with the
+//! time, and after each round of them takes [`action::Action`]s from
+//! [`Shard::poll_action`] until there are none. `reactor` and the simulator in
+//! `tests/` are the two drivers.
+
+pub mod action;
+pub mod event;
+pub mod placement;
