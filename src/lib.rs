@@ -10,5 +10,6 @@ pub mod doctor;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod session;
 pub mod shard;
 pub mod time;

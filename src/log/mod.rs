@@ -1,7 +1,30 @@
 //! A shard's commit log: its format on disk, group commit, segments, index and
 //! recovery. Knows nothing of sessions, and does no I/O.
+//!
+//! A log is a sequence of segments, files of one size. A segment is
+//!
+//! ```text
+//!   0       4096                                   end         len-4096    len
+//!   +-------+--------+--------+-----+--------+-----+-----+-----+-----------+
+//!   | head  | commit | commit | ... | commit | footer    | ... | trailer   |
+//!   +-------+--------+--------+-----+--------+-----------+-----+-----------+
+//! ```
+//!
+//! where footer and trailer are written once, when the segment is full. All
+//! positions and lengths are multiples of 4 KiB.
 
 use std::fmt;
+
+pub mod commit;
+pub mod footer;
+pub mod group_commit;
+pub mod index;
+pub mod pages;
+pub mod producers;
+pub mod recovery;
+pub mod segment;
+pub mod state;
+pub mod tail_cache;
 
 /// Number of a segment within its shard's log: rises by one, never reused, even
 /// when the file under it is.
@@ -11,5 +34,30 @@ pub struct SegmentSeq(pub u64);
 impl fmt::Display for SegmentSeq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl SegmentSeq {
+    /// The one after it.
+    pub fn next(self) -> SegmentSeq {
+        SegmentSeq(self.0 + 1)
+    }
+}
+
+/// Identity of one shard's log, unique among all data directories.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LogId(pub [u8; 16]);
+
+/// Position in a shard's log in bytes: the segment's number times the length of
+/// a segment, plus the position in its file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// The LSN of a position in a segment.
+    #[inline]
+    pub fn new(segment: SegmentSeq, position: u64, segment_len: u64) -> Lsn {
+        debug_assert!(position < segment_len);
+        Lsn(segment.0 * segment_len + position)
     }
 }

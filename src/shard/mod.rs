@@ -7,5 +7,15 @@
 //! `tests/` are the two drivers.
 
 pub mod action;
+pub mod counters;
 pub mod event;
+mod fetch;
 pub mod placement;
+mod produce;
+mod read;
+mod segments;
+#[allow(clippy::module_inception)] // the type that the folder is named after
+mod shard;
+mod topics;
+
+pub use shard::{Shard, ShardConfig};

@@ -16,7 +16,7 @@ pub enum Outcome {
 }
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $value:literal, $retry:literal, $text:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $retry:ident, $effect:ident, $text:literal;)*) => {
         /// Why a request was refused, or a connection closed. The number is what
         /// travels; [`ErrorCode::is_retryable`] belongs to the number.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,7 +40,14 @@ macro_rules! codes {
 
             /// Whether the same request may succeed later.
             pub fn is_retryable(self) -> bool {
-                match self { $(ErrorCode::$name => $retry,)* }
+                match self { $(ErrorCode::$name => codes!(@is retryable $retry),)* }
+            }
+
+            /// Whether the broker says this in a goodbye, as its last word on the
+            /// connection, and not as the answer to a request. `ShuttingDown`
+            /// comes as either.
+            pub fn closes_connection(self) -> bool {
+                match self { $(ErrorCode::$name => codes!(@is closes $effect),)* }
             }
 
             /// The code's name, as it stands in the protocol document.
@@ -54,79 +61,83 @@ macro_rules! codes {
             }
         }
     };
+    (@is retryable retryable) => { true };
+    (@is retryable lasting) => { false };
+    (@is closes closes) => { true };
+    (@is closes answers) => { false };
 }
 
 codes! {
     /// The bytes are not a frame, or its fields contradict each other. Closes
     /// the connection.
-    MalformedFrame = 1, false, "the bytes are not a valid frame";
+    MalformedFrame = 1, lasting, closes, "the bytes are not a valid frame";
     /// A frame is longer than the limit announced in the handshake. Closes the
     /// connection.
-    FrameTooLarge = 2, false, "the frame is larger than this connection allows";
+    FrameTooLarge = 2, lasting, closes, "the frame is larger than this connection allows";
     /// No protocol version in common. Closes the connection.
-    UnsupportedVersion = 3, false, "no protocol version in common";
+    UnsupportedVersion = 3, lasting, closes, "no protocol version in common";
     /// The operation is not known to this broker.
-    UnknownOpcode = 4, false, "unknown operation";
+    UnknownOpcode = 4, lasting, answers, "unknown operation";
     /// A frame's CRC does not match. Closes the connection.
-    FrameCrcMismatch = 5, true, "the frame was damaged on its way";
+    FrameCrcMismatch = 5, retryable, closes, "the frame was damaged on its way";
     /// Something other than `hello` came first. Closes the connection.
-    HandshakeRequired = 6, false, "the first frame must be hello";
+    HandshakeRequired = 6, lasting, closes, "the first frame must be hello";
     /// No `hello` in time. Closes the connection.
-    HandshakeTimeout = 7, true, "no hello within the handshake timeout";
+    HandshakeTimeout = 7, retryable, closes, "no hello within the handshake timeout";
     /// The broker has as many connections as it may. Closes the connection.
-    TooManyConnections = 8, true, "the broker's connection limit is reached";
+    TooManyConnections = 8, retryable, closes, "the broker's connection limit is reached";
     /// More requests in flight than the handshake allowed. Closes the
     /// connection.
-    TooManyInFlight = 9, true, "more requests in flight than this connection allows";
+    TooManyInFlight = 9, retryable, closes, "more requests in flight than this connection allows";
     /// The peer did not read its answers. Closes the connection.
-    SlowReader = 10, true, "answers were not read in time";
+    SlowReader = 10, retryable, closes, "answers were not read in time";
     /// A request's fields are out of range or contradict each other.
-    InvalidRequest = 11, false, "the request is not valid";
+    InvalidRequest = 11, lasting, answers, "the request is not valid";
     /// A second `hello` on one connection.
-    AlreadyGreeted = 12, false, "hello was already exchanged";
+    AlreadyGreeted = 12, lasting, answers, "hello was already exchanged";
 
     /// A topic name is empty, too long, or has other characters than
     /// `A-Z a-z 0-9 . _ -`.
-    InvalidTopicName = 20, false, "not a valid topic name";
+    InvalidTopicName = 20, lasting, answers, "not a valid topic name";
     /// A topic of that name exists.
-    TopicExists = 21, false, "the topic exists already";
+    TopicExists = 21, lasting, answers, "the topic exists already";
     /// No such topic (it may have been deleted).
-    UnknownTopic = 22, false, "no such topic";
+    UnknownTopic = 22, lasting, answers, "no such topic";
     /// The topic has no partition of that index.
-    UnknownPartition = 23, false, "the topic has no such partition";
+    UnknownPartition = 23, lasting, answers, "the topic has no such partition";
     /// More topics or partitions than the broker may hold.
-    TooManyPartitions = 24, false, "the broker's limit of topics or partitions is reached";
+    TooManyPartitions = 24, lasting, answers, "the broker's limit of topics or partitions is reached";
 
     /// A record batch's CRC does not match: damaged on its way.
-    BatchCrcMismatch = 30, true, "the record batch was damaged on its way";
+    BatchCrcMismatch = 30, retryable, answers, "the record batch was damaged on its way";
     /// A record batch's lengths or counts contradict each other.
-    MalformedBatch = 31, false, "the record batch is malformed";
+    MalformedBatch = 31, lasting, answers, "the record batch is malformed";
     /// A record batch is larger than the broker accepts.
-    BatchTooLarge = 32, false, "the record batch is larger than the broker accepts";
+    BatchTooLarge = 32, lasting, answers, "the record batch is larger than the broker accepts";
     /// The batch's compression is not known to this broker.
-    UnsupportedCompression = 33, false, "the batch's compression is not supported";
+    UnsupportedCompression = 33, lasting, answers, "the batch's compression is not supported";
     /// The batch does not continue its producer's sequence: an earlier one was
     /// not accepted. Retry in order.
-    OutOfOrderSequence = 34, true, "an earlier batch of this producer is missing";
+    OutOfOrderSequence = 34, retryable, answers, "an earlier batch of this producer is missing";
     /// A newer incarnation of the producer has taken over.
-    FencedProducer = 35, false, "a newer incarnation of this producer has taken over";
+    FencedProducer = 35, lasting, answers, "a newer incarnation of this producer has taken over";
     /// The demanded durability cannot be had from this broker.
-    DurabilityUnavailable = 36, false, "the demanded durability is not available";
+    DurabilityUnavailable = 36, lasting, answers, "the demanded durability is not available";
     /// More producers than the broker may remember.
-    TooManyProducers = 37, true, "the broker's limit of remembered producers is reached";
+    TooManyProducers = 37, retryable, answers, "the broker's limit of remembered producers is reached";
 
     /// The offset is below the first retained one or beyond the end.
-    OffsetOutOfRange = 40, false, "the offset is out of range";
+    OffsetOutOfRange = 40, lasting, answers, "the offset is out of range";
     /// What is on disk does not match its CRC; it is not served.
-    CorruptData = 41, false, "the stored data is damaged and is not served";
+    CorruptData = 41, lasting, answers, "the stored data is damaged and is not served";
 
     /// No room for more segments. Reading goes on; producing resumes when
     /// there is room.
-    DiskFull = 50, true, "the disk is full";
+    DiskFull = 50, retryable, answers, "the disk is full";
     /// A bound of memory or queue was reached.
-    Overloaded = 51, true, "the broker is overloaded";
+    Overloaded = 51, retryable, answers, "the broker is overloaded";
     /// The broker is stopping.
-    ShuttingDown = 52, true, "the broker is shutting down";
+    ShuttingDown = 52, retryable, answers, "the broker is shutting down";
 }
 
 impl ErrorCode {

@@ -1,12 +1,15 @@
 //! Frames: a 32-byte header, `meta`, `payload`.
 //!
 //! The CRC covers header and meta. The payload, where there is one, is record
-//! batches, and each of those carries its own CRC: every byte is covered once.
+//! batches, and each of those carries its own CRC. Of the two fields that a
+//! batch's CRC leaves to the broker, a fetch answer's meta repeats the offset.
+//!
+//! This module knows lengths and checksums, and nothing of what meta says.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::{PROTOCOL_VERSION, crc32c, crc32c_append};
+use crate::crc32c;
 
 /// First four bytes of every frame: `RBLT`.
 pub const FRAME_MAGIC: [u8; 4] = *b"RBLT";
@@ -14,15 +17,26 @@ pub const FRAME_MAGIC: [u8; 4] = *b"RBLT";
 /// Length of a frame header in bytes.
 pub const FRAME_HEADER_LEN: usize = size_of::<RawFrameHeader>();
 
-/// Most bytes that a frame's meta may have, whoever sends it: 16 MiB is a
-/// topic of [`MAX_PARTITIONS`](crate::message::MAX_PARTITIONS) described with
-/// room to spare.
+/// Version of the frame layout, in every frame's header. It stays the same
+/// whatever message version a hello negotiates, since the hello itself needs a
+/// frame.
+pub const FRAME_VERSION: u8 = 1;
+
+/// Most bytes of meta in a request: the longest, a fetch of
+/// [`MAX_FETCH_PARTITIONS`](crate::message::MAX_FETCH_PARTITIONS), has 98,320.
+/// Meta must be gathered in one piece before its CRC can be checked, so a
+/// stranger does not get to fill a whole frame with it.
+pub const MAX_REQUEST_META_LEN: u32 = 128 << 10;
+
+/// Most bytes of meta in a response: 16 MiB is a topic of
+/// [`MAX_PARTITIONS`](crate::message::MAX_PARTITIONS) described, or a list of
+/// 60,000 topics of the longest names, with room to spare.
 pub const MAX_META_LEN: u32 = 16 << 20;
 
 /// The header as it travels, little-endian, without padding.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
-struct RawFrameHeader {
+pub(crate) struct RawFrameHeader {
     magic: [u8; 4],
     /// CRC32C from `version` to the end of meta.
     crc: U32,
@@ -53,6 +67,11 @@ macro_rules! opcodes {
         impl Opcode {
             /// Every opcode, in order of its number.
             pub const ALL: &'static [Opcode] = &[$(Opcode::$name,)*];
+
+            /// The operation's name, as it stands in the protocol document.
+            pub fn name(self) -> &'static str {
+                match self { $(Opcode::$name => stringify!($name),)* }
+            }
 
             /// The opcode with this number, if there is one.
             pub fn from_u8(value: u8) -> Option<Opcode> {
@@ -100,7 +119,8 @@ pub struct FrameHeader {
     pub opcode: u8,
     /// Whether this frame answers one.
     pub is_response: bool,
-    /// 0, or in a response the number of an [`ErrorCode`](crate::ErrorCode).
+    /// 0 in a request; in a response 0 or the number of an
+    /// [`ErrorCode`](crate::ErrorCode).
     pub status: u16,
     /// Bytes of meta that follow the header.
     pub meta_len: u32,
@@ -117,16 +137,17 @@ pub enum FrameError {
     /// The first four bytes are not `RBLT`.
     #[error("not a frame: it starts with {0:02x?} instead of \"RBLT\"")]
     BadMagic([u8; 4]),
-    /// The header's version is not [`PROTOCOL_VERSION`].
-    #[error("frame version {0}, expected {PROTOCOL_VERSION}")]
+    /// The header's version is not [`FRAME_VERSION`].
+    #[error("frame version {0}, expected {FRAME_VERSION}")]
     BadVersion(u8),
-    /// A reserved bit or field is not zero.
+    /// A reserved bit or field is not zero, or a request has a status.
     #[error("reserved bits are set in the frame header")]
     ReservedBits,
-    /// Meta and payload together exceed the connection's limit, both in bytes.
-    #[error("frame of {len} bytes, the limit is {limit}")]
+    /// The frame exceeds the connection's limit, or its meta the limit of its
+    /// kind; both in bytes.
+    #[error("frame or meta of {len} bytes, the limit is {limit}")]
     TooLarge {
-        /// Header, meta and payload.
+        /// The whole frame, or its meta.
         len: u64,
         /// What is allowed.
         limit: u64,
@@ -169,24 +190,33 @@ impl FrameHeader {
         if raw.magic != FRAME_MAGIC {
             return Err(FrameError::BadMagic(raw.magic));
         }
-        if raw.version != PROTOCOL_VERSION {
+        if raw.version != FRAME_VERSION {
             return Err(FrameError::BadVersion(raw.version));
         }
-        if raw.reserved.get() != 0 || raw.flags.get() & !FLAG_RESPONSE != 0 {
+        let (flags, status) = (raw.flags.get(), raw.status.get());
+        let is_response = flags & FLAG_RESPONSE != 0;
+        if raw.reserved.get() != 0 || flags & !FLAG_RESPONSE != 0 || (!is_response && status != 0) {
             return Err(FrameError::ReservedBits);
         }
         let header = FrameHeader {
             opcode: raw.opcode,
-            is_response: raw.flags.get() & FLAG_RESPONSE != 0,
-            status: raw.status.get(),
+            is_response,
+            status,
             meta_len: raw.meta_len.get(),
             payload_len: raw.payload_len.get(),
             correlation: raw.correlation.get(),
             crc: raw.crc.get(),
         };
         let len = FRAME_HEADER_LEN as u64 + u64::from(header.meta_len) + u64::from(header.payload_len);
-        if len > u64::from(max_len) || header.meta_len > MAX_META_LEN {
+        if len > u64::from(max_len) {
             return Err(FrameError::TooLarge { len, limit: u64::from(max_len) });
+        }
+        let max_meta_len = if is_response { MAX_META_LEN } else { MAX_REQUEST_META_LEN };
+        if header.meta_len > max_meta_len {
+            return Err(FrameError::TooLarge {
+                len: u64::from(header.meta_len),
+                limit: u64::from(max_meta_len),
+            });
         }
         Ok(Some(header))
     }
@@ -215,6 +245,9 @@ impl FrameHeader {
 
     /// Checks the CRC. `frame` starts with this frame's header and holds at
     /// least [`head_len`](Self::head_len) bytes.
+    ///
+    /// # Panics
+    /// If `frame` is shorter than that.
     #[inline]
     pub fn verify(&self, frame: &[u8]) -> Result<(), FrameError> {
         let computed = crc32c(&frame[CRC_START..self.head_len()]);
@@ -224,6 +257,10 @@ impl FrameHeader {
 
 /// Writes header and meta of a frame to the end of `out`; the caller sends
 /// `payload_len` bytes of payload after them.
+///
+/// # Panics
+/// If `meta` is longer than [`MAX_META_LEN`]; whoever builds a message bounds
+/// its lists long before.
 pub fn encode_head(
     out: &mut Vec<u8>,
     opcode: u8,
@@ -233,20 +270,65 @@ pub fn encode_head(
     meta: &[u8],
     payload_len: u32,
 ) {
-    let mut raw = RawFrameHeader {
-        magic: FRAME_MAGIC,
-        crc: U32::ZERO,
-        version: PROTOCOL_VERSION,
-        opcode,
-        flags: U16::new(if is_response { FLAG_RESPONSE } else { 0 }),
-        status: U16::new(status),
-        reserved: U16::ZERO,
-        meta_len: U32::new(u32::try_from(meta.len()).expect("meta is bounded by MAX_META_LEN")),
-        payload_len: U32::new(payload_len),
-        correlation: U64::new(correlation),
-    };
-    assert!(meta.len() <= MAX_META_LEN as usize, "meta is bounded by MAX_META_LEN");
-    raw.crc = U32::new(crc32c_append(crc32c(&raw.as_bytes()[CRC_START..]), meta));
-    out.extend_from_slice(raw.as_bytes());
-    out.extend_from_slice(meta);
+    let header = RawFrameHeader::new(opcode, is_response, status, correlation, payload_len);
+    out.reserve(FRAME_HEADER_LEN + meta.len());
+    header.encode_with(out, |out| out.extend_from_slice(meta));
+}
+
+impl RawFrameHeader {
+    /// A header whose `meta_len` and `crc` are still to be filled in.
+    #[inline]
+    pub fn new(opcode: u8, is_response: bool, status: u16, correlation: u64, payload_len: u32) -> Self {
+        RawFrameHeader {
+            magic: FRAME_MAGIC,
+            crc: U32::ZERO,
+            version: FRAME_VERSION,
+            opcode,
+            flags: U16::new(if is_response { FLAG_RESPONSE } else { 0 }),
+            status: U16::new(status),
+            reserved: U16::ZERO,
+            meta_len: U32::ZERO,
+            payload_len: U32::new(payload_len),
+            correlation: U64::new(correlation),
+        }
+    }
+
+    /// Appends this header and the meta that `put_meta` appends, so that meta
+    /// needs no buffer of its own and the CRC is taken in one pass.
+    ///
+    /// # Panics
+    /// If meta is longer than [`MAX_META_LEN`].
+    pub fn encode_with(mut self, out: &mut Vec<u8>, put_meta: impl FnOnce(&mut Vec<u8>)) {
+        let start = out.len();
+        out.extend_from_slice(self.as_bytes());
+        put_meta(out);
+        let frame = &mut out[start..];
+        let meta_len = frame.len() - FRAME_HEADER_LEN;
+        assert!(meta_len <= MAX_META_LEN as usize, "meta of {meta_len} bytes");
+        self.meta_len = U32::new(meta_len as u32);
+        frame[..FRAME_HEADER_LEN].copy_from_slice(self.as_bytes());
+        self.crc = U32::new(crc32c(&frame[CRC_START..]));
+        frame[..FRAME_HEADER_LEN].copy_from_slice(self.as_bytes());
+    }
+}
+
+/// A frame's head whose meta has a fixed layout: built in place, without a
+/// buffer, for the two frames of which there are a million a second.
+#[derive(IntoBytes, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct FixedHead<M> {
+    header: RawFrameHeader,
+    meta: M,
+}
+
+impl<M: IntoBytes + Immutable + Unaligned> FixedHead<M> {
+    /// Header and meta, with length and CRC filled in.
+    #[inline]
+    pub fn new(mut header: RawFrameHeader, meta: M) -> Self {
+        const { assert!(size_of::<M>() <= MAX_REQUEST_META_LEN as usize) };
+        header.meta_len = U32::new(size_of::<M>() as u32);
+        let mut head = FixedHead { header, meta };
+        head.header.crc = U32::new(crc32c(&head.as_bytes()[CRC_START..]));
+        head
+    }
 }

@@ -1,6 +1,6 @@
 //! Bounds-checked reading and writing of the variable parts of messages.
 
-use crate::message::MessageError;
+use crate::message::{MessageError, check_reserved};
 
 /// Reads little-endian fields from the front of a slice.
 pub(crate) struct Reader<'a>(pub &'a [u8]);
@@ -15,7 +15,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
         let mut out = [0; N];
         out.copy_from_slice(self.bytes(N)?);
         Ok(out)
@@ -35,6 +35,27 @@ impl<'a> Reader<'a> {
 
     pub fn u64(&mut self) -> Result<u64, MessageError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A number that travels as `u32` and is a `u16`.
+    pub fn small_u16(&mut self, field: &'static str) -> Result<u16, MessageError> {
+        let value = self.u32()?;
+        u16::try_from(value).map_err(|_| MessageError::OutOfRange { field, value: u64::from(value) })
+    }
+
+    /// Bytes that must be 0.
+    pub fn reserved(&mut self, len: usize) -> Result<(), MessageError> {
+        check_reserved(self.bytes(len)?)
+    }
+
+    /// Bytes that are left.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
     }
 
     /// A `u16` length and that many bytes of UTF-8.
@@ -65,8 +86,9 @@ pub(crate) trait Put {
     fn put_u16(&mut self, v: u16);
     fn put_u32(&mut self, v: u32);
     fn put_u64(&mut self, v: u64);
-    /// A `u16` length and the bytes; longer strings are cut at a character
-    /// boundary (only error texts can be that long).
+    /// A `u16` length and the bytes. Longer strings are cut at a character
+    /// boundary: of what a broker sends only an error's text could be that
+    /// long, and of what a client sends, what is left is still refused.
     fn put_string(&mut self, v: &str);
 }
 

@@ -1,0 +1,59 @@
+//! What a shard counts.
+
+/// A shard's counters. Totals since the broker started, but for the last
+/// three, which are as they are now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardCounters {
+    /// Bytes of record batches that were copied in user space on their way to
+    /// disk.
+    pub copied_bytes: u64,
+    /// Bytes of record batches that were acknowledged, duplicates not counted.
+    pub acked_bytes: u64,
+    /// Batches that were acknowledged, duplicates not counted.
+    pub acked_batches: u64,
+    /// Batches answered as duplicates.
+    pub duplicate_batches: u64,
+    /// Batches refused.
+    pub refused_batches: u64,
+    /// Commits written.
+    pub commits: u64,
+    /// Bytes of commits written, headers and padding included.
+    pub commit_bytes: u64,
+    /// Bytes of record batches handed to consumers.
+    pub fetched_bytes: u64,
+    /// Fetches answered.
+    pub fetches: u64,
+    /// Pages read from disk.
+    pub page_reads: u64,
+    /// Damaged places met on reading.
+    pub corrupt_reads: u64,
+    /// Segments that hold records.
+    pub segments: u64,
+    /// Bytes of recent commits in memory.
+    pub tail_cache_bytes: u64,
+    /// Fetches that wait for records or for pages.
+    pub waiting_fetches: u64,
+}
+
+impl ShardCounters {
+    /// Name and value of each, as reported by `ringbolt stats`.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("copied_bytes_total", self.copied_bytes),
+            ("acked_bytes_total", self.acked_bytes),
+            ("acked_batches_total", self.acked_batches),
+            ("duplicate_batches_total", self.duplicate_batches),
+            ("refused_batches_total", self.refused_batches),
+            ("commits_total", self.commits),
+            ("commit_bytes_total", self.commit_bytes),
+            ("fetched_bytes_total", self.fetched_bytes),
+            ("fetches_total", self.fetches),
+            ("page_reads_total", self.page_reads),
+            ("corrupt_reads_total", self.corrupt_reads),
+            ("segments", self.segments),
+            ("tail_cache_bytes", self.tail_cache_bytes),
+            ("waiting_fetches", self.waiting_fetches),
+        ]
+        .into_iter()
+    }
+}

@@ -1,0 +1,425 @@
+//! Fetching: answers at once when there is something to read, else when there
+//! is, or when the wait is over.
+//!
+//! A fetch that needs pages from disk, or records that are not there yet, waits
+//! as a [`Job`] and is looked at again, from the start, when something that it
+//! waits for has come. Looking is cheap, and nothing can go stale.
+
+use std::collections::BTreeSet;
+
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, FetchedPartition, OffsetSpec};
+use ringbolt_wire::{ErrorCode, Offset, PartitionId};
+use rustc_hash::FxHashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::Shard;
+use super::action::{ReadToken, Reply};
+use super::event::{DiskFault, ReplyTo};
+use super::read::{Batches, Pieces, Unavailable};
+use crate::buffer::BufferPool;
+use crate::limits::{MAX_FETCH_BYTES, PAGE_LEN};
+use crate::log::SegmentSeq;
+use crate::log::group_commit::{PendingAck, share};
+use crate::log::index::Located;
+use crate::log::pages::PageId;
+use crate::time::Now;
+
+/// Pages read ahead for those who read much at once.
+const READ_AHEAD_PAGES: usize = 6;
+
+/// What somebody waits for.
+#[derive(Clone, Debug)]
+enum Ask {
+    Fetch(Fetch),
+    /// The first offset whose commit time is at or after this.
+    Time(PartitionId, u64),
+}
+
+#[derive(Clone, Debug)]
+struct Job {
+    from: ReplyTo,
+    ask: Ask,
+    /// When it is answered at the latest (monotonic, µs).
+    deadline_us: u64,
+    /// Whether it is in the list of those to be looked at.
+    ready: bool,
+}
+
+/// The fetches of one shard that wait.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    jobs: Slab<Job>,
+    by_origin: FxHashMap<ReplyTo, usize>,
+    by_session: FxHashMap<(u16, u64), SmallVec<[usize; 2]>>,
+    by_partition: FxHashMap<PartitionId, SmallVec<[usize; 2]>>,
+    by_page: FxHashMap<PageId, SmallVec<[usize; 2]>>,
+    deadlines: BTreeSet<(u64, usize)>,
+    ready: Vec<usize>,
+}
+
+/// What a look at a job's wish gives.
+enum Look {
+    Answer(Reply),
+    Wait,
+    Pages(SmallVec<[PageId; 8]>),
+}
+
+impl Fetches {
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    pub fn next_deadline(&self) -> Option<u64> {
+        if !self.ready.is_empty() {
+            return Some(0);
+        }
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    fn add(&mut self, job: Job) -> usize {
+        let (from, deadline) = (job.from, job.deadline_us);
+        let id = self.jobs.insert(job);
+        self.by_origin.insert(from, id);
+        self.by_session.entry((from.core, from.session)).or_default().push(id);
+        self.deadlines.insert((deadline, id));
+        if let Ask::Fetch(fetch) = &self.jobs[id].ask {
+            for part in &fetch.partitions {
+                self.by_partition.entry(part.partition).or_default().push(id);
+            }
+        }
+        id
+    }
+
+    fn remove(&mut self, id: usize) -> Job {
+        let job = self.jobs.remove(id);
+        self.by_origin.remove(&job.from);
+        unlist(&mut self.by_session, &(job.from.core, job.from.session), id);
+        self.deadlines.remove(&(job.deadline_us, id));
+        if let Ask::Fetch(fetch) = &job.ask {
+            for part in &fetch.partitions {
+                unlist(&mut self.by_partition, &part.partition, id);
+            }
+        }
+        self.by_page.retain(|_, jobs| {
+            jobs.retain(|job| *job != id);
+            !jobs.is_empty()
+        });
+        self.ready.retain(|job| *job != id);
+        job
+    }
+
+    fn make_ready(&mut self, id: usize) {
+        if let Some(job) = self.jobs.get_mut(id).filter(|job| !job.ready) {
+            job.ready = true;
+            self.ready.push(id);
+        }
+    }
+
+    pub fn drop_session(&mut self, core: u16, session: u64) {
+        for id in self.by_session.remove(&(core, session)).unwrap_or_default() {
+            self.remove(id);
+        }
+    }
+
+    pub fn make_all_ready(&mut self) {
+        let all: Vec<usize> = self.jobs.iter().map(|(id, _)| id).collect();
+        all.into_iter().for_each(|id| self.make_ready(id));
+    }
+}
+
+fn unlist<K: std::hash::Hash + Eq>(map: &mut FxHashMap<K, SmallVec<[usize; 2]>>, key: &K, id: usize) {
+    if let Some(list) = map.get_mut(key) {
+        list.retain(|job| *job != id);
+        if list.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+impl<P: BufferPool> Shard<P> {
+    pub(super) fn fetch(&mut self, from: ReplyTo, fetch: Fetch, now: Now) {
+        let deadline_us = match fetch.min_bytes {
+            0 => now.mono_us,
+            _ if self.stopping => now.mono_us,
+            _ => now.mono_us + u64::from(fetch.max_wait_ms) * 1000,
+        };
+        self.ask(from, Ask::Fetch(fetch), deadline_us, now);
+    }
+
+    fn ask(&mut self, from: ReplyTo, ask: Ask, deadline_us: u64, now: Now) {
+        match self.look(&ask, deadline_us <= now.mono_us) {
+            Look::Answer(reply) => self.answer(from, reply),
+            waits => {
+                let id = self.fetches.add(Job { from, ask, deadline_us, ready: false });
+                self.wait_for(id, waits);
+            }
+        }
+    }
+
+    fn wait_for(&mut self, id: usize, waits: Look) {
+        if let Look::Pages(pages) = waits {
+            for page in pages {
+                let waiting = self.fetches.by_page.entry(page).or_default();
+                if !waiting.contains(&id) {
+                    waiting.push(id);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, to: ReplyTo, reply: Reply) {
+        if let Reply::Fetched { payload, .. } = &reply {
+            self.counters.fetches += 1;
+            self.counters.fetched_bytes += payload.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        }
+        self.reply(to, reply);
+    }
+
+    /// Looks again at those fetches for which something has come.
+    pub(super) fn look_again(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.fetches.ready) {
+            let Some(job) = self.fetches.jobs.get_mut(id).filter(|job| job.ready) else { continue };
+            job.ready = false;
+            let (ask, late) = (job.ask.clone(), job.deadline_us <= now.mono_us);
+            match self.look(&ask, late) {
+                Look::Answer(reply) => {
+                    let job = self.fetches.remove(id);
+                    self.answer(job.from, reply);
+                }
+                waits => self.wait_for(id, waits),
+            }
+        }
+        self.reader.broken.clear();
+    }
+
+    /// Looks at those that wait for what has become durable.
+    pub(super) fn wake_fetches(&mut self, acks: &[PendingAck]) {
+        if self.fetches.by_partition.is_empty() {
+            return;
+        }
+        for ack in acks {
+            for id in self.fetches.by_partition.get(&ack.partition).cloned().unwrap_or_default() {
+                self.fetches.make_ready(id);
+            }
+        }
+    }
+
+    pub(super) fn fetch_now(&mut self, from: ReplyTo, now: Now) {
+        if let Some(&id) = self.fetches.by_origin.get(&from) {
+            self.hurry(id, now);
+        }
+    }
+
+    pub(super) fn answer_all_fetches(&mut self, now: Now) {
+        let all: Vec<usize> = self.fetches.jobs.iter().map(|(id, _)| id).collect();
+        all.into_iter().for_each(|id| self.hurry(id, now));
+    }
+
+    pub(super) fn expire_fetches(&mut self, now: Now) {
+        while let Some(&(at, id)) = self.fetches.deadlines.first().filter(|(at, _)| *at <= now.mono_us) {
+            // It may still wait for pages; its time is over all the same.
+            self.fetches.deadlines.remove(&(at, id));
+            self.fetches.make_ready(id);
+        }
+    }
+
+    fn hurry(&mut self, id: usize, now: Now) {
+        let job = &mut self.fetches.jobs[id];
+        self.fetches.deadlines.remove(&(job.deadline_us, id));
+        job.deadline_us = job.deadline_us.min(now.mono_us);
+        self.fetches.make_ready(id);
+    }
+
+    pub(super) fn page_read(&mut self, token: ReadToken, result: Result<P::Buffer, DiskFault>) {
+        let bytes = match result {
+            Ok(buffer) => Some(share(buffer)),
+            Err(fault) => {
+                tracing::error!(shard = %self.config.shard, %fault, "stored records cannot be read");
+                None
+            }
+        };
+        let failed = bytes.is_none();
+        let Some(page) = self.reader.pages.ended(token, bytes) else { return };
+        if failed {
+            self.counters.corrupt_reads += 1;
+            self.reader.broken.push(page);
+        }
+        for id in self.fetches.by_page.remove(&page).unwrap_or_default() {
+            self.fetches.make_ready(id);
+        }
+    }
+
+    fn look(&mut self, ask: &Ask, late: bool) -> Look {
+        match ask {
+            Ask::Fetch(fetch) => self.look_at_fetch(fetch, late),
+            Ask::Time(partition, time_us) => self.look_at_time(*partition, *time_us),
+        }
+    }
+
+    fn look_at_fetch(&mut self, fetch: &Fetch, late: bool) -> Look {
+        let mut left = fetch.max_bytes.clamp(1, MAX_FETCH_BYTES) as usize;
+        let (mut list, mut payload) = (Vec::with_capacity(fetch.partitions.len()), Pieces::new());
+        let (mut total, mut missing, mut refused) = (0, SmallVec::new(), false);
+        for part in &fetch.partitions {
+            let (fetched, pages) = self.look_at_partition(part, left, total == 0, &mut payload);
+            missing.extend(pages);
+            refused |= fetched.status != 0;
+            total += fetched.payload_len as usize;
+            left = left.saturating_sub(fetched.payload_len as usize);
+            list.push(fetched);
+        }
+        let enough = total >= (fetch.min_bytes as usize).max(1) || refused;
+        if enough || (late && missing.is_empty()) {
+            Look::Answer(Reply::Fetched { partitions: list, payload })
+        } else if missing.is_empty() {
+            Look::Wait
+        } else {
+            Look::Pages(missing)
+        }
+    }
+
+    /// What one partition gives, up to `left` bytes; if nothing was found
+    /// before, at least a batch. Also the pages that must be read to give more.
+    fn look_at_partition(
+        &mut self,
+        part: &FetchPartition,
+        left: usize,
+        at_least_one: bool,
+        payload: &mut Pieces,
+    ) -> (FetchedPartition, SmallVec<[PageId; 8]>) {
+        let mut fetched = FetchedPartition {
+            partition: part.partition,
+            status: 0,
+            payload_len: 0,
+            base_offset: Offset::UNKNOWN,
+            start_offset: Offset(0),
+            end_offset: Offset(0),
+        };
+        let slot = match self.slot(part.partition) {
+            Ok(slot) => slot,
+            Err(code) => return (FetchedPartition { status: code as u16, ..fetched }, SmallVec::new()),
+        };
+        let partition = self.state.partition(slot);
+        (fetched.start_offset, fetched.end_offset) = (partition.start_offset, partition.durable_end);
+        if part.offset < partition.start_offset || part.offset > partition.durable_end {
+            fetched.status = ErrorCode::OffsetOutOfRange as u16;
+            return (fetched, SmallVec::new());
+        }
+        let budget = left.min(part.max_bytes as usize);
+        let (mut offset, mut pages) = (part.offset, SmallVec::new());
+        while offset < fetched.end_offset {
+            let so_far = fetched.payload_len as usize;
+            let first = so_far == 0 && at_least_one;
+            if !first && so_far >= budget {
+                break;
+            }
+            let room = if first { budget.max(1) } else { budget - so_far };
+            match self.read_some(slot, offset, room, first, payload) {
+                Ok(batches) if batches.len > 0 => {
+                    if so_far == 0 {
+                        fetched.base_offset = batches.base;
+                    }
+                    offset = batches.next;
+                    fetched.payload_len += batches.len as u32;
+                }
+                Ok(_) => break,
+                Err(Unavailable::Pages(missing)) => {
+                    pages = missing;
+                    break;
+                }
+                Err(Unavailable::Corrupt { segment, position }) => {
+                    if so_far == 0 {
+                        fetched.status = ErrorCode::CorruptData as u16;
+                        self.report_corrupt(part.partition, offset, segment, position);
+                    }
+                    break;
+                }
+            }
+        }
+        (fetched, pages)
+    }
+
+    fn report_corrupt(&mut self, partition: PartitionId, offset: Offset, segment: SegmentSeq, position: u64) {
+        self.counters.corrupt_reads += 1;
+        let shard = self.config.shard;
+        tracing::error!(%shard, %segment, position, %partition, %offset, "stored records are damaged: not served");
+    }
+
+    /// Reads from the run that holds `offset`. Without `at_least_one`, nothing
+    /// if the first batch is longer than `room`.
+    fn read_some(
+        &mut self,
+        slot: u32,
+        offset: Offset,
+        room: usize,
+        at_least_one: bool,
+        payload: &mut Pieces,
+    ) -> Result<Batches, Unavailable> {
+        let open = self.segments.open.map_or(SegmentSeq(u64::MAX), |open| open.segment);
+        let partition = self.state.partition(slot);
+        let (id, durable_end) = (partition.id, partition.durable_end);
+        let place = match partition.index.locate(offset, open) {
+            Located::Run(segment, run) => (segment, run),
+            Located::Sealed(part) => {
+                let corrupt =
+                    Unavailable::Corrupt { segment: part.segment, position: u64::from(part.runs_at) };
+                let run = self.reader.find_sealed_run(&part, |run| run.end_offset() <= offset)?;
+                (part.segment, run.filter(|run| run.base_offset <= offset).ok_or(corrupt)?)
+            }
+            Located::Nowhere => return Err(Unavailable::Corrupt { segment: open, position: 0 }),
+        };
+        let ahead = if room >= PAGE_LEN / 2 { READ_AHEAD_PAGES } else { 0 };
+        let batches = self.reader.batches(id, place, offset, (room, at_least_one), ahead, payload)?;
+        // A run lies in one commit, so it is durable as a whole or not at all.
+        assert!(batches.next <= durable_end, "only durable records are read");
+        Ok(batches)
+    }
+
+    pub(super) fn offsets(&mut self, from: ReplyTo, id: PartitionId, spec: OffsetSpec, now: Now) {
+        let slot = match self.slot(id) {
+            Ok(slot) => slot,
+            Err(code) => return self.refuse(from, code, format!("partition {id}")),
+        };
+        let partition = self.state.partition(slot);
+        match spec {
+            OffsetSpec::Earliest => self.reply(from, Reply::Offset(partition.start_offset)),
+            OffsetSpec::End => self.reply(from, Reply::Offset(partition.durable_end)),
+            OffsetSpec::Time(time_us) => self.ask(from, Ask::Time(id, time_us), u64::MAX, now),
+        }
+    }
+
+    fn look_at_time(&mut self, id: PartitionId, time_us: u64) -> Look {
+        let slot = match self.slot(id) {
+            Ok(slot) => slot,
+            Err(code) => {
+                let error = ErrorResponse::new(code, format!("partition {id}"));
+                return Look::Answer(Reply::Error(error));
+            }
+        };
+        let partition = self.state.partition(slot);
+        let (start, end) = (partition.start_offset, partition.durable_end);
+        // Commit times never fall in a log, so a segment whose last commit is
+        // older holds nothing that is wanted.
+        let sealed = &self.segments.sealed;
+        let part = partition.index.sealed.iter().find(|part| {
+            sealed.iter().any(|s| s.segment == part.segment && s.last_commit_time_us >= time_us)
+        });
+        let found = match part.copied() {
+            Some(part) => match self.reader.find_sealed_run(&part, |run| run.commit_time_us < time_us) {
+                Ok(Some(run)) => Some(run.base_offset),
+                // The segment was written to after the partition's last record
+                // in it: what follows that record is the answer.
+                Ok(None) => Some(part.end_offset),
+                Err(Unavailable::Pages(pages)) => return Look::Pages(pages),
+                Err(Unavailable::Corrupt { segment, position }) => {
+                    self.report_corrupt(id, start, segment, position);
+                    return Look::Answer(Reply::Error(ErrorResponse::new(ErrorCode::CorruptData, "")));
+                }
+            },
+            None => partition.index.locate_time_in_memory(time_us).map(|run| run.base_offset),
+        };
+        let offset = found.unwrap_or(end).clamp(start, end);
+        Look::Answer(Reply::Offset(offset))
+    }
+}

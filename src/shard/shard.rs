@@ -1,0 +1,515 @@
+//! The shard itself: events in, actions out, and everything that moves its log
+//! on: commits, segments, retention, reading pages.
+
+use std::collections::VecDeque;
+
+use ringbolt_wire::message::ErrorResponse;
+use ringbolt_wire::{ErrorCode, PartitionId, ShardId, TopicId};
+use rustc_hash::FxHashMap;
+
+use super::action::{Action, FatalError, Reply, WriteToken};
+use super::counters::ShardCounters;
+use super::event::{DiskFault, Event, ReplyTo, ShardRequest};
+use super::fetch::Fetches;
+use super::placement::shard_of;
+use super::read::LogReader;
+use super::segments::{SegmentWrite, Segments};
+use super::topics::PendingChange;
+use crate::buffer::{BufferPool, Carver};
+use crate::catalog::Catalog;
+use crate::limits::{BLOCK_LEN, MAX_SEALED_COMMITS};
+use crate::log::commit::OpenCommit;
+use crate::log::group_commit::{DurableCommit, GroupCommit, share};
+use crate::log::pages::Pages;
+use crate::log::recovery::{LogIdentity, RecoveredLog};
+use crate::log::segment::{Trailer, encode_head};
+use crate::log::state::LogState;
+use crate::log::tail_cache::TailCache;
+use crate::log::{Lsn, SegmentSeq, footer};
+use crate::time::Now;
+
+/// How long the last commit may stay the last before one without batches
+/// follows it, to put its durability on record.
+const RECORD_DURABLE_AFTER_US: u64 = 100_000;
+
+/// Pages read at once: enough to keep a disk busy, few enough not to delay
+/// commits much.
+const MAX_READS_IN_FLIGHT: usize = 4;
+
+/// What a shard is told when it starts.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard.
+    pub shard: ShardId,
+    /// How many shards the data directory has.
+    pub shards: u16,
+    /// Commits written at once. Two keep disk and socket busy at the same time;
+    /// more did not help in the measurements of `tuning.md`.
+    pub commits_in_flight: usize,
+    /// Longest time that an open commit waits for more batches while there is
+    /// room in flight, in µs.
+    pub commit_delay_us: u64,
+    /// Most bytes of segments that are kept; `None` keeps all.
+    pub retention_bytes: Option<u64>,
+    /// Longest time that records are kept, in µs; `None` keeps all.
+    pub retention_us: Option<u64>,
+    /// Bytes of recent commits that are kept in memory.
+    pub tail_cache_bytes: usize,
+    /// Bytes of pages read back that are kept in memory.
+    pub page_cache_bytes: usize,
+    /// Source of the identities that the shard gives to producers.
+    pub seed: u64,
+}
+
+/// A shard. See the [module](super).
+pub struct Shard<P: BufferPool> {
+    pub(super) config: ShardConfig,
+    pub(super) identity: LogIdentity,
+    pub(super) pool: P,
+    pub(super) state: LogState,
+    /// Partitions of each topic, on whatever shard.
+    pub(super) topics: FxHashMap<TopicId, u32>,
+    pub(super) commits: GroupCommit<P::Buffer>,
+    /// Memory for the next commit.
+    pub(super) rest: Option<P::Buffer>,
+    /// When the open commit was started (monotonic, µs).
+    pub(super) opened_at_us: u64,
+    pub(super) segments: Segments,
+    pub(super) reader: LogReader,
+    pub(super) fetches: Fetches,
+    pub(super) changes: VecDeque<PendingChange>,
+    pub(super) out: VecDeque<Action<P::Buffer>>,
+    pub(super) counters: ShardCounters,
+    pub(super) random: u64,
+    carver: Carver<P::Buffer>,
+    last_token: u64,
+    writes: FxHashMap<WriteToken, (SegmentSeq, u64)>,
+    last_durable_us: u64,
+    pub(super) stopping: bool,
+    failed: bool,
+}
+
+impl<P: BufferPool> Shard<P> {
+    /// A shard that goes on where its log ends.
+    pub fn new(
+        config: ShardConfig,
+        mut recovered: RecoveredLog,
+        catalog: &Catalog,
+        pool: P,
+        now: Now,
+    ) -> Self {
+        let identity = recovered.identity;
+        let segments = Segments::new(&mut recovered);
+        let mut state = recovered.state;
+        state.catalog = if config.shard == ShardId(0) { catalog.clone() } else { Catalog::default() };
+        state.retain_partitions(|id| {
+            id == crate::catalog::CATALOG_PARTITION
+                || catalog.get(id.topic).is_some_and(|topic| id.index < topic.partitions)
+        });
+        let durable_end = recovered
+            .open
+            .map_or(Lsn(u64::MAX), |(segment, position)| Lsn::new(segment, position, identity.segment_len));
+        let mut shard = Shard {
+            commits: GroupCommit::new(
+                identity.log_id,
+                identity.term,
+                identity.segment_len,
+                config.commits_in_flight,
+                recovered.tail,
+            ),
+            reader: LogReader {
+                tail: TailCache::new(config.tail_cache_bytes),
+                pages: Pages::new(config.page_cache_bytes),
+                segment_len: identity.segment_len,
+                durable_end,
+                broken: Vec::new(),
+            },
+            random: config.seed,
+            config,
+            identity,
+            pool,
+            state,
+            topics: FxHashMap::default(),
+            rest: None,
+            opened_at_us: 0,
+            segments,
+            fetches: Fetches::default(),
+            changes: VecDeque::new(),
+            out: VecDeque::new(),
+            counters: ShardCounters::default(),
+            carver: Carver::default(),
+            last_token: 0,
+            writes: FxHashMap::default(),
+            last_durable_us: now.mono_us,
+            stopping: false,
+            failed: false,
+        };
+        catalog.topics().for_each(|topic| shard.add_topic(topic));
+        let open = shard.segments.open.map(|open| open.segment);
+        shard.state.reset_footer_len_for_open(open);
+        shard
+    }
+
+    /// Takes note of something that happened. Answers and requests that follow
+    /// from it come out of [`poll_action`](Self::poll_action).
+    pub fn handle(&mut self, event: Event<'_, P::Buffer>, now: Now) {
+        if self.failed {
+            return;
+        }
+        match event {
+            Event::Request { from, request } => self.request(from, request, now),
+            Event::FetchNow { from } => self.fetch_now(from, now),
+            Event::SessionClosed { core, session } => self.fetches.drop_session(core, session),
+            Event::Written { token, result } => self.written(token, result, now),
+            Event::Read { token, result } => self.page_read(token, result),
+            Event::SegmentPrepared { segment, result } => self.segment_prepared(segment, result, now),
+            Event::Catalog(update) => self.apply_published(update),
+            Event::CatalogApplied { shard, version } => self.change_applied(shard, version),
+            Event::Deadline => self.expire_fetches(now),
+            Event::Stop => {
+                self.stopping = true;
+                self.answer_all_fetches(now);
+            }
+        }
+    }
+
+    /// The next thing that the shard asks for. To be called until it returns
+    /// `None`, once all events of a round are handled: only then is the open
+    /// commit sealed, so that a round's batches share a commit.
+    pub fn poll_action(&mut self, now: Now) -> Option<Action<P::Buffer>> {
+        if !self.failed && self.out.is_empty() {
+            self.advance(now);
+        }
+        self.out.pop_front()
+    }
+
+    /// When [`Event::Deadline`] is due at the latest (monotonic, µs).
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.failed {
+            return None;
+        }
+        let record = (self.commits.is_idle() && self.commits.has_unrecorded_durable())
+            .then_some(self.last_durable_us + RECORD_DURABLE_AFTER_US);
+        let seal = (self.config.commit_delay_us > 0 && self.commits.has_open())
+            .then_some(self.opened_at_us + self.config.commit_delay_us);
+        [self.fetches.next_deadline(), record, seal, self.segments.retry_at()].into_iter().flatten().min()
+    }
+
+    /// Whether a produce request may be handed in. False holds the sender back:
+    /// it becomes true again after some later event.
+    #[inline]
+    pub fn accepts_produce(&self) -> bool {
+        self.commits.sealed_len() < MAX_SEALED_COMMITS
+            && (self.segments.has_room_or_next(self.state.footer_len_with_one_more())
+                || self.segments.disk_is_full()
+                || self.stopping)
+            && (self.rest.is_some()
+                || self.commits.has_open()
+                || self.pool.available() > 0
+                || self.reader.tail.bytes() > 0)
+    }
+
+    /// Whether, after [`Event::Stop`], everything is durable and answered.
+    pub fn is_drained(&self) -> bool {
+        self.failed
+            || (self.stopping
+                && self.out.is_empty()
+                && self.commits.is_idle()
+                && !self.commits.has_unrecorded_durable()
+                && self.writes.is_empty()
+                && self.reader.pages.reads_in_flight() == 0)
+    }
+
+    /// What the shard has counted.
+    pub fn counters(&self) -> ShardCounters {
+        let mut counters = self.counters;
+        counters.segments = self.segments.len() as u64;
+        counters.tail_cache_bytes = self.reader.tail.bytes() as u64;
+        counters.waiting_fetches = self.fetches.len() as u64;
+        counters
+    }
+
+    fn request(&mut self, from: ReplyTo, request: ShardRequest<'_, P::Buffer>, now: Now) {
+        match request {
+            ShardRequest::Produce { payload, min_copies } => self.produce(from, payload, min_copies, now),
+            ShardRequest::Fetch(fetch) => self.fetch(from, fetch, now),
+            ShardRequest::Offsets { partition, spec } => self.offsets(from, partition, spec, now),
+            ShardRequest::OpenProducer(open) => self.open_producer(from, open),
+            ShardRequest::PartitionStates(topic) => self.partition_states(from, topic),
+            ShardRequest::CreateTopic { name, partitions } => self.create_topic(from, &name, partitions, now),
+            ShardRequest::DeleteTopic { name } => self.delete_topic(from, &name, now),
+            ShardRequest::ListTopics => self.list_topics(from),
+            ShardRequest::LookUpTopic { name } => self.look_up_topic(from, &name),
+        }
+    }
+
+    pub(super) fn reply(&mut self, to: ReplyTo, reply: Reply) {
+        self.out.push_back(Action::Reply { to, reply });
+    }
+
+    pub(super) fn refuse(&mut self, to: ReplyTo, code: ErrorCode, text: impl Into<String>) {
+        self.reply(to, Reply::Error(ErrorResponse::new(code, text)));
+    }
+
+    /// The place of a partition, or why it has none here.
+    pub(super) fn slot(&self, id: PartitionId) -> Result<u32, ErrorCode> {
+        match self.state.slot(id) {
+            Some(slot) if id.topic.0 != 0 => Ok(slot),
+            _ => Err(match self.topics.get(&id.topic) {
+                Some(partitions) if id.index < *partitions => {
+                    debug_assert_ne!(shard_of(id, self.config.shards), self.config.shard);
+                    ErrorCode::InvalidRequest
+                }
+                Some(_) => ErrorCode::UnknownPartition,
+                None => ErrorCode::UnknownTopic,
+            }),
+        }
+    }
+
+    fn next_token(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    /// Everything that is to be done for its own sake, not for an event's.
+    fn advance(&mut self, now: Now) {
+        self.expire_fetches(now);
+        self.look_again(now);
+        self.advance_segments(now);
+        self.record_durable(now);
+        self.write_commits(now);
+        self.read_pages();
+    }
+
+    fn write_commits(&mut self, now: Now) {
+        if self.commits.has_open() && self.commits.sealed_len() == 0 && self.commits.has_room_in_flight() {
+            let due = self.opened_at_us + self.config.commit_delay_us <= now.mono_us;
+            if due || self.stopping {
+                self.seal();
+            }
+        }
+        while self.commits.has_room_in_flight() && self.commits.sealed_len() > 0 {
+            let token = WriteToken(self.next_token());
+            let Some(write) = self.commits.poll_write(|| token) else { return };
+            self.counters.commits += 1;
+            self.counters.commit_bytes += write.data.len() as u64;
+            self.write(token, write.segment, write.position, write.data);
+        }
+    }
+
+    fn write(&mut self, token: WriteToken, segment: SegmentSeq, position: u64, data: bytes::Bytes) {
+        self.writes.insert(token, (segment, position));
+        self.out.push_back(Action::Write { token, segment, position, data });
+    }
+
+    /// Seals the open commit: it has its place, and waits for room in flight.
+    pub(super) fn seal(&mut self) {
+        let open = self.segments.open.as_mut().expect("a commit is opened in an open segment");
+        let (segment, position) = (open.segment, open.position);
+        let (bytes, rest) = self.commits.seal(segment, position);
+        open.position += bytes.len() as u64;
+        let lsn = Lsn::new(segment, position, self.identity.segment_len);
+        self.reader.tail.push(lsn, bytes);
+        if rest.is_some() && self.rest.is_none() {
+            self.rest = rest;
+        }
+    }
+
+    /// Closes the open segment and opens the next one, if that is ready.
+    pub(super) fn roll(&mut self) -> bool {
+        assert!(!self.commits.has_open(), "the open commit belongs to the segment before");
+        let tail = self.commits.tail();
+        if !self.segments.has_ready() {
+            return false;
+        }
+        if let Some(open) = self.segments.open {
+            let footer = footer::encode(&self.state, open.segment, open.position);
+            let trailer = Trailer {
+                end: open.position,
+                footer_len: footer.bytes.len() as u32,
+                footer_crc: ringbolt_wire::crc32c(&footer.bytes),
+                first_index: open.first_index,
+                next_index: tail.next_index,
+                last_commit_time_us: tail.last_commit_time_us,
+                last_crc: tail.last_crc,
+            };
+            assert!(
+                open.position + footer.bytes.len() as u64 <= Trailer::position(self.identity.segment_len)
+            );
+            self.state.begin_segment(open.segment);
+            self.segments.close(footer, trailer);
+        }
+        self.segments.open_next(tail.next_index)
+    }
+
+    /// Puts on record that the last commit is durable, once nothing else has
+    /// done so for a while.
+    fn record_durable(&mut self, now: Now) {
+        let due = self.stopping || self.last_durable_us + RECORD_DURABLE_AFTER_US <= now.mono_us;
+        if due
+            && self.commits.is_idle()
+            && self.commits.has_unrecorded_durable()
+            && self.make_room(0, now).is_ok()
+        {
+            self.seal();
+        }
+    }
+
+    fn written(&mut self, token: WriteToken, result: Result<(), DiskFault>, now: Now) {
+        let Some((segment, position)) = self.writes.remove(&token) else { return };
+        if let Err(fault) = result {
+            let shard = self.config.shard;
+            self.fail(FatalError::Write { shard, segment, position, fault });
+        } else if self.commits.written(token) {
+            while let Some(commit) = self.commits.poll_durable() {
+                self.durable(commit, now);
+            }
+        } else if let Some(sealed) = self.segments.written(token) {
+            self.state.sealed(sealed.segment, &sealed.parts);
+            // Its last pages may have been read before the footer was there.
+            self.reader.pages.forget(sealed.segment);
+        }
+    }
+
+    /// Releases what waited for a commit: acknowledgements, and readers.
+    fn durable(&mut self, commit: DurableCommit, now: Now) {
+        self.last_durable_us = now.mono_us;
+        self.reader.durable_end = commit.end;
+        for ack in &commit.acks {
+            if let Some(partition) = self.state.partition_if(ack.slot, ack.partition) {
+                partition.durable_end = partition.durable_end.max(ack.end_offset);
+            }
+            self.counters.acked_bytes += u64::from(ack.batch_len);
+            self.counters.acked_batches += u64::from(!ack.duplicate);
+            if let Some(to) = ack.to {
+                let produced = commit.proof.ack(ack, commit.commit_time_us);
+                self.out.push_back(Action::Reply { to, reply: Reply::Produced(produced) });
+            }
+        }
+        self.wake_fetches(&commit.acks);
+        self.changes_durable(commit.index);
+        self.commits.recycle(commit.acks);
+    }
+
+    /// Stops for good: nothing more is answered.
+    fn fail(&mut self, error: FatalError) {
+        self.failed = true;
+        self.out.clear();
+        self.out.push_back(Action::Stop(error));
+    }
+
+    fn segment_prepared(&mut self, segment: SegmentSeq, result: Result<(), DiskFault>, now: Now) {
+        match result {
+            Ok(()) => self.segments.prepared(segment),
+            Err(fault) if fault.is_disk_full() => {
+                tracing::warn!(shard = %self.config.shard, %segment, %fault, "the disk is full: producing is refused");
+                self.segments.disk_full(now.mono_us);
+            }
+            Err(fault) => {
+                let shard = self.config.shard;
+                self.fail(FatalError::Prepare { shard, segment, fault });
+            }
+        }
+    }
+
+    fn advance_segments(&mut self, now: Now) {
+        if self.segments.open.is_none() && self.segments.has_ready() {
+            self.roll();
+        }
+        if let Some(segment) = self.segments.poll_prepare(now.mono_us).filter(|_| !self.stopping) {
+            self.out.push_back(Action::PrepareSegment { segment });
+        }
+        let next_durable = self.commits.durable_index() + 1;
+        if let Some(write) = self.segments.wanted_write(next_durable).filter(|_| !self.stopping) {
+            self.write_segment(write);
+        }
+        self.retain(now);
+    }
+
+    fn write_segment(&mut self, write: SegmentWrite) {
+        let len = match write {
+            SegmentWrite::Footer { len, .. } => len.next_multiple_of(BLOCK_LEN),
+            _ => BLOCK_LEN,
+        };
+        let Some(mut buffer) = self.carve(len) else { return };
+        let bytes = buffer.as_mut();
+        let segment_len = self.identity.segment_len;
+        let (segment, position) = match write {
+            SegmentWrite::Head(segment) => {
+                encode_head(bytes, &self.identity.log_id, segment, segment_len);
+                (segment, 0)
+            }
+            SegmentWrite::Footer { segment, position, from, len } => {
+                bytes[..len].copy_from_slice(&self.segments.footer_bytes()[from..from + len]);
+                bytes[len..].fill(0);
+                (segment, position)
+            }
+            SegmentWrite::Trailer { segment, trailer } => {
+                trailer.encode(bytes, &self.identity.log_id, segment);
+                (segment, Trailer::position(segment_len))
+            }
+        };
+        let token = WriteToken(self.next_token());
+        self.segments.started(token, write);
+        self.write(token, segment, position, share(buffer));
+    }
+
+    /// Memory for something other than commits, at the cost of what is cached.
+    fn carve(&mut self, len: usize) -> Option<P::Buffer> {
+        loop {
+            if let Some(buffer) = self.carver.carve(&mut self.pool, len) {
+                return Some(buffer);
+            }
+            if !self.reader.pages.drop_oldest() && !self.reader.tail.drop_oldest() {
+                return None;
+            }
+        }
+    }
+
+    /// Gives up segments that are no longer retained.
+    fn retain(&mut self, now: Now) {
+        let before_us = self.config.retention_us.map(|age| now.wall_us.saturating_sub(age));
+        while let Some(segment) = self.segments.expired(self.config.retention_bytes, before_us) {
+            self.segments.drop_oldest();
+            self.state.drop_segment(segment);
+            self.reader.pages.forget(segment);
+        }
+        let (reader, out) = (&self.reader, &mut self.out);
+        self.segments.dropped.retain(|&segment| {
+            let read = reader.pages.is_reading(segment);
+            if !read {
+                out.push_back(Action::RecycleSegment { segment });
+            }
+            read
+        });
+    }
+
+    fn read_pages(&mut self) {
+        while self.reader.pages.reads_in_flight() < MAX_READS_IN_FLIGHT {
+            let Some(page) = self.reader.pages.next_wanted() else { return };
+            let len = (self.identity.segment_len - page.position()).min(crate::limits::PAGE_LEN as u64);
+            let Some(buffer) = self.carve(len as usize) else { return };
+            let token = super::action::ReadToken(self.next_token());
+            let valid = self.reader.valid_len(page);
+            self.reader.pages.started(token, valid);
+            self.counters.page_reads += 1;
+            let (segment, position) = (page.segment, page.position());
+            self.out.push_back(Action::Read { token, segment, position, buffer });
+        }
+    }
+
+    /// Starts a commit unless one is open.
+    pub(super) fn start_commit(&mut self, commit: OpenCommit<P::Buffer>, now: Now) {
+        self.opened_at_us = now.mono_us;
+        self.commits.start(commit);
+    }
+}
+
+impl DiskFault {
+    /// Whether there is no room, which can pass.
+    pub fn is_disk_full(&self) -> bool {
+        const ENOSPC: i32 = 28;
+        const EDQUOT: i32 = 122;
+        matches!(self.errno, ENOSPC | EDQUOT)
+    }
+}

@@ -1,0 +1,166 @@
+//! Topics: changes to the catalog, made durable by shard 0 and carried to all.
+
+use ringbolt_wire::message::TopicInfo;
+use ringbolt_wire::{
+    BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
+};
+
+use super::Shard;
+use super::action::{Action, Reply};
+use super::event::ReplyTo;
+use super::placement::shard_of;
+use crate::buffer::BufferPool;
+use crate::catalog::{CATALOG_PARTITION, CatalogChange, CatalogUpdate};
+use crate::log::footer::PARTITION_ROW_LEN;
+use crate::time::Now;
+
+/// A change on its way: appended, durable, applied by all.
+#[derive(Debug)]
+pub(super) struct PendingChange {
+    update: CatalogUpdate,
+    from: ReplyTo,
+    /// The commit that holds it.
+    index: u64,
+    /// Whether that commit is durable, and so the change published.
+    published: bool,
+    /// Other shards that have applied it.
+    applied: u16,
+}
+
+impl<P: BufferPool> Shard<P> {
+    pub(super) fn create_topic(&mut self, from: ReplyTo, name: &str, partitions: u32, now: Now) {
+        match self.state.catalog.plan_create(name, partitions) {
+            Ok(_) if !self.footer_has_room_for(partitions) => {
+                let text = "segments of this size cannot describe so many; see --segment-size";
+                self.refuse(from, ErrorCode::TooManyPartitions, text);
+            }
+            Ok(update) => self.change_catalog(from, update, now),
+            Err(code) => self.refuse(from, code, format!("topic {name:?} with {partitions} partitions")),
+        }
+    }
+
+    pub(super) fn delete_topic(&mut self, from: ReplyTo, name: &str, now: Now) {
+        match self.state.catalog.plan_delete(name) {
+            Ok(update) => self.change_catalog(from, update, now),
+            Err(code) => self.refuse(from, code, format!("topic {name:?}")),
+        }
+    }
+
+    /// A footer names every partition; it must not take more than a quarter of
+    /// a segment by itself.
+    fn footer_has_room_for(&self, partitions: u32) -> bool {
+        let catalog = &self.state.catalog;
+        let rows = (catalog.partitions() + partitions as usize) * PARTITION_ROW_LEN;
+        (catalog.encoded_len() + rows) as u64 <= self.identity.segment_len / 4
+    }
+
+    fn change_catalog(&mut self, from: ReplyTo, update: CatalogUpdate, now: Now) {
+        if self.stopping {
+            return self.refuse(from, ErrorCode::ShuttingDown, "");
+        }
+        let mut batch = BatchBuilder::new();
+        batch.push(now.wall_us, None, &update.encode(), &[]);
+        let batch = batch.finish(CATALOG_PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+        let slot = self.state.slot_or_insert(CATALOG_PARTITION);
+        if let Err(code) = self.append(slot, CATALOG_PARTITION, &batch, None, now) {
+            return self.refuse(from, code, "");
+        }
+        self.state.apply_catalog(&update);
+        let index = self.commits.tail().next_index;
+        self.changes.push_back(PendingChange { update, from, index, published: false, applied: 0 });
+    }
+
+    /// Publishes the changes whose commit is durable by now.
+    pub(super) fn changes_durable(&mut self, durable_index: u64) {
+        let mut due = Vec::new();
+        for change in self.changes.iter_mut().filter(|c| !c.published && c.index <= durable_index) {
+            change.published = true;
+            due.push(change.update.clone());
+        }
+        for update in due {
+            self.apply_change(&update);
+            if self.config.shards > 1 {
+                self.out.push_back(Action::PublishCatalog(update));
+            }
+        }
+        self.answer_changes();
+    }
+
+    /// Another shard has applied a change.
+    pub(super) fn change_applied(&mut self, _by: ShardId, version: u64) {
+        if let Some(change) = self.changes.iter_mut().find(|c| c.update.version == version) {
+            change.applied += 1;
+        }
+        self.answer_changes();
+    }
+
+    fn answer_changes(&mut self) {
+        let others = self.config.shards - 1;
+        while self.changes.front().is_some_and(|c| c.published && c.applied == others) {
+            let Some(change) = self.changes.pop_front() else { return };
+            let reply = match change.update.change {
+                CatalogChange::Created(topic) => Reply::TopicCreated(topic),
+                CatalogChange::Deleted(_) => Reply::TopicDeleted,
+            };
+            self.reply(change.from, reply);
+        }
+    }
+
+    /// Shard 0 has published a change.
+    pub(super) fn apply_published(&mut self, update: CatalogUpdate) {
+        self.apply_change(&update);
+        let (shard, version) = (self.config.shard, update.version);
+        self.out.push_back(Action::CatalogApplied { shard, version });
+    }
+
+    fn apply_change(&mut self, update: &CatalogUpdate) {
+        match &update.change {
+            CatalogChange::Created(topic) => self.add_topic(topic),
+            CatalogChange::Deleted(id) => {
+                self.topics.remove(id);
+                self.state.remove_topic(*id);
+                // Whoever waits for its records is told.
+                self.fetches.make_all_ready();
+            }
+        }
+    }
+
+    /// Makes room for this shard's partitions of a topic.
+    pub(super) fn add_topic(&mut self, topic: &TopicInfo) {
+        self.topics.insert(topic.id, topic.partitions);
+        for index in 0..topic.partitions {
+            let id = PartitionId::new(topic.id, index);
+            if shard_of(id, self.config.shards) == self.config.shard {
+                self.state.slot_or_insert(id);
+            }
+        }
+    }
+
+    pub(super) fn list_topics(&mut self, from: ReplyTo) {
+        let catalog = &self.state.catalog;
+        let topics = catalog.topics().filter(|topic| self.topics.contains_key(&topic.id)).cloned().collect();
+        self.reply(from, Reply::Topics(topics));
+    }
+
+    pub(super) fn look_up_topic(&mut self, from: ReplyTo, name: &str) {
+        let topic = self.state.catalog.by_name(name);
+        match topic.filter(|topic| self.topics.contains_key(&topic.id)).cloned() {
+            Some(topic) => self.reply(from, Reply::Topic(topic)),
+            None => self.refuse(from, ErrorCode::UnknownTopic, format!("topic {name:?}")),
+        }
+    }
+
+    pub(super) fn partition_states(&mut self, from: ReplyTo, topic: TopicId) {
+        let Some(&partitions) = self.topics.get(&topic) else {
+            return self.refuse(from, ErrorCode::UnknownTopic, format!("topic {topic}"));
+        };
+        let states: Vec<(u32, Offset, Offset)> = (0..partitions)
+            .filter_map(|index| {
+                let slot = self.state.slot(PartitionId::new(topic, index))?;
+                let partition = self.state.partition(slot);
+                Some((index, partition.start_offset, partition.durable_end))
+            })
+            .collect();
+        self.reply(from, Reply::PartitionStates(states));
+    }
+}

@@ -1,0 +1,112 @@
+//! The two messages of which there are a million a second: head and answer of a
+//! produce request, in layouts that need no buffer and no loop.
+
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
+
+use super::{MessageError, check_reserved, ensure, flag, read_fixed};
+use crate::frame::{FRAME_HEADER_LEN, FixedHead, Opcode, RawFrameHeader};
+use crate::ids::Offset;
+
+/// Bytes of a produce request's meta.
+pub const PRODUCE_META_LEN: usize = size_of::<RawProduce>();
+/// Bytes of a produce request before its record batch: frame header and meta.
+pub const PRODUCE_HEAD_LEN: usize = FRAME_HEADER_LEN + PRODUCE_META_LEN;
+/// Bytes of a produce answer's meta.
+pub const PRODUCE_ACK_LEN: usize = size_of::<RawProduceAck>();
+
+const ACK_FRAME_LEN: usize = FRAME_HEADER_LEN + PRODUCE_ACK_LEN;
+const _: () = assert!(PRODUCE_HEAD_LEN == 40 && ACK_FRAME_LEN == 56);
+
+/// Answer to a produce request: the batch is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProduceAck {
+    /// Offset of the batch's first record; [`Offset::UNKNOWN`] for a duplicate
+    /// so old that only the fact of its durability is remembered.
+    pub base_offset: Offset,
+    /// When the broker took the batch into a commit, µs since 1970 UTC; 0 for
+    /// a duplicate.
+    pub commit_time_us: u64,
+    /// On how many disks it is, at least 1; 1 is `local`.
+    pub copies: u8,
+    /// The batch had been durable before; this request added nothing.
+    pub duplicate: bool,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawProduce {
+    min_copies: u8,
+    reserved: [u8; 7],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawProduceAck {
+    base_offset: U64,
+    commit_time_us: U64,
+    copies: u8,
+    duplicate: u8,
+    reserved: [u8; 6],
+}
+
+/// Header and meta of a produce request: the bytes to send before the record
+/// batch of `batch_len` bytes. The same as
+/// [`Request::Produce`](super::Request::Produce) encodes to, without a buffer.
+#[inline]
+pub fn produce_head(correlation: u64, min_copies: u8, batch_len: u32) -> [u8; PRODUCE_HEAD_LEN] {
+    let header = RawFrameHeader::new(Opcode::Produce as u8, false, 0, correlation, batch_len);
+    let head: FixedHead<RawProduce> = FixedHead::new(header, RawProduce { min_copies, reserved: [0; 7] });
+    transmute!(head)
+}
+
+pub(super) fn put_produce(out: &mut Vec<u8>, min_copies: u8) {
+    out.extend_from_slice(RawProduce { min_copies, reserved: [0; 7] }.as_bytes());
+}
+
+/// The `min_copies` of a produce request.
+#[inline]
+pub(super) fn read_produce(meta: &[u8]) -> Result<u8, MessageError> {
+    let raw: &RawProduce = read_fixed(meta)?;
+    check_reserved(&raw.reserved)?;
+    Ok(raw.min_copies)
+}
+
+impl ProduceAck {
+    #[inline]
+    fn to_raw(self) -> RawProduceAck {
+        RawProduceAck {
+            base_offset: U64::new(self.base_offset.0),
+            commit_time_us: U64::new(self.commit_time_us),
+            copies: self.copies,
+            duplicate: u8::from(self.duplicate),
+            reserved: [0; 6],
+        }
+    }
+
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.to_raw().as_bytes());
+    }
+
+    #[inline]
+    pub(super) fn read(meta: &[u8]) -> Result<ProduceAck, MessageError> {
+        let raw: &RawProduceAck = read_fixed(meta)?;
+        ensure(raw.copies > 0, "copies", 0)?;
+        check_reserved(&raw.reserved)?;
+        Ok(ProduceAck {
+            base_offset: Offset(raw.base_offset.get()),
+            commit_time_us: raw.commit_time_us.get(),
+            copies: raw.copies,
+            duplicate: flag("duplicate", raw.duplicate)?,
+        })
+    }
+
+    /// Appends the response frame of this acknowledgement to `out`. Allocates
+    /// nothing of its own: this is the frame that a broker sends most.
+    #[inline]
+    pub fn encode(self, out: &mut Vec<u8>, correlation: u64) {
+        let header = RawFrameHeader::new(Opcode::Produce as u8, true, 0, correlation, 0);
+        let frame: [u8; ACK_FRAME_LEN] = transmute!(FixedHead::new(header, self.to_raw()));
+        out.extend_from_slice(&frame);
+    }
+}

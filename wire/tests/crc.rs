@@ -1,0 +1,42 @@
+//! CRC32C: the published values, and a second implementation's opinion.
+
+use proptest::prelude::*;
+use ringbolt_wire::{crc32c, crc32c_append};
+
+#[test]
+fn published_values_are_met() {
+    // RFC 3720, B.4, and the check value of the CRC catalogue.
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(crc32c(&[]), 0);
+    assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+    let rising: Vec<u8> = (0..32).collect();
+    assert_eq!(crc32c(&rising), 0x46dd_794e);
+}
+
+/// Every length through the thresholds at which implementations change their
+/// way, at every alignment within 16 bytes.
+#[test]
+fn every_length_and_alignment_agrees_with_the_second_opinion() {
+    let bytes: Vec<u8> = (0..2048_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for start in 0..16 {
+        for len in 0..1200 {
+            let part = &bytes[start..start + len];
+            assert_eq!(crc32c(part), ::crc32c::crc32c(part), "{len} bytes from {start}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_crc_taken_in_pieces_is_the_whole_ones(
+        bytes in proptest::collection::vec(any::<u8>(), 0..20_000),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let whole = crc32c(&bytes);
+        prop_assert_eq!(whole, ::crc32c::crc32c(&bytes));
+        let (a, b) = bytes.split_at(cut.index(bytes.len() + 1));
+        prop_assert_eq!(crc32c_append(crc32c(a), b), whole);
+        prop_assert_eq!(crc32c_append(0, &bytes), whole);
+    }
+}
