@@ -316,6 +316,11 @@ impl<B: Buffer> OpenCommit<B> {
         self.commit_time_us
     }
 
+    /// Gives the commit up and its buffer back.
+    pub fn into_buffer(self) -> B {
+        self.buffer
+    }
+
     /// Writes the header and pads to a whole block.
     pub fn seal(mut self, place: CommitPlace) -> SealedBytes<B> {
         let disk_len = self.disk_len();

@@ -24,7 +24,10 @@ pub mod producers;
 pub mod recovery;
 pub mod segment;
 pub mod state;
+pub mod superblock;
 pub mod tail_cache;
+pub mod verify;
+mod window;
 
 /// Number of a segment within its shard's log: rises by one, never reused, even
 /// when the file under it is.

@@ -20,6 +20,8 @@ use super::footer::{self, Footer};
 use super::group_commit::LogTail;
 use super::segment::{FIRST_COMMIT, SegmentHeadFault, Trailer, check_head};
 use super::state::LogState;
+pub use super::window::SegmentReader;
+use super::window::Window;
 use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::BufferPool;
 use crate::catalog::{CATALOG_PARTITION, CatalogUpdate};
@@ -37,13 +39,6 @@ pub struct LogIdentity {
     pub segment_len: u64,
     /// Boot count of this start: higher than at any start before.
     pub term: u64,
-}
-
-/// Reads segments while nobody writes them.
-pub trait SegmentReader {
-    /// Fills `into` from `position` of the segment. Position and length are
-    /// multiples of [`BLOCK_LEN`], and `into` is aligned to it.
-    fn read(&self, segment: SegmentSeq, position: u64, into: &mut [u8]) -> Result<(), DiskFault>;
 }
 
 /// What is wrong with a stretch of the log.
@@ -234,19 +229,11 @@ struct Recovery<'a, B> {
     started: bool,
 }
 
-/// The part of a segment that is in memory.
-struct Window<B> {
-    buffer: B,
-    segment: Option<SegmentSeq>,
-    start: u64,
-    len: usize,
-}
-
 impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
     fn new(identity: LogIdentity, reader: &'a dyn SegmentReader, buffer: B) -> Self {
         Recovery {
             reader,
-            window: Window { buffer, segment: None, start: 0, len: 0 },
+            window: Window::new(buffer, identity.segment_len),
             log: RecoveredLog {
                 identity,
                 state: LogState::default(),
@@ -297,25 +284,13 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
 
     /// The bytes of a segment from a position on, at least `len` of them.
     fn bytes(&mut self, segment: SegmentSeq, position: u64, len: usize) -> Result<&[u8], RecoveryError> {
-        let w = &mut self.window;
-        let held = w.segment == Some(segment)
-            && position >= w.start
-            && position + len as u64 <= w.start + w.len as u64;
-        if !held {
-            let left = self.log.identity.segment_len - position;
-            let wanted = (left as usize).min(CHUNK_LEN).min(w.buffer.as_ref().len());
-            w.segment = None;
-            let into = &mut w.buffer.as_mut()[..wanted];
-            self.reader.read(segment, position, into).map_err(|fault| RecoveryError::Read {
-                shard: self.log.identity.shard,
-                segment,
-                position,
-                fault,
-            })?;
-            (w.segment, w.start, w.len) = (Some(segment), position, wanted);
-        }
-        let w = &self.window;
-        Ok(&w.buffer.as_ref()[(position - w.start) as usize..w.len])
+        let shard = self.log.identity.shard;
+        self.window.bytes(self.reader, segment, position, len).map_err(|fault| RecoveryError::Read {
+            shard,
+            segment,
+            position,
+            fault,
+        })
     }
 
     fn block(&mut self, segment: SegmentSeq, position: u64) -> Result<&[u8], RecoveryError> {

@@ -1,0 +1,285 @@
+//! Reading every byte of a log that nobody writes, to say what is there and
+//! what is wrong with it. Changes nothing.
+//!
+//! Recovery trusts a footer whose CRC is right; this does not, and goes on
+//! behind a damaged place to find all of them.
+
+use ringbolt_wire::BatchView;
+
+use super::commit::CommitHeader;
+use super::recovery::{Damage, LogIdentity};
+use super::segment::{FIRST_COMMIT, SegmentHeadFault, Trailer, check_head};
+use super::window::{SegmentReader, Window};
+use super::{Lsn, SegmentSeq};
+use crate::buffer::BufferPool;
+use crate::limits::{BLOCK_LEN, CHUNK_LEN};
+use crate::shard::event::DiskFault;
+
+/// A place that is not as it must be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// In which segment.
+    pub segment: SegmentSeq,
+    /// Bytes from its start.
+    pub position: u64,
+    /// Index of the commit that should be there.
+    pub index: u64,
+    /// What is wrong.
+    pub damage: Damage,
+    /// Whether a later commit, or the segment's trailer, says that the commit
+    /// was durable: then acknowledged records are damaged. Otherwise it is the
+    /// torn end of the last writes before a crash.
+    pub acknowledged: bool,
+}
+
+/// What a segment holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentReport {
+    /// Which one.
+    pub segment: SegmentSeq,
+    /// What is wrong with its first block, if anything; a segment made ready
+    /// and never used has none.
+    pub head: Option<SegmentHeadFault>,
+    /// Its trailer, if it is sealed.
+    pub trailer: Option<Trailer>,
+    /// Whether its footer's CRC is right; `None` if it is not sealed.
+    pub footer_valid: Option<bool>,
+    /// Valid commits.
+    pub commits: u64,
+    /// Batches in them.
+    pub batches: u64,
+    /// Records in those.
+    pub records: u64,
+    /// Bytes of the batches.
+    pub batch_bytes: u64,
+    /// Index of the first valid commit.
+    pub first_index: Option<u64>,
+    /// Index of the last valid commit.
+    pub last_index: Option<u64>,
+    /// Commit time of the first valid commit, µs since 1970 UTC.
+    pub first_commit_time_us: Option<u64>,
+    /// Commit time of the last valid commit, µs since 1970 UTC.
+    pub last_commit_time_us: Option<u64>,
+    /// Position after the last valid commit.
+    pub end: u64,
+}
+
+/// What a log holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LogReport {
+    /// Its segments, oldest first.
+    pub segments: Vec<SegmentReport>,
+    /// Segments missing between others.
+    pub missing: Vec<SegmentSeq>,
+    /// What is wrong, in order of position.
+    pub faults: Vec<Fault>,
+}
+
+impl LogReport {
+    /// Whether acknowledged records are damaged or missing.
+    pub fn is_damaged(&self) -> bool {
+        !self.missing.is_empty() || self.faults.iter().any(|fault| fault.acknowledged)
+    }
+}
+
+/// Why a log cannot be verified.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum VerifyError {
+    /// A segment cannot be read.
+    #[error("segment {segment}: {fault}")]
+    Read {
+        /// Which one.
+        segment: SegmentSeq,
+        /// What the kernel said.
+        fault: DiskFault,
+    },
+    /// No memory to read into.
+    #[error("no memory to read into")]
+    NoMemory,
+}
+
+/// Reads `segments`, ascending, and calls `each` with every valid batch and the
+/// segment and position where it lies.
+pub fn verify<P: BufferPool>(
+    identity: LogIdentity,
+    segments: &[SegmentSeq],
+    reader: &dyn SegmentReader,
+    pool: &mut P,
+    mut each: impl FnMut(SegmentSeq, u64, BatchView<'_>),
+) -> Result<LogReport, VerifyError> {
+    let buffer = pool.take().ok_or(VerifyError::NoMemory)?;
+    let window = Window::new(buffer, identity.segment_len);
+    let mut scan = Scan { identity, reader, window, chain: None, report: LogReport::default() };
+    for &segment in segments {
+        if let Some(last) = scan.report.segments.last() {
+            let expected = last.segment.next();
+            if expected < segment {
+                scan.report.missing.extend((expected.0..segment.0).map(SegmentSeq));
+                scan.chain = None;
+            }
+        }
+        scan.segment(segment, &mut each).map_err(|fault| VerifyError::Read { segment, fault })?;
+    }
+    Ok(scan.report)
+}
+
+struct Scan<'a, B> {
+    identity: LogIdentity,
+    reader: &'a dyn SegmentReader,
+    window: Window<B>,
+    /// Index and predecessor's CRC of the next commit, once one was seen.
+    chain: Option<(u64, u32)>,
+    report: LogReport,
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
+    fn segment(
+        &mut self,
+        segment: SegmentSeq,
+        each: &mut impl FnMut(SegmentSeq, u64, BatchView<'_>),
+    ) -> Result<(), DiskFault> {
+        let LogIdentity { log_id, segment_len, .. } = self.identity;
+        let head = check_head(self.bytes(segment, 0, BLOCK_LEN)?, &log_id, segment, segment_len).err();
+        let trailer = self.bytes(segment, Trailer::position(segment_len), BLOCK_LEN)?;
+        let trailer = Trailer::decode(trailer, &log_id, segment, segment_len);
+        let mut report = SegmentReport {
+            segment,
+            head,
+            trailer,
+            footer_valid: None,
+            commits: 0,
+            batches: 0,
+            records: 0,
+            batch_bytes: 0,
+            first_index: None,
+            last_index: None,
+            first_commit_time_us: None,
+            last_commit_time_us: None,
+            end: FIRST_COMMIT,
+        };
+        if let Some(trailer) = &trailer {
+            report.footer_valid = Some(self.footer_is_valid(segment, trailer)?);
+        }
+        self.commits(&mut report, each)?;
+        if report.footer_valid == Some(false) {
+            let index = trailer.map_or(0, |t| t.next_index);
+            let position = trailer.map_or(0, |t| t.end);
+            self.fault(Fault { segment, position, index, damage: Damage::Footer, acknowledged: false });
+        }
+        self.report.segments.push(report);
+        Ok(())
+    }
+
+    fn bytes(&mut self, segment: SegmentSeq, position: u64, len: usize) -> Result<&[u8], DiskFault> {
+        self.window.bytes(self.reader, segment, position, len)
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.report.faults.push(fault);
+    }
+
+    fn footer_is_valid(&mut self, segment: SegmentSeq, trailer: &Trailer) -> Result<bool, DiskFault> {
+        let (mut crc, mut done) = (0, 0);
+        while done < trailer.footer_len as usize {
+            let bytes = self.bytes(segment, trailer.end + done as u64, BLOCK_LEN)?;
+            let len = (trailer.footer_len as usize - done).min(bytes.len() / BLOCK_LEN * BLOCK_LEN);
+            crc = ringbolt_wire::crc32c_append(crc, &bytes[..len]);
+            done += len;
+        }
+        Ok(crc == trailer.footer_crc)
+    }
+
+    /// Walks over the commits, and from a damaged place on to the next valid
+    /// one.
+    fn commits(
+        &mut self,
+        report: &mut SegmentReport,
+        each: &mut impl FnMut(SegmentSeq, u64, BatchView<'_>),
+    ) -> Result<(), DiskFault> {
+        let segment = report.segment;
+        let end = report.trailer.map_or(Trailer::position(self.identity.segment_len), |t| t.end);
+        let (mut position, mut open_fault) = (FIRST_COMMIT, None::<Fault>);
+        while position < end {
+            let found = self.commit(segment, position, end, report, each)?;
+            match found {
+                Ok(header) => {
+                    if let Some(mut fault) = open_fault.take() {
+                        fault.acknowledged |= header.durable_index >= fault.index;
+                        self.fault(fault);
+                    }
+                    self.confirm_earlier(header.durable_index);
+                    position += u64::from(header.commit_len);
+                    report.end = position;
+                }
+                Err(damage) => {
+                    let index = self.chain.map_or(0, |(index, _)| index);
+                    let acknowledged = report.trailer.is_some();
+                    let fault = Fault { segment, position, index, damage, acknowledged };
+                    open_fault.get_or_insert(fault);
+                    position += BLOCK_LEN as u64;
+                }
+            }
+        }
+        // The zeros behind the last commit of an open segment are no fault, and
+        // neither is what a recycled file still holds.
+        if let Some(fault) = open_fault.filter(|f| f.acknowledged || matches!(f.damage, Damage::Payload(_))) {
+            self.fault(fault);
+        }
+        Ok(())
+    }
+
+    /// A later commit says up to where the log was durable.
+    fn confirm_earlier(&mut self, durable_index: u64) {
+        for fault in self.report.faults.iter_mut().rev().take_while(|f| !f.acknowledged) {
+            fault.acknowledged |= fault.damage != Damage::Footer && durable_index >= fault.index;
+        }
+    }
+
+    fn commit(
+        &mut self,
+        segment: SegmentSeq,
+        position: u64,
+        end: u64,
+        report: &mut SegmentReport,
+        each: &mut impl FnMut(SegmentSeq, u64, BatchView<'_>),
+    ) -> Result<Result<CommitHeader, Damage>, DiskFault> {
+        let LogIdentity { log_id, segment_len, .. } = self.identity;
+        let lsn = Lsn::new(segment, position, segment_len);
+        let block = self.bytes(segment, position, BLOCK_LEN)?;
+        let Some(header) = CommitHeader::decode(block, &log_id, segment, lsn) else {
+            return Ok(Err(Damage::Header));
+        };
+        let len = header.commit_len as usize;
+        if len < BLOCK_LEN || len > CHUNK_LEN || position + len as u64 > end {
+            return Ok(Err(Damage::Header));
+        }
+        // Behind a damaged place the chain starts anew, but never backwards:
+        // that would be what an earlier boot had written beyond its end.
+        if let Some((index, prev_crc)) = self.chain
+            && (header.index < index || (header.index == index && header.prev_crc != prev_crc))
+        {
+            return Ok(Err(Damage::Chain { index: header.index }));
+        }
+        let commit = &self.window.bytes(self.reader, segment, position, len)?[..len];
+        let (mut batches, mut records, mut bytes) = (0, 0, 0);
+        let walked = header.for_each_batch(commit, |at, batch| {
+            batches += 1;
+            records += u64::from(batch.header().count());
+            bytes += batch.as_bytes().len() as u64;
+            each(segment, position + u64::from(at), batch);
+        });
+        if let Err(fault) = walked {
+            return Ok(Err(Damage::Payload(fault)));
+        }
+        report.commits += 1;
+        report.batches += batches;
+        report.records += records;
+        report.batch_bytes += bytes;
+        report.first_index.get_or_insert(header.index);
+        report.last_index = Some(header.index);
+        report.first_commit_time_us.get_or_insert(header.commit_time_us);
+        report.last_commit_time_us = Some(header.commit_time_us);
+        self.chain = Some((header.index + 1, header.crc));
+        Ok(Ok(header))
+    }
+}
