@@ -36,6 +36,12 @@ enum Ask {
     Time(PartitionId, u64),
 }
 
+impl Default for Ask {
+    fn default() -> Self {
+        Ask::Fetch(Fetch::default())
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Job {
     from: ReplyTo,
@@ -181,8 +187,11 @@ impl<P: BufferPool> Shard<P> {
         for id in std::mem::take(&mut self.fetches.ready) {
             let Some(job) = self.fetches.jobs.get_mut(id).filter(|job| job.ready) else { continue };
             job.ready = false;
-            let (ask, late) = (job.ask.clone(), job.deadline_us <= now.mono_us);
-            match self.look(&ask, late) {
+            let late = job.deadline_us <= now.mono_us;
+            let ask = std::mem::take(&mut job.ask);
+            let look = self.look(&ask, late);
+            self.fetches.jobs[id].ask = ask;
+            match look {
                 Look::Answer(reply) => {
                     let job = self.fetches.remove(id);
                     self.answer(job.from, reply);

@@ -16,6 +16,8 @@ mod read;
 mod segments;
 #[allow(clippy::module_inception)] // the type that the folder is named after
 mod shard;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 pub use shard::{Shard, ShardConfig};

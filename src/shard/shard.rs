@@ -32,6 +32,12 @@ use crate::time::Now;
 /// follows it, to put its durability on record.
 const RECORD_DURABLE_AFTER_US: u64 = 100_000;
 
+/// How long until that is tried again when there was no room for it.
+const RECORD_DURABLE_RETRY_US: u64 = 1_000_000;
+
+/// How often the age of segments is looked at when nothing else happens.
+const RETAIN_EVERY_US: u64 = 1_000_000;
+
 /// Pages read at once: enough to keep a disk busy, few enough not to delay
 /// commits much.
 const MAX_READS_IN_FLIGHT: usize = 4;
@@ -84,8 +90,13 @@ pub struct Shard<P: BufferPool> {
     carver: Carver<P::Buffer>,
     last_token: u64,
     writes: FxHashMap<WriteToken, (SegmentSeq, u64)>,
-    last_durable_us: u64,
+    /// When the last commit's durability is to be put on record (monotonic, µs).
+    record_at_us: u64,
+    /// When segments were last looked at for retention (monotonic, µs).
+    retained_at_us: u64,
     pub(super) stopping: bool,
+    /// While stopping: the last commit's durability cannot be put on record.
+    unrecordable: bool,
     failed: bool,
 }
 
@@ -140,8 +151,10 @@ impl<P: BufferPool> Shard<P> {
             carver: Carver::default(),
             last_token: 0,
             writes: FxHashMap::default(),
-            last_durable_us: now.mono_us,
+            record_at_us: now.mono_us,
+            retained_at_us: now.mono_us,
             stopping: false,
+            unrecordable: false,
             failed: false,
         };
         catalog.topics().for_each(|topic| shard.add_topic(topic));
@@ -188,11 +201,14 @@ impl<P: BufferPool> Shard<P> {
         if self.failed {
             return None;
         }
-        let record = (self.commits.is_idle() && self.commits.has_unrecorded_durable())
-            .then_some(self.last_durable_us + RECORD_DURABLE_AFTER_US);
-        let seal = (self.config.commit_delay_us > 0 && self.commits.has_open())
+        let record =
+            (self.commits.is_idle() && self.commits.has_unrecorded_durable()).then_some(self.record_at_us);
+        let seal = (self.commits.has_open() && self.commits.has_room_in_flight())
             .then_some(self.opened_at_us + self.config.commit_delay_us);
-        [self.fetches.next_deadline(), record, seal, self.segments.retry_at()].into_iter().flatten().min()
+        let retain = (self.config.retention_us.is_some() && !self.segments.sealed.is_empty())
+            .then_some(self.retained_at_us + RETAIN_EVERY_US);
+        let others = [self.fetches.next_deadline(), self.segments.retry_at()];
+        [record, seal, retain].into_iter().chain(others).flatten().min()
     }
 
     /// Whether a produce request may be handed in. False holds the sender back:
@@ -215,7 +231,7 @@ impl<P: BufferPool> Shard<P> {
             || (self.stopping
                 && self.out.is_empty()
                 && self.commits.is_idle()
-                && !self.commits.has_unrecorded_durable()
+                && (self.unrecordable || !self.commits.has_unrecorded_durable())
                 && self.writes.is_empty()
                 && self.reader.pages.reads_in_flight() == 0)
     }
@@ -345,13 +361,16 @@ impl<P: BufferPool> Shard<P> {
     /// Puts on record that the last commit is durable, once nothing else has
     /// done so for a while.
     fn record_durable(&mut self, now: Now) {
-        let due = self.stopping || self.last_durable_us + RECORD_DURABLE_AFTER_US <= now.mono_us;
-        if due
-            && self.commits.is_idle()
-            && self.commits.has_unrecorded_durable()
-            && self.make_room(0, now).is_ok()
-        {
-            self.seal();
+        let due = self.stopping || self.record_at_us <= now.mono_us;
+        if !due || !self.commits.is_idle() || !self.commits.has_unrecorded_durable() {
+            return;
+        }
+        match self.make_room(0, now) {
+            Ok(()) => self.seal(),
+            Err(_) => {
+                self.record_at_us = now.mono_us + RECORD_DURABLE_RETRY_US;
+                self.unrecordable = self.stopping;
+            }
         }
     }
 
@@ -368,12 +387,14 @@ impl<P: BufferPool> Shard<P> {
             self.state.sealed(sealed.segment, &sealed.parts);
             // Its last pages may have been read before the footer was there.
             self.reader.pages.forget(sealed.segment);
+            let next = Lsn::new(sealed.segment.next(), 0, self.identity.segment_len);
+            self.reader.durable_end = self.reader.durable_end.max(next);
         }
     }
 
     /// Releases what waited for a commit: acknowledgements, and readers.
     fn durable(&mut self, commit: DurableCommit, now: Now) {
-        self.last_durable_us = now.mono_us;
+        self.record_at_us = now.mono_us + RECORD_DURABLE_AFTER_US;
         self.reader.durable_end = commit.end;
         for ack in &commit.acks {
             if let Some(partition) = self.state.partition_if(ack.slot, ack.partition) {
@@ -468,6 +489,7 @@ impl<P: BufferPool> Shard<P> {
 
     /// Gives up segments that are no longer retained.
     fn retain(&mut self, now: Now) {
+        self.retained_at_us = now.mono_us;
         let before_us = self.config.retention_us.map(|age| now.wall_us.saturating_sub(age));
         while let Some(segment) = self.segments.expired(self.config.retention_bytes, before_us) {
             self.segments.drop_oldest();

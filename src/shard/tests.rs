@@ -1,0 +1,439 @@
+//! A shard on a disk in memory whose answers the test gives by hand.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, ProduceAck};
+use ringbolt_wire::{
+    BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
+};
+
+use super::action::{Action, FatalError, Reply, WriteToken};
+use super::event::{DiskFault, Event, Payload, ReplyTo, ShardRequest};
+use super::{Shard, ShardConfig};
+use crate::buffer::{Buffer, BufferPool};
+use crate::catalog::Catalog;
+use crate::limits::{BLOCK_LEN, CHUNK_LEN, MIN_SEGMENT_LEN};
+use crate::log::recovery::{LogIdentity, RecoveryError, SegmentReader, recover};
+use crate::log::segment::FIRST_COMMIT;
+use crate::log::{LogId, SegmentSeq};
+use crate::time::Now;
+
+#[derive(Debug)]
+struct Vector(Vec<u8>);
+
+impl AsRef<[u8]> for Vector {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for Vector {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Buffer for Vector {
+    fn split_off(&mut self, at: usize) -> Self {
+        Vector(self.0.split_off(at))
+    }
+}
+
+struct Endless;
+
+impl BufferPool for Endless {
+    type Buffer = Vector;
+
+    fn take(&mut self) -> Option<Vector> {
+        Some(Vector(vec![0xaa; CHUNK_LEN]))
+    }
+
+    fn available(&self) -> usize {
+        1
+    }
+}
+
+#[derive(Default)]
+struct Disk(BTreeMap<SegmentSeq, Vec<u8>>);
+
+impl SegmentReader for Disk {
+    fn read(&self, segment: SegmentSeq, position: u64, into: &mut [u8]) -> Result<(), DiskFault> {
+        let from = position as usize;
+        into.copy_from_slice(&self.0[&segment][from..from + into.len()]);
+        Ok(())
+    }
+}
+
+struct PendingWrite {
+    token: WriteToken,
+    segment: SegmentSeq,
+    position: u64,
+    data: Bytes,
+}
+
+struct Rig {
+    shard: Shard<Endless>,
+    disk: Disk,
+    now: Now,
+    pending: VecDeque<PendingWrite>,
+    replies: Vec<(u64, Reply)>,
+    stopped: Option<FatalError>,
+    /// Writes are carried out at once.
+    auto: bool,
+    disk_full: bool,
+    correlation: u64,
+}
+
+const PARTITION: PartitionId = PartitionId::new(TopicId(1), 0);
+
+fn identity(term: u64) -> LogIdentity {
+    LogIdentity { log_id: LogId([3; 16]), shard: ShardId(0), segment_len: MIN_SEGMENT_LEN, term }
+}
+
+fn fault(errno: i32) -> DiskFault {
+    DiskFault { operation: "write", errno, text: "as the test wants it".to_owned() }
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let mut rig = Rig::start(Disk::default(), 1).expect("an empty log");
+        rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+        assert!(matches!(rig.replies.pop(), Some((_, Reply::TopicCreated(_)))));
+        rig
+    }
+
+    fn start(disk: Disk, term: u64) -> Result<Rig, RecoveryError> {
+        let segments: Vec<_> = disk.0.keys().copied().collect();
+        let log = recover(identity(term), &segments, &disk, &mut Endless)?;
+        let catalog: Catalog = log.state.catalog.clone();
+        let config = ShardConfig {
+            shard: ShardId(0),
+            shards: 1,
+            commits_in_flight: 2,
+            commit_delay_us: 0,
+            retention_bytes: None,
+            retention_us: None,
+            tail_cache_bytes: 64 << 10,
+            page_cache_bytes: 4 << 20,
+            seed: 1,
+        };
+        let now = Now { mono_us: 1, wall_us: 1_000_000 * term };
+        let mut rig = Rig {
+            shard: Shard::new(config, log, &catalog, Endless, now),
+            disk,
+            now,
+            pending: VecDeque::new(),
+            replies: Vec::new(),
+            stopped: None,
+            auto: true,
+            disk_full: false,
+            correlation: 0,
+        };
+        rig.run();
+        Ok(rig)
+    }
+
+    fn request(&mut self, request: ShardRequest<'_, Vector>) -> u64 {
+        self.correlation += 1;
+        let from = ReplyTo { core: 0, session: 1, correlation: self.correlation };
+        self.shard.handle(Event::Request { from, request }, self.now);
+        self.run();
+        self.correlation
+    }
+
+    fn produce(&mut self, sequence: u64, value: &[u8]) -> u64 {
+        let mut batch = BatchBuilder::new();
+        batch.push(7, None, value, &[]);
+        let batch = batch.finish(PARTITION, ProducerId(9), Epoch(0), Sequence(sequence));
+        self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 })
+    }
+
+    fn fetch(&mut self, offset: u64, max_wait_ms: u32) -> u64 {
+        let part = FetchPartition { partition: PARTITION, offset: Offset(offset), max_bytes: 1 << 20 };
+        let fetch = Fetch { max_wait_ms, min_bytes: 1, max_bytes: 1 << 20, partitions: vec![part] };
+        self.request(ShardRequest::Fetch(fetch))
+    }
+
+    fn run(&mut self) {
+        while let Some(action) = self.shard.poll_action(self.now) {
+            match action {
+                Action::Reply { to, reply } => self.replies.push((to.correlation, reply)),
+                Action::Write { token, segment, position, data } => {
+                    self.pending.push_back(PendingWrite { token, segment, position, data });
+                    if self.auto {
+                        self.complete(0, Ok(()));
+                    }
+                }
+                Action::Read { token, segment, position, mut buffer } => {
+                    self.disk.read(segment, position, buffer.as_mut()).expect("memory can be read");
+                    self.shard.handle(Event::Read { token, result: Ok(buffer) }, self.now);
+                }
+                Action::PrepareSegment { segment } => {
+                    let result = if self.disk_full { Err(fault(28)) } else { Ok(()) };
+                    if result.is_ok() {
+                        self.disk.0.insert(segment, vec![0; MIN_SEGMENT_LEN as usize]);
+                    }
+                    self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
+                }
+                Action::Stop(error) => self.stopped = Some(error),
+                other => panic!("not expected here: {other:?}"),
+            }
+        }
+    }
+
+    fn complete(&mut self, which: usize, result: Result<(), DiskFault>) {
+        let write = self.pending.remove(which).expect("a write is pending");
+        if result.is_ok() {
+            let file = self.disk.0.get_mut(&write.segment).expect("prepared");
+            file[write.position as usize..][..write.data.len()].copy_from_slice(&write.data);
+        }
+        self.shard.handle(Event::Written { token: write.token, result }, self.now);
+        if !self.auto {
+            self.run();
+        }
+    }
+
+    fn wait(&mut self, us: u64) {
+        self.now.mono_us += us;
+        self.now.wall_us += us;
+        self.run();
+    }
+
+    fn acks(&mut self) -> Vec<(u64, ProduceAck)> {
+        std::mem::take(&mut self.replies)
+            .into_iter()
+            .map(|(to, reply)| match reply {
+                Reply::Produced(ack) => (to, ack),
+                other => panic!("not an acknowledgement: {other:?}"),
+            })
+            .collect()
+    }
+
+    fn error(&mut self) -> ErrorResponse {
+        match self.replies.pop() {
+            Some((_, Reply::Error(error))) => error,
+            other => panic!("not a refusal: {other:?}"),
+        }
+    }
+
+    fn fetched(&mut self) -> (u16, usize, u64) {
+        match self.replies.pop() {
+            Some((_, Reply::Fetched { partitions, payload })) => {
+                let len = payload.iter().map(Bytes::len).sum();
+                assert_eq!(partitions[0].payload_len as usize, len);
+                (partitions[0].status, len, partitions[0].end_offset.0)
+            }
+            other => panic!("not fetched: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn acknowledgements_leave_for_the_durable_prefix_only() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    let first = rig.produce(0, b"a");
+    let second = rig.produce(1, b"b");
+    assert_eq!((rig.pending.len(), rig.replies.len()), (2, 0));
+    rig.complete(1, Ok(()));
+    assert!(rig.replies.is_empty(), "the commit before it is not durable");
+    rig.complete(0, Ok(()));
+    let acks = rig.acks();
+    assert_eq!(acks.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(acks.iter().map(|(_, ack)| ack.base_offset.0).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn a_failed_write_stops_the_shard_and_nothing_is_answered_any_more() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    rig.produce(0, b"a");
+    rig.produce(1, b"b");
+    rig.complete(0, Err(fault(5)));
+    assert!(matches!(&rig.stopped, Some(FatalError::Write { fault, .. }) if fault.errno == 5));
+    rig.complete(0, Ok(()));
+    rig.fetch(0, 0);
+    assert!(rig.replies.is_empty());
+    assert!(rig.shard.is_drained());
+}
+
+#[test]
+fn a_record_is_invisible_until_it_is_durable_and_wakes_who_waits_for_it() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    rig.produce(0, b"a");
+    rig.fetch(0, 0);
+    assert_eq!(rig.fetched(), (0, 0, 0));
+    rig.fetch(1, 1000);
+    assert_eq!(rig.fetched().0, ErrorCode::OffsetOutOfRange as u16);
+    let waiting = rig.fetch(0, 1000);
+    assert!(rig.replies.is_empty());
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.replies.last().map(|(to, _)| *to), Some(waiting));
+    let (status, len, end) = rig.fetched();
+    assert_eq!((status, end), (0, 1));
+    assert!(len > 0);
+}
+
+#[test]
+fn a_long_poll_ends_empty_when_its_time_is_over() {
+    let mut rig = Rig::new();
+    rig.fetch(0, 50);
+    rig.wait(49_000);
+    assert!(rig.replies.is_empty());
+    assert!(rig.shard.next_deadline().is_some_and(|at| at <= rig.now.mono_us + 1000));
+    rig.wait(1_000);
+    assert_eq!(rig.fetched(), (0, 0, 0));
+}
+
+#[test]
+fn a_retry_of_a_batch_in_flight_is_answered_once_that_is_durable() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    rig.produce(0, b"a");
+    let retry = rig.produce(0, b"a");
+    assert!(rig.replies.is_empty());
+    rig.complete(0, Ok(()));
+    let acks = rig.acks();
+    assert_eq!(acks.len(), 2);
+    assert_eq!((acks[1].0, acks[1].1.duplicate, acks[1].1.base_offset), (retry, true, Offset(0)));
+    rig.produce(0, b"a");
+    let again = rig.acks();
+    assert_eq!((again[0].1.duplicate, again[0].1.base_offset), (true, Offset(0)), "nothing is in flight");
+}
+
+#[test]
+fn a_full_disk_refuses_producing_keeps_reading_and_resumes_by_itself() {
+    let mut rig = Rig::new();
+    let value = vec![1; 900 << 10];
+    rig.disk_full = true;
+    let (mut sequence, mut refusals) = (0, 0);
+    for _ in 0..40 {
+        rig.produce(sequence, &value);
+        match rig.replies.pop() {
+            Some((_, Reply::Produced(_))) => sequence += 1,
+            Some((_, Reply::Error(error))) => {
+                assert_eq!(error.error_code(), Some(ErrorCode::DiskFull));
+                assert!(error.is_retryable());
+                refusals += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(sequence >= 4 && refusals > 10);
+    rig.fetch(0, 0);
+    assert!(rig.fetched().1 >= value.len());
+    rig.disk_full = false;
+    rig.wait(2_000_000);
+    rig.produce(sequence, &value);
+    assert_eq!(rig.acks().len(), 1);
+}
+
+#[test]
+fn everything_is_read_back_through_tail_open_segment_and_footers_and_after_a_restart() {
+    let mut rig = Rig::new();
+    for sequence in 0..3000u64 {
+        rig.produce(sequence, &[sequence as u8; 3000]);
+    }
+    assert_eq!(rig.acks().len(), 3000);
+    assert!(rig.shard.segments.sealed.len() >= 2);
+    let check = |rig: &mut Rig| {
+        let mut offset = 0;
+        while offset < 3000 {
+            rig.fetch(offset, 0);
+            let Some((_, Reply::Fetched { partitions, payload })) = rig.replies.pop() else { panic!() };
+            assert_eq!(partitions[0].status, 0);
+            let bytes: Vec<u8> = payload.iter().flat_map(|piece| piece.iter().copied()).collect();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let batch =
+                    ringbolt_wire::BatchView::parse(rest, u32::MAX).expect("served batches are valid");
+                assert_eq!(batch.header().base_offset(), Offset(offset));
+                let (_, record) = batch.records().next().expect("one record");
+                assert_eq!(record.value, [offset as u8; 3000]);
+                rest = &rest[batch.as_bytes().len()..];
+                offset += 1;
+            }
+        }
+    };
+    check(&mut rig);
+    let mut restarted = Rig::start(rig.disk, 2).expect("a good log");
+    check(&mut restarted);
+    restarted.produce(2999, &[0; 3000]);
+    let ack = restarted.acks()[0].1;
+    assert_eq!((ack.duplicate, ack.base_offset), (true, Offset(2999)));
+}
+
+/// Position of the commit after the topic's, where the first batch lies.
+fn first_batch_commit() -> usize {
+    FIRST_COMMIT as usize + BLOCK_LEN
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_the_log_goes_on() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    rig.disk.0.get_mut(&SegmentSeq(0)).unwrap()[first_batch_commit() + 200] ^= 1;
+    let mut rig = Rig::start(rig.disk, 2).expect("nothing says that it was acknowledged");
+    rig.produce(0, b"b");
+    assert_eq!(rig.acks()[0].1.base_offset, Offset(0));
+}
+
+#[test]
+fn damage_to_an_acknowledged_commit_is_refused_with_its_place() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    rig.acks();
+    rig.wait(100_000);
+    assert!(!rig.shard.commits.has_unrecorded_durable(), "its durability is on record after 100 ms of quiet");
+    let at = first_batch_commit();
+    for offset in [0, 40, 130, 200] {
+        let mut disk = Disk(rig.disk.0.clone());
+        disk.0.get_mut(&SegmentSeq(0)).unwrap()[at + offset] ^= 1;
+        match Rig::start(disk, 2).err() {
+            Some(RecoveryError::Acknowledged { segment, position, .. }) => {
+                assert_eq!((segment, position), (SegmentSeq(0), at as u64));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_missing_segment_is_refused() {
+    let mut rig = Rig::new();
+    for sequence in 0..3000u64 {
+        rig.produce(sequence, &[0; 3000]);
+    }
+    rig.disk.0.remove(&SegmentSeq(1));
+    let error = Rig::start(rig.disk, 2).err();
+    assert!(matches!(error, Some(RecoveryError::MissingSegment { segment: SegmentSeq(1), .. })), "{error:?}");
+}
+
+#[test]
+fn a_demand_for_more_copies_than_there_are_is_refused() {
+    let mut rig = Rig::new();
+    let mut batch = BatchBuilder::new();
+    batch.push(7, None, b"a", &[]);
+    let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+    rig.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 2 });
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::DurabilityUnavailable));
+}
+
+#[test]
+fn stopping_puts_the_last_commit_on_record_and_then_is_drained() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    rig.produce(0, b"a");
+    rig.shard.handle(Event::Stop, rig.now);
+    rig.run();
+    assert!(!rig.shard.is_drained());
+    while !rig.pending.is_empty() {
+        rig.complete(0, Ok(()));
+    }
+    assert_eq!(rig.acks().len(), 1);
+    assert!(rig.shard.is_drained());
+    rig.produce(1, b"b");
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::ShuttingDown));
+}
