@@ -283,6 +283,13 @@ impl<B: Buffer> GroupCommit<B> {
         self.durable_index
     }
 
+    /// Index of the last commit that is not durable yet, the open one included;
+    /// `None` if all are durable.
+    pub fn last_index(&self) -> Option<u64> {
+        let last = if self.has_open() { self.tail.next_index } else { self.tail.next_index - 1 };
+        (last > self.durable_index).then_some(last)
+    }
+
     /// Where the log goes on after the last sealed commit.
     pub fn tail(&self) -> LogTail {
         self.tail

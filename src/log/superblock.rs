@@ -280,13 +280,13 @@ mod tests {
         fn a_flipped_bit_is_never_believed(byte in 0..BLOCK_LEN, bit in 0..8) {
             let zero = first();
             let mut file = file_of([Some(&zero), None]);
-            file[byte] ^= 1 << bit;
+            file[byte] ^= 1u8 << bit;
             let damaged = matches!(Superblock::decode(&file), Err(SuperblockError::Damaged { second: SlotFault::Empty, .. }));
             prop_assert!(damaged);
             // The other copy heals it.
             let one = zero.next_boot();
             let mut file = file_of([Some(&zero), Some(&one)]);
-            file[byte] ^= 1 << bit;
+            file[byte] ^= 1u8 << bit;
             prop_assert_eq!(Superblock::decode(&file), Ok(one));
         }
 

@@ -1,7 +1,7 @@
 //! Producing: from a batch's bytes to its place in a commit.
 
 use ringbolt_wire::message::{ErrorResponse, OpenProducer, ProducerOpened};
-use ringbolt_wire::{BatchView, Epoch, ErrorCode, Offset, PartitionId, ProducerId};
+use ringbolt_wire::{BatchView, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence};
 
 use super::Shard;
 use super::action::Reply;
@@ -86,12 +86,8 @@ impl<P: BufferPool> Shard<P> {
     /// producer.
     fn admit(&mut self, bytes: &[u8], min_copies: u8) -> Admission {
         let refused = |code, text: String| Admission::Refused(ErrorResponse::new(code, text));
-        let view = match BatchView::parse(bytes, MAX_BATCH_LEN) {
-            Ok(view) if view.as_bytes().len() == bytes.len() => view,
-            Ok(view) => {
-                let text = format!("{} bytes follow the batch", bytes.len() - view.as_bytes().len());
-                return refused(ErrorCode::MalformedBatch, text);
-            }
+        let view = match BatchView::parse_exact(bytes, MAX_BATCH_LEN) {
+            Ok(view) => view,
             Err(error) => return refused(error.code(), error.to_string()),
         };
         if self.stopping {
@@ -114,7 +110,7 @@ impl<P: BufferPool> Shard<P> {
         let (epoch, base, count) = (header.producer_epoch(), header.base_sequence(), header.count());
         let verdict = match known {
             Some(producer) => producer.judge(epoch, base, count),
-            None if base.0 != 0 => Verdict::OutOfOrder(ringbolt_wire::Sequence(0)),
+            None if base.0 != 0 => Verdict::OutOfOrder(Sequence(0)),
             None => Verdict::Append,
         };
         match verdict {
@@ -274,7 +270,23 @@ impl<P: BufferPool> Shard<P> {
         }
     }
 
+    /// Answers once everything that is appended by now is durable, so that what
+    /// the answer does not count is not there and never will be.
     pub(super) fn open_producer(&mut self, from: ReplyTo, open: OpenProducer) {
+        match self.commits.last_index() {
+            Some(index) => self.waiting_opens.push_back((index, from, open)),
+            None => self.open_producer_now(from, open),
+        }
+    }
+
+    /// Answers those who opened a producer before `durable_index` was durable.
+    pub(super) fn opens_durable(&mut self, durable_index: u64) {
+        while let Some((_, from, open)) = self.waiting_opens.pop_front_if(|(index, ..)| *index <= durable_index) {
+            self.open_producer_now(from, open);
+        }
+    }
+
+    fn open_producer_now(&mut self, from: ReplyTo, open: OpenProducer) {
         let slot = match self.slot(open.partition) {
             Ok(slot) => slot,
             Err(code) => return self.refuse(from, code, format!("partition {}", open.partition)),
@@ -284,28 +296,28 @@ impl<P: BufferPool> Shard<P> {
             ProducerId::NONE => self.new_producer_id(),
             id => id,
         };
-        let known = self.state.partition_mut(slot).producers.get_mut(&producer);
-        let opened = match known {
-            None => ProducerOpened {
+        let is_known = self.state.partition(slot).producers.contains_key(&producer);
+        if !open.take_over && !is_known {
+            let opened = ProducerOpened {
                 producer,
                 epoch: Epoch(0),
-                next_sequence: ringbolt_wire::Sequence(0),
+                next_sequence: Sequence(0),
                 last_offset: Offset::UNKNOWN,
-            },
-            Some(state) => {
-                if open.take_over {
-                    let next = state.promised_epoch.max(state.epoch).0.checked_add(1);
-                    state.promised_epoch = Epoch(next.unwrap_or(u32::MAX));
-                }
-                let (next_sequence, last_offset) = state.durable(durable_end);
-                ProducerOpened {
-                    producer,
-                    epoch: state.promised_epoch.max(state.epoch),
-                    next_sequence,
-                    last_offset: last_offset.unwrap_or(Offset::UNKNOWN),
-                }
-            }
-        };
+            };
+            return self.reply(from, Reply::ProducerOpened(opened));
+        }
+        if !is_known && !self.state.has_room_for_producer() {
+            return self.refuse(from, ErrorCode::TooManyProducers, "");
+        }
+        let state = self.state.producer_or_insert(slot, producer);
+        let mut epoch = state.promised_epoch.max(state.epoch);
+        if open.take_over {
+            epoch = Epoch(epoch.0.saturating_add(1));
+            state.promised_epoch = epoch;
+        }
+        let (next_sequence, last_offset) = state.durable(durable_end);
+        let last_offset = last_offset.unwrap_or(Offset::UNKNOWN);
+        let opened = ProducerOpened { producer, epoch, next_sequence, last_offset };
         self.reply(from, Reply::ProducerOpened(opened));
     }
 

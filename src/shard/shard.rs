@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ringbolt_wire::message::ErrorResponse;
+use ringbolt_wire::message::{ErrorResponse, OpenProducer};
 use ringbolt_wire::{ErrorCode, PartitionId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
@@ -84,6 +84,8 @@ pub struct Shard<P: BufferPool> {
     pub(super) reader: LogReader,
     pub(super) fetches: Fetches,
     pub(super) changes: VecDeque<PendingChange>,
+    /// Who wants to open a producer, once the commit with this index is durable.
+    pub(super) waiting_opens: VecDeque<(u64, ReplyTo, OpenProducer)>,
     pub(super) out: VecDeque<Action<P::Buffer>>,
     pub(super) counters: ShardCounters,
     pub(super) random: u64,
@@ -146,6 +148,7 @@ impl<P: BufferPool> Shard<P> {
             segments,
             fetches: Fetches::default(),
             changes: VecDeque::new(),
+            waiting_opens: VecDeque::new(),
             out: VecDeque::new(),
             counters: ShardCounters::default(),
             carver: Carver::default(),
@@ -409,6 +412,7 @@ impl<P: BufferPool> Shard<P> {
         }
         self.wake_fetches(&commit.acks);
         self.changes_durable(commit.index);
+        self.opens_durable(commit.index);
         self.commits.recycle(commit.acks);
     }
 

@@ -44,8 +44,8 @@ macro_rules! codes {
             }
 
             /// Whether the broker says this in a goodbye, as its last word on the
-            /// connection, and not as the answer to a request. `ShuttingDown`
-            /// comes as either.
+            /// connection, and not as the answer to a request. `ShuttingDown`,
+            /// `Overloaded` and `InvalidRequest` (of a hello) come as either.
             pub fn closes_connection(self) -> bool {
                 match self { $(ErrorCode::$name => codes!(@is closes $effect),)* }
             }

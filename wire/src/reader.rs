@@ -114,3 +114,32 @@ impl Put for Vec<u8> {
         self.extend_from_slice(&v.as_bytes()[..len]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_refused_before_an_item_is_read_when_the_bytes_cannot_hold_them() {
+        let count = |count: u32, items: usize, item_len| {
+            let bytes = [&count.to_le_bytes()[..], &vec![0; items]].concat();
+            Reader(&bytes).count(item_len)
+        };
+        assert_eq!(count(3, 30, 10), Ok(3));
+        assert_eq!(count(0, 0, 10), Ok(0));
+        assert_eq!(count(3, 29, 10), Err(MessageError::Truncated { wanted: 30, left: 29 }));
+        assert!(count(u32::MAX, 30, 10).is_err());
+        // What would overflow is refused, not wrapped.
+        assert!(count(u32::MAX, 30, usize::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn a_string_that_is_too_long_is_cut_between_two_characters() {
+        let mut out = Vec::new();
+        // 65,535 is no multiple of 2: the last character would be halved.
+        out.put_string(&"ä".repeat(40_000));
+        let mut r = Reader(&out);
+        assert_eq!(r.string(), Ok("ä".repeat(32_767).as_str()));
+        assert_eq!(r.finish(), Ok(()));
+    }
+}

@@ -55,7 +55,8 @@ pub struct ErrorResponse {
     pub retry_after_ms: u32,
     /// A number that belongs to the code: the expected sequence for
     /// `OutOfOrderSequence`, the current epoch for `FencedProducer`, the limit
-    /// for limits; else 0.
+    /// for the limits of a connection, the broker's version for
+    /// `UnsupportedVersion`; else 0.
     pub detail: u64,
     /// For a person.
     pub text: String,

@@ -5,7 +5,7 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
 use super::{MessageError, check_reserved, ensure, flag, read_fixed};
-use crate::frame::{FRAME_HEADER_LEN, FixedHead, Opcode, RawFrameHeader};
+use crate::frame::{FRAME_HEADER_LEN, Opcode, header_words, seal_words};
 use crate::ids::Offset;
 
 /// Bytes of a produce request's meta.
@@ -15,8 +15,7 @@ pub const PRODUCE_HEAD_LEN: usize = FRAME_HEADER_LEN + PRODUCE_META_LEN;
 /// Bytes of a produce answer's meta.
 pub const PRODUCE_ACK_LEN: usize = size_of::<RawProduceAck>();
 
-const ACK_FRAME_LEN: usize = FRAME_HEADER_LEN + PRODUCE_ACK_LEN;
-const _: () = assert!(PRODUCE_HEAD_LEN == 40 && ACK_FRAME_LEN == 56);
+const _: () = assert!(PRODUCE_HEAD_LEN == 40 && PRODUCE_ACK_LEN == 24);
 
 /// Answer to a produce request: the batch is durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,9 +54,9 @@ struct RawProduceAck {
 /// [`Request::Produce`](super::Request::Produce) encodes to, without a buffer.
 #[inline]
 pub fn produce_head(correlation: u64, min_copies: u8, batch_len: u32) -> [u8; PRODUCE_HEAD_LEN] {
-    let header = RawFrameHeader::new(Opcode::Produce as u8, false, 0, correlation, batch_len);
-    let head: FixedHead<RawProduce> = FixedHead::new(header, RawProduce { min_copies, reserved: [0; 7] });
-    transmute!(head)
+    let meta_len = PRODUCE_META_LEN as u32;
+    let [a, b, c, d] = header_words(Opcode::Produce as u8, false, 0, correlation, meta_len, batch_len);
+    transmute!(seal_words([a, b, c, d, u64::from(min_copies)]))
 }
 
 pub(super) fn put_produce(out: &mut Vec<u8>, min_copies: u8) {
@@ -74,18 +73,13 @@ pub(super) fn read_produce(meta: &[u8]) -> Result<u8, MessageError> {
 
 impl ProduceAck {
     #[inline]
-    fn to_raw(self) -> RawProduceAck {
-        RawProduceAck {
-            base_offset: U64::new(self.base_offset.0),
-            commit_time_us: U64::new(self.commit_time_us),
-            copies: self.copies,
-            duplicate: u8::from(self.duplicate),
-            reserved: [0; 6],
-        }
+    fn to_words(self) -> [u64; PRODUCE_ACK_LEN / 8] {
+        let last = u64::from(self.copies) | u64::from(self.duplicate) << 8;
+        [self.base_offset.0, self.commit_time_us, last]
     }
 
     pub(super) fn put(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.to_raw().as_bytes());
+        out.extend_from_slice(self.to_words().map(U64::new).as_bytes());
     }
 
     #[inline]
@@ -105,8 +99,9 @@ impl ProduceAck {
     /// nothing of its own: this is the frame that a broker sends most.
     #[inline]
     pub fn encode(self, out: &mut Vec<u8>, correlation: u64) {
-        let header = RawFrameHeader::new(Opcode::Produce as u8, true, 0, correlation, 0);
-        let frame: [u8; ACK_FRAME_LEN] = transmute!(FixedHead::new(header, self.to_raw()));
-        out.extend_from_slice(&frame);
+        let meta_len = PRODUCE_ACK_LEN as u32;
+        let [a, b, c, d] = header_words(Opcode::Produce as u8, true, 0, correlation, meta_len, 0);
+        let [e, f, g] = self.to_words();
+        out.extend_from_slice(seal_words([a, b, c, d, e, f, g]).as_bytes());
     }
 }

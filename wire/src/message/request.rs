@@ -86,8 +86,7 @@ pub struct FetchPartition {
     /// First offset wanted. The answer may start with a batch that begins
     /// before it.
     pub offset: Offset,
-    /// Most bytes from this partition; its first batch is returned even if
-    /// larger, as far as the fetch's own `max_bytes` lets it.
+    /// Most bytes from this partition, but for the answer's first batch.
     pub max_bytes: u32,
 }
 
@@ -124,8 +123,9 @@ pub struct OpenProducer {
     pub partition: PartitionId,
     /// Who it is; [`ProducerId::NONE`] lets the broker choose a new identity.
     pub producer: ProducerId,
-    /// Take over: answer with a new epoch, so that an older incarnation is
-    /// fenced once this one's first batch is durable.
+    /// Take over: answer with a new epoch, so that older incarnations are
+    /// fenced, across a restart of the broker once a batch of this one is
+    /// durable.
     pub take_over: bool,
 }
 

@@ -16,34 +16,34 @@ const FETCHED_ITEM_LEN: usize = 40;
 /// A response, without the payload of a fetch response.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Response {
-    /// To [`Request::Hello`].
+    /// To [`Request::Hello`](super::Request::Hello).
     Hello(HelloAck),
-    /// To [`Request::Ping`].
+    /// To [`Request::Ping`](super::Request::Ping).
     Pong,
-    /// To [`Request::CreateTopic`].
+    /// To [`Request::CreateTopic`](super::Request::CreateTopic).
     TopicCreated(TopicInfo),
-    /// To [`Request::DeleteTopic`].
+    /// To [`Request::DeleteTopic`](super::Request::DeleteTopic).
     TopicDeleted,
-    /// To [`Request::ListTopics`].
+    /// To [`Request::ListTopics`](super::Request::ListTopics).
     Topics(Vec<TopicInfo>),
-    /// To [`Request::DescribeTopic`].
+    /// To [`Request::DescribeTopic`](super::Request::DescribeTopic).
     Topic(TopicDescription),
-    /// To [`Request::Produce`].
+    /// To [`Request::Produce`](super::Request::Produce).
     Produced(ProduceAck),
-    /// To [`Request::Fetch`]; the batches are the frame's payload.
+    /// To [`Request::Fetch`](super::Request::Fetch); the batches are the frame's payload.
     Fetched(Vec<FetchedPartition>),
-    /// To [`Request::Offsets`].
+    /// To [`Request::Offsets`](super::Request::Offsets).
     Offset(Offset),
-    /// To [`Request::OpenProducer`].
+    /// To [`Request::OpenProducer`](super::Request::OpenProducer).
     ProducerOpened(ProducerOpened),
-    /// To [`Request::Stats`]: name and value, sorted by name.
+    /// To [`Request::Stats`](super::Request::Stats): name and value, sorted by name.
     Stats(Vec<(String, u64)>),
     /// A refusal, to any request; with [`Opcode::Goodbye`] the last frame of
     /// the connection.
     Error(ErrorResponse),
 }
 
-/// Answer to [`Hello`].
+/// Answer to [`Hello`](super::Hello).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HelloAck {
     /// The version that both will use.
@@ -122,7 +122,7 @@ pub struct FetchedPartition {
     pub end_offset: Offset,
 }
 
-/// Answer to [`OpenProducer`].
+/// Answer to [`OpenProducer`](super::OpenProducer).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ProducerOpened {
     /// The identity to produce under; not [`ProducerId::NONE`].
