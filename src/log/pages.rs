@@ -51,6 +51,10 @@ struct Reading {
     keep: bool,
 }
 
+/// Fewest pages of a cache: what one reader may need at once. That is a batch
+/// of the largest size, and the pages of a footer that a search in it touches.
+const MIN_PAGES: usize = 16;
+
 /// The page cache of one shard.
 #[derive(Debug)]
 pub struct Pages {
@@ -63,18 +67,21 @@ pub struct Pages {
     wanted: VecDeque<PageId>,
     /// Pages wanted or being read.
     pending: FxHashSet<PageId>,
+    /// How many readers need a page to stay until they are done.
+    pinned: FxHashMap<PageId, u32>,
 }
 
 impl Pages {
-    /// A cache of at most `budget` bytes, at least four pages.
+    /// A cache of at most `budget` bytes, at least [`MIN_PAGES`] pages.
     pub fn new(budget: usize) -> Self {
         Pages {
             cached: FxHashMap::default(),
             order: VecDeque::new(),
-            budget: (budget / PAGE_LEN).max(4),
+            budget: (budget / PAGE_LEN).max(MIN_PAGES),
             reading: FxHashMap::default(),
             wanted: VecDeque::new(),
             pending: FxHashSet::default(),
+            pinned: FxHashMap::default(),
         }
     }
 
@@ -88,6 +95,28 @@ impl Pages {
     pub fn want(&mut self, page: PageId, len: usize) {
         if self.get(page, len).is_none() && self.pending.insert(page) {
             self.wanted.push_back(page);
+        }
+    }
+
+    /// Readers that may need pages at the same time, so that all of their pages
+    /// fit: more would push out each other's for ever.
+    pub fn max_readers(&self) -> usize {
+        self.budget / MIN_PAGES
+    }
+
+    /// Keeps a page, here or on its way, until it is [`unpin`](Self::unpin)ned
+    /// as often.
+    pub fn pin(&mut self, page: PageId) {
+        *self.pinned.entry(page).or_default() += 1;
+    }
+
+    /// See [`pin`](Self::pin).
+    pub fn unpin(&mut self, page: PageId) {
+        if let Some(count) = self.pinned.get_mut(&page) {
+            *count -= 1;
+            if *count == 0 {
+                self.pinned.remove(&page);
+            }
         }
     }
 
@@ -134,11 +163,14 @@ impl Pages {
         Some(page)
     }
 
-    /// Drops the oldest page, to give memory back. Returns whether there was
-    /// one.
+    /// Drops the oldest page that nobody needs, to give memory back. Returns
+    /// whether there was one.
     pub fn drop_oldest(&mut self) -> bool {
-        while let Some(page) = self.order.pop_front() {
-            if self.cached.remove(&page).is_some() {
+        for _ in 0..self.order.len() {
+            let Some(page) = self.order.pop_front() else { break };
+            if self.pinned.contains_key(&page) {
+                self.order.push_back(page);
+            } else if self.cached.remove(&page).is_some() {
                 return true;
             }
         }
@@ -147,13 +179,24 @@ impl Pages {
 
     /// Forgets a segment, because it is gone or because it was written to: what
     /// is cached and wanted of it, and what is being read once that arrives.
-    pub fn forget(&mut self, segment: SegmentSeq) {
+    /// Returns the pages that were wanted: whoever waits for them must look
+    /// again.
+    pub fn forget(&mut self, segment: SegmentSeq) -> Vec<PageId> {
         for reading in self.reading.values_mut().filter(|r| r.page.segment == segment) {
             reading.keep = false;
         }
         self.cached.retain(|page, _| page.segment != segment);
         self.order.retain(|page| page.segment != segment);
+        let mut forgotten = Vec::new();
         let pending = &mut self.pending;
-        self.wanted.retain(|page| page.segment != segment || !pending.remove(page));
+        self.wanted.retain(|page| {
+            let goes = page.segment == segment;
+            if goes {
+                pending.remove(page);
+                forgotten.push(*page);
+            }
+            !goes
+        });
+        forgotten
     }
 }

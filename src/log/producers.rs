@@ -73,8 +73,13 @@ impl ProducerState {
         if base == self.next_sequence {
             return Verdict::Append;
         }
+        // A retry comes under an epoch that the log has seen. Under a newer one
+        // it would be another incarnation's batch that happens to have a number
+        // which is taken.
         match base.0.checked_add(u64::from(count)) {
-            Some(end) if end <= self.next_sequence.0 => Verdict::Duplicate(self.offset_of(base)),
+            Some(end) if end <= self.next_sequence.0 && epoch <= self.epoch => {
+                Verdict::Duplicate(self.offset_of(base))
+            }
             _ => Verdict::OutOfOrder(self.next_sequence),
         }
     }
@@ -154,6 +159,7 @@ mod tests {
         promised.promised_epoch = Epoch(4);
         assert_eq!(promised.judge(Epoch(3), Sequence(15), 1), Verdict::Fenced(Epoch(4)));
         assert_eq!(promised.judge(Epoch(4), Sequence(15), 1), Verdict::Append);
+        assert_eq!(promised.judge(Epoch(4), Sequence(10), 5), Verdict::OutOfOrder(Sequence(15)));
     }
 
     #[test]

@@ -213,7 +213,6 @@ pub fn recover<P: BufferPool>(
     }
     for (i, &segment) in segments.iter().enumerate() {
         if !recovery.segment(segment, &segments[i + 1..])? {
-            recovery.log.prepared = segments[i + 1..].to_vec();
             break;
         }
     }
@@ -279,6 +278,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
             return Ok(true);
         }
         self.judge_end(segment, position, damage, later)?;
+        self.log.prepared = later.to_vec();
         Ok(false)
     }
 

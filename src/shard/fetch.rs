@@ -5,7 +5,7 @@
 //! as a [`Job`] and is looked at again, from the start, when something that it
 //! waits for has come. Looking is cheap, and nothing can go stale.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, FetchedPartition, OffsetSpec};
 use ringbolt_wire::{ErrorCode, Offset, PartitionId};
@@ -50,6 +50,20 @@ struct Job {
     deadline_us: u64,
     /// Whether it is in the list of those to be looked at.
     ready: bool,
+    cold: Cold,
+    /// Pages that it needed so far, pinned.
+    needs: SmallVec<[PageId; 8]>,
+}
+
+/// Whether a job reads from disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cold {
+    /// It does not, as far as is known.
+    No,
+    /// It must, and waits for its turn.
+    Queued,
+    /// It does.
+    Reading,
 }
 
 /// The fetches of one shard that wait.
@@ -62,6 +76,10 @@ pub(super) struct Fetches {
     by_page: FxHashMap<PageId, SmallVec<[usize; 2]>>,
     deadlines: BTreeSet<(u64, usize)>,
     ready: Vec<usize>,
+    /// Jobs that wait for their turn to read from disk, oldest first.
+    cold: VecDeque<usize>,
+    /// Jobs that read from disk now.
+    reading: usize,
 }
 
 /// What a look at a job's wish gives.
@@ -112,7 +130,50 @@ impl Fetches {
             !jobs.is_empty()
         });
         self.ready.retain(|job| *job != id);
+        match job.cold {
+            Cold::No => {}
+            Cold::Queued => self.cold.retain(|job| *job != id),
+            Cold::Reading => {
+                self.reading -= 1;
+                if let Some(&next) = self.cold.front() {
+                    self.make_ready(next);
+                }
+            }
+        }
         job
+    }
+
+    /// Whether it is the turn of this job (`None`: of a new one) to read from
+    /// disk.
+    fn may_read(&self, id: Option<usize>, max_readers: usize) -> bool {
+        if id.is_some_and(|id| self.jobs[id].cold == Cold::Reading) {
+            return true;
+        }
+        let is_first = self.cold.is_empty() || self.cold.front().copied() == id;
+        is_first && self.reading < max_readers
+    }
+
+    /// A job's turn to read from disk has come, or it must wait for it.
+    fn set_cold(&mut self, id: usize, may_read: bool) {
+        let job = &mut self.jobs[id];
+        match (job.cold, may_read) {
+            (Cold::Reading, _) | (Cold::Queued, false) => {}
+            (Cold::No, false) => {
+                job.cold = Cold::Queued;
+                self.cold.push_back(id);
+            }
+            (was, true) => {
+                job.cold = Cold::Reading;
+                self.reading += 1;
+                if was == Cold::Queued {
+                    self.cold.retain(|queued| *queued != id);
+                }
+                // There may be room for the next one as well.
+                if let Some(&next) = self.cold.front() {
+                    self.make_ready(next);
+                }
+            }
+        }
     }
 
     fn make_ready(&mut self, id: usize) {
@@ -122,10 +183,11 @@ impl Fetches {
         }
     }
 
-    pub fn drop_session(&mut self, core: u16, session: u64) {
-        for id in self.by_session.remove(&(core, session)).unwrap_or_default() {
-            self.remove(id);
-        }
+    /// Forgets what a session waits for. Returns the pages that were pinned for
+    /// it.
+    pub fn drop_session(&mut self, core: u16, session: u64) -> Vec<PageId> {
+        let jobs = self.by_session.remove(&(core, session)).unwrap_or_default();
+        jobs.into_iter().flat_map(|id| self.remove(id).needs).collect()
     }
 
     pub fn make_all_ready(&mut self) {
@@ -154,23 +216,59 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn ask(&mut self, from: ReplyTo, ask: Ask, deadline_us: u64, now: Now) {
+        let may_read = self.fetches.may_read(None, self.reader.pages.max_readers());
+        self.reader.may_want = may_read;
         match self.look(&ask, deadline_us <= now.mono_us) {
             Look::Answer(reply) => self.answer(from, reply),
             waits => {
-                let id = self.fetches.add(Job { from, ask, deadline_us, ready: false });
-                self.wait_for(id, waits);
+                let (cold, needs) = (Cold::No, SmallVec::new());
+                let id = self.fetches.add(Job { from, ask, deadline_us, ready: false, cold, needs });
+                self.wait_for(id, waits, may_read);
             }
         }
     }
 
-    fn wait_for(&mut self, id: usize, waits: Look) {
-        if let Look::Pages(pages) = waits {
-            for page in pages {
-                let waiting = self.fetches.by_page.entry(page).or_default();
-                if !waiting.contains(&id) {
-                    waiting.push(id);
-                }
+    fn wait_for(&mut self, id: usize, waits: Look, may_read: bool) {
+        let Look::Pages(pages) = waits else { return };
+        self.fetches.set_cold(id, may_read);
+        if !may_read {
+            return;
+        }
+        for page in pages {
+            let waiting = self.fetches.by_page.entry(page).or_default();
+            if !waiting.contains(&id) {
+                waiting.push(id);
             }
+            let needs = &mut self.fetches.jobs[id].needs;
+            if !needs.contains(&page) {
+                needs.push(page);
+                self.reader.pages.pin(page);
+            }
+        }
+    }
+
+    fn end_job(&mut self, id: usize) -> Job {
+        let job = self.fetches.remove(id);
+        job.needs.iter().for_each(|page| self.reader.pages.unpin(*page));
+        job
+    }
+
+    pub(super) fn drop_session(&mut self, core: u16, session: u64) {
+        for page in self.fetches.drop_session(core, session) {
+            self.reader.pages.unpin(page);
+        }
+    }
+
+    /// Forgets a segment's pages; who waits for one looks again.
+    pub(super) fn forget_pages(&mut self, segment: SegmentSeq) {
+        for page in self.reader.pages.forget(segment) {
+            self.wake_readers(page);
+        }
+    }
+
+    fn wake_readers(&mut self, page: PageId) {
+        for id in self.fetches.by_page.remove(&page).unwrap_or_default() {
+            self.fetches.make_ready(id);
         }
     }
 
@@ -185,6 +283,11 @@ impl<P: BufferPool> Shard<P> {
     /// Looks again at those fetches for which something has come.
     pub(super) fn look_again(&mut self, now: Now) {
         for id in std::mem::take(&mut self.fetches.ready) {
+            if !self.fetches.jobs.contains(id) {
+                continue;
+            }
+            let may_read = self.fetches.may_read(Some(id), self.reader.pages.max_readers());
+            self.reader.may_want = may_read;
             let Some(job) = self.fetches.jobs.get_mut(id).filter(|job| job.ready) else { continue };
             job.ready = false;
             let late = job.deadline_us <= now.mono_us;
@@ -193,10 +296,10 @@ impl<P: BufferPool> Shard<P> {
             self.fetches.jobs[id].ask = ask;
             match look {
                 Look::Answer(reply) => {
-                    let job = self.fetches.remove(id);
+                    let job = self.end_job(id);
                     self.answer(job.from, reply);
                 }
-                waits => self.wait_for(id, waits),
+                waits => self.wait_for(id, waits, may_read),
             }
         }
         self.reader.broken.clear();
@@ -254,9 +357,7 @@ impl<P: BufferPool> Shard<P> {
             self.counters.corrupt_reads += 1;
             self.reader.broken.push(page);
         }
-        for id in self.fetches.by_page.remove(&page).unwrap_or_default() {
-            self.fetches.make_ready(id);
-        }
+        self.wake_readers(page);
     }
 
     fn look(&mut self, ask: &Ask, late: bool) -> Look {
@@ -278,7 +379,10 @@ impl<P: BufferPool> Shard<P> {
             left = left.saturating_sub(fetched.payload_len as usize);
             list.push(fetched);
         }
-        let enough = total >= (fetch.min_bytes as usize).max(1) || refused;
+        // What must be read from disk is there already: it is not waited for in
+        // order to reach `min_bytes`.
+        let enough =
+            total >= (fetch.min_bytes as usize).max(1) || refused || (total > 0 && !missing.is_empty());
         if enough || (late && missing.is_empty()) {
             Look::Answer(Reply::Fetched { partitions: list, payload })
         } else if missing.is_empty() {

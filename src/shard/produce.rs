@@ -281,7 +281,9 @@ impl<P: BufferPool> Shard<P> {
 
     /// Answers those who opened a producer before `durable_index` was durable.
     pub(super) fn opens_durable(&mut self, durable_index: u64) {
-        while let Some((_, from, open)) = self.waiting_opens.pop_front_if(|(index, ..)| *index <= durable_index) {
+        while let Some((_, from, open)) =
+            self.waiting_opens.pop_front_if(|(index, ..)| *index <= durable_index)
+        {
             self.open_producer_now(from, open);
         }
     }

@@ -17,7 +17,7 @@ pub(super) type Pieces = SmallVec<[Bytes; 4]>;
 /// Why bytes cannot be had now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Unavailable {
-    /// These pages must be read first; they are asked for.
+    /// These pages must be read first. They are asked for, if that is allowed.
     Pages(SmallVec<[PageId; 8]>),
     /// What is stored is not what was written.
     Corrupt {
@@ -49,6 +49,8 @@ pub(super) struct LogReader {
     pub durable_end: Lsn,
     /// Pages that could not be read, while somebody waits for them.
     pub broken: Vec<PageId>,
+    /// Whether pages may be asked for now, on behalf of who is reading.
+    pub may_want: bool,
 }
 
 impl LogReader {
@@ -76,11 +78,16 @@ impl LogReader {
                     return Err(Unavailable::Corrupt { segment, position: page.position() });
                 }
                 None => {
-                    self.pages.want(page, to as usize);
+                    if self.may_want {
+                        self.pages.want(page, to as usize);
+                    }
                     missing.push(page);
                 }
             }
             at = page.position() + to;
+        }
+        if !self.may_want {
+            return if missing.is_empty() { Ok(pieces) } else { Err(Unavailable::Pages(missing)) };
         }
         self.read_ahead(PageId::at(segment, end - 1), ahead);
         if missing.is_empty() { Ok(pieces) } else { Err(Unavailable::Pages(missing)) }

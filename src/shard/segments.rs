@@ -84,7 +84,7 @@ pub(super) struct Segments {
     sealing: VecDeque<Sealing>,
     pub sealed: VecDeque<SealedSegment>,
     /// No longer retained; recycled once nobody reads them.
-    pub dropped: Vec<SegmentSeq>,
+    pub dropped: VecDeque<SegmentSeq>,
 }
 
 /// Longest write of a footer at once: as much as the largest commit.
@@ -115,7 +115,7 @@ impl Segments {
             next_seq: last.map_or(SegmentSeq(0), SegmentSeq::next),
             sealing: sealing.collect(),
             sealed: std::mem::take(&mut recovered.sealed).into(),
-            dropped: Vec::new(),
+            dropped: VecDeque::new(),
         }
     }
 
@@ -265,10 +265,11 @@ impl Segments {
     }
 
     /// The oldest sealed segment, if it is beyond what is retained: the log is
-    /// longer than `bytes`, or it ended before `before_us`.
+    /// longer than `bytes`, or it ended before `before_us`. The last sealed one
+    /// stays: its footer is what recovery starts from.
     pub fn expired(&self, bytes: Option<u64>, before_us: Option<u64>) -> Option<SegmentSeq> {
-        let oldest = self.sealed.front()?;
-        let used = (self.sealed.len() + self.sealing.len() + 1) as u64 * self.segment_len;
+        let oldest = self.sealed.front().filter(|_| self.sealed.len() > 1)?;
+        let used = (self.sealed.len() + 1) as u64 * self.segment_len;
         let too_long = bytes.is_some_and(|limit| used > limit);
         let too_old = before_us.is_some_and(|limit| oldest.last_commit_time_us < limit);
         (too_long || too_old).then_some(oldest.segment)
@@ -277,7 +278,7 @@ impl Segments {
     /// Gives up the oldest sealed segment.
     pub fn drop_oldest(&mut self) {
         if let Some(oldest) = self.sealed.pop_front() {
-            self.dropped.push(oldest.segment);
+            self.dropped.push_back(oldest.segment);
         }
     }
 

@@ -136,6 +136,7 @@ impl<P: BufferPool> Shard<P> {
                 segment_len: identity.segment_len,
                 durable_end,
                 broken: Vec::new(),
+                may_want: false,
             },
             random: config.seed,
             config,
@@ -175,7 +176,7 @@ impl<P: BufferPool> Shard<P> {
         match event {
             Event::Request { from, request } => self.request(from, request, now),
             Event::FetchNow { from } => self.fetch_now(from, now),
-            Event::SessionClosed { core, session } => self.fetches.drop_session(core, session),
+            Event::SessionClosed { core, session } => self.drop_session(core, session),
             Event::Written { token, result } => self.written(token, result, now),
             Event::Read { token, result } => self.page_read(token, result),
             Event::SegmentPrepared { segment, result } => self.segment_prepared(segment, result, now),
@@ -275,9 +276,10 @@ impl<P: BufferPool> Shard<P> {
         match self.state.slot(id) {
             Some(slot) if id.topic.0 != 0 => Ok(slot),
             _ => Err(match self.topics.get(&id.topic) {
+                // Another shard's, or of a topic whose deletion is on its way.
                 Some(partitions) if id.index < *partitions => {
-                    debug_assert_ne!(shard_of(id, self.config.shards), self.config.shard);
-                    ErrorCode::InvalidRequest
+                    let is_here = shard_of(id, self.config.shards) == self.config.shard;
+                    if is_here { ErrorCode::UnknownTopic } else { ErrorCode::InvalidRequest }
                 }
                 Some(_) => ErrorCode::UnknownPartition,
                 None => ErrorCode::UnknownTopic,
@@ -389,7 +391,7 @@ impl<P: BufferPool> Shard<P> {
         } else if let Some(sealed) = self.segments.written(token) {
             self.state.sealed(sealed.segment, &sealed.parts);
             // Its last pages may have been read before the footer was there.
-            self.reader.pages.forget(sealed.segment);
+            self.forget_pages(sealed.segment);
             let next = Lsn::new(sealed.segment.next(), 0, self.identity.segment_len);
             self.reader.durable_end = self.reader.durable_end.max(next);
         }
@@ -498,16 +500,12 @@ impl<P: BufferPool> Shard<P> {
         while let Some(segment) = self.segments.expired(self.config.retention_bytes, before_us) {
             self.segments.drop_oldest();
             self.state.drop_segment(segment);
-            self.reader.pages.forget(segment);
+            self.forget_pages(segment);
         }
-        let (reader, out) = (&self.reader, &mut self.out);
-        self.segments.dropped.retain(|&segment| {
-            let read = reader.pages.is_reading(segment);
-            if !read {
-                out.push_back(Action::RecycleSegment { segment });
-            }
-            read
-        });
+        // Strictly oldest first: a gap in the files would look like a loss.
+        while let Some(segment) = self.segments.dropped.pop_front_if(|s| !self.reader.pages.is_reading(*s)) {
+            self.out.push_back(Action::RecycleSegment { segment });
+        }
     }
 
     fn read_pages(&mut self) {
