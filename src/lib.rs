@@ -10,6 +10,8 @@ pub mod doctor;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod reactor;
+pub mod serve;
 pub mod session;
 pub mod shard;
 pub mod time;

@@ -1,4 +1,4 @@
-//! Receive memory for a ring: a mapping, and a group of provided buffers on it.
+//! Memory for a bare ring: a mapping, and a group of provided buffers on it.
 //!
 //! Knows nothing of connections: it hands out bytes by buffer id and takes ids
 //! back.
@@ -10,8 +10,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
+/// A huge page, in bytes.
+const HUGE: usize = 2 << 20;
+
 /// Anonymous memory of its own, page-aligned, zeroed, and unmapped on drop.
 pub(crate) struct Mapping {
+    /// What was mapped.
+    mapped: NonNull<u8>,
+    mapped_len: usize,
+    /// What is used of it.
     base: NonNull<u8>,
     len: usize,
 }
@@ -21,34 +28,44 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes and asks for huge pages, which is only a wish: a
-    /// receive that walks many buffers otherwise pays for a TLB miss in each.
+    /// Maps `len` bytes. From a quarter of a huge page on they lie on huge
+    /// pages if the kernel has any: a direct write or a walk over many buffers
+    /// otherwise costs something for each 4 KiB.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
         assert!(len > 0, "an empty mapping has no address");
+        let huge = len >= HUGE / 4;
+        let mapped_len = if huge { len.next_multiple_of(HUGE) + HUGE } else { len };
         // SAFETY: a fresh anonymous private mapping touches no existing memory.
-        let base = unsafe {
+        let mapped = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                len,
+                mapped_len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
             )
         };
-        if base == libc::MAP_FAILED {
+        if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: base and len are the mapping made above; the advice changes
-        // no contents, and its failure changes nothing at all.
-        unsafe { libc::madvise(base, len, libc::MADV_HUGEPAGE) };
-        let base = NonNull::new(base.cast()).expect("mmap never maps page zero");
-        Ok(Self { base, len })
+        let mapped = NonNull::new(mapped.cast::<u8>()).expect("mmap never maps page zero");
+        let mut base = mapped;
+        if huge {
+            // SAFETY: the next multiple of a huge page is less than one away,
+            // and the mapping is longer than that by `len` and more.
+            base = unsafe { mapped.add(mapped.align_offset(HUGE)) };
+            // SAFETY: the advised range ends inside the mapping, as that is one
+            // huge page longer; advice changes no contents, and its failure
+            // changes nothing at all.
+            unsafe { libc::madvise(base.as_ptr().cast(), len.next_multiple_of(HUGE), libc::MADV_HUGEPAGE) };
+        }
+        Ok(Self { mapped, mapped_len, base, len })
     }
 
-    /// Length in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.len
+    /// The whole of it, as the kernel's registrations want it.
+    pub(crate) fn as_iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len }
     }
 
     /// Address of byte `at`, which must lie inside the mapping.
@@ -58,7 +75,7 @@ impl Mapping {
         unsafe { self.base.as_ptr().add(at) }
     }
 
-    /// The whole mapping, to be filled before the kernel is told of it.
+    /// The bytes, while the kernel works on none of them.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: base..base+len is mapped readable and writable and zeroed, and
         // &mut self keeps every other Rust reference away meanwhile.
@@ -68,15 +85,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are exactly what mmap returned, unmapped once.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        // SAFETY: exactly what mmap returned, unmapped once.
+        unsafe { libc::munmap(self.mapped.as_ptr().cast(), self.mapped_len) };
     }
 }
 
 /// A group of equally long receive buffers that the kernel picks from.
-///
-/// Must outlive the ring it is registered with.
-pub(crate) struct RecvPool {
+pub(crate) struct RecvBuffers {
     ring: Mapping,
     buffers: Mapping,
     entries: u16,
@@ -85,40 +100,44 @@ pub(crate) struct RecvPool {
     free: u16,
 }
 
-impl RecvPool {
+impl RecvBuffers {
     /// Registers `entries` (a power of two, at most 32768) buffers of
-    /// `buffer_len` bytes as buffer group `group`.
-    pub(crate) fn register(
+    /// `buffer_len` bytes as buffer group `group`; `flags` are `IOU_PBUF_RING_*`.
+    ///
+    /// # Safety
+    ///
+    /// The value may be dropped only when no receive from the group is under
+    /// way and none will be started.
+    pub(crate) unsafe fn register(
         submitter: &Submitter<'_>,
         group: u16,
         entries: u16,
         buffer_len: usize,
+        flags: u16,
     ) -> io::Result<Self> {
         assert!(entries.is_power_of_two(), "buffer rings are sized in powers of two");
         let ring = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
         let buffers = Mapping::new(usize::from(entries) * buffer_len)?;
         // SAFETY: the ring memory is page-aligned and holds `entries` entries;
-        // the type's contract keeps it mapped until the io_uring is gone.
-        unsafe {
-            submitter.register_buf_ring_with_flags(ring.at(0) as u64, entries, group, 0)?;
-        }
-        let mut pool = Self { ring, buffers, entries, buffer_len, tail: 0, free: 0 };
+        // the caller keeps it mapped while the kernel can use it.
+        unsafe { submitter.register_buf_ring_with_flags(ring.at(0) as u64, entries, group, flags)? };
+        let mut all = Self { ring, buffers, entries, buffer_len, tail: 0, free: 0 };
         for id in 0..entries {
-            pool.give_back(id);
+            all.give_back(id);
         }
-        pool.publish();
-        Ok(pool)
+        all.publish();
+        Ok(all)
     }
 
     /// The first `len` bytes of buffer `id`, as the kernel left them.
     ///
     /// Meaningful between the completion that named the buffer and
-    /// [`RecvPool::give_back`].
+    /// [`RecvBuffers::give_back`].
     pub(crate) fn bytes(&self, id: u16, len: usize) -> &[u8] {
         assert!(len <= self.buffer_len, "the kernel reported more than a buffer holds");
         // SAFETY: the range lies inside buffer `id` (asserted here and in
-        // `address`) and is initialised memory; the caller holds the buffer, so
-        // the kernel does not write to it.
+        // `address`) and is initialised memory; the kernel does not write to a
+        // buffer between handing it out and getting it back.
         unsafe { std::slice::from_raw_parts(self.address(id), len) }
     }
 
@@ -130,7 +149,7 @@ impl RecvPool {
 
     /// Notes that the kernel has handed out a buffer.
     pub(crate) fn taken(&mut self) {
-        self.free = self.free.checked_sub(1).expect("more buffers taken than exist");
+        self.free = self.free.checked_sub(1).expect("more buffers were handed out than exist");
     }
 
     /// True while the kernel has at least one buffer to receive into.
@@ -138,7 +157,7 @@ impl RecvPool {
         self.free > 0
     }
 
-    /// Returns buffer `id`; the kernel sees it after [`RecvPool::publish`].
+    /// Returns buffer `id`; the kernel sees it after [`RecvBuffers::publish`].
     pub(crate) fn give_back(&mut self, id: u16) {
         let address = self.address(id) as u64;
         let slot = usize::from(self.tail & (self.entries - 1));

@@ -1,0 +1,110 @@
+//! Names of files in a data directory.
+
+use ringbolt_wire::ShardId;
+
+use crate::limits::MAX_SHARDS;
+use crate::log::SegmentSeq;
+
+/// What a name says a file or folder is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileName {
+    /// A segment of a shard's log.
+    Segment(SegmentSeq),
+    /// A file for a segment to come.
+    Spare(u64),
+    /// A spare file that is not yet whole.
+    Unfinished,
+    /// A shard's folder.
+    Shard,
+}
+
+const SEGMENT: &str = "segment-";
+const SPARE: &str = "spare-";
+const TMP: &str = ".tmp";
+const SHARD: &str = "shard-";
+
+/// Name of a segment's file.
+pub fn segment_name(segment: SegmentSeq) -> String {
+    format!("{SEGMENT}{:016x}", segment.0)
+}
+
+/// Name of a spare file.
+pub fn spare_name(number: u64) -> String {
+    format!("{SPARE}{number:016x}")
+}
+
+/// Name of a spare file that is not yet whole.
+pub(in crate::io) fn unfinished_name(number: u64) -> String {
+    format!("{SPARE}{number:016x}{TMP}")
+}
+
+/// Name of a shard's folder.
+pub fn shard_name(shard: ShardId) -> String {
+    format!("{SHARD}{:03}", shard.0)
+}
+
+fn number(digits: &str) -> Option<u64> {
+    let canonical = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if canonical { u64::from_str_radix(digits, 16).ok() } else { None }
+}
+
+impl FileName {
+    /// What `name` says; `None` if it is none of Ringbolt's.
+    pub fn parse(name: &str) -> Option<FileName> {
+        if let Some(digits) = name.strip_prefix(SEGMENT) {
+            return number(digits).map(|n| FileName::Segment(SegmentSeq(n)));
+        }
+        if let Some(rest) = name.strip_prefix(SPARE) {
+            return match rest.strip_suffix(TMP) {
+                Some(digits) => number(digits).map(|_| FileName::Unfinished),
+                None => number(rest).map(FileName::Spare),
+            };
+        }
+        let shard: u16 = name.strip_prefix(SHARD)?.parse().ok()?;
+        (shard < MAX_SHARDS && shard_name(ShardId(shard)) == name).then_some(FileName::Shard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn names_say_what_they_were_made_of(n: u64, shard in 0..MAX_SHARDS) {
+            prop_assert_eq!(FileName::parse(&segment_name(SegmentSeq(n))), Some(FileName::Segment(SegmentSeq(n))));
+            prop_assert_eq!(FileName::parse(&spare_name(n)), Some(FileName::Spare(n)));
+            prop_assert_eq!(FileName::parse(&unfinished_name(n)), Some(FileName::Unfinished));
+            prop_assert_eq!(FileName::parse(&shard_name(ShardId(shard))), Some(FileName::Shard));
+        }
+
+        /// Two files must never stand for one segment.
+        #[test]
+        fn a_name_that_is_read_is_the_one_that_is_written(name in "(segment|spare|shard)-[0-9a-fA-F+]{0,17}(\\.tmp)?") {
+            let written = match FileName::parse(&name) {
+                Some(FileName::Segment(segment)) => segment_name(segment),
+                Some(FileName::Spare(number)) => spare_name(number),
+                _ => return Ok(()),
+            };
+            prop_assert_eq!(written, name);
+        }
+    }
+
+    #[test]
+    fn other_names_are_nobodys() {
+        for name in [
+            "",
+            "lock",
+            "segment-",
+            "segment-0",
+            "segment-000000000000000G",
+            "shard-1",
+            "shard-999",
+            "shard--01",
+        ] {
+            assert_eq!(FileName::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! One shard's segments on disk: carries out what the shard asks for, on the
+//! core's ring, and turns the completions into events.
+//!
+//! A failed or short write is reported and never tried again: what the kernel
+//! could not write it may have dropped. What the bytes mean is not known here.
+
+mod files;
+mod mode;
+mod reader;
+mod spares;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use bytes::Bytes;
+use ringbolt_wire::ShardId;
+use slab::Slab;
+
+use crate::io::clock;
+use crate::io::datadir::ShardDir;
+use crate::io::pool::PoolBuffer;
+use crate::io::ring::{Class, Completion, Ring, Target, Token};
+use crate::limits::BLOCK_LEN;
+use crate::log::SegmentSeq;
+use crate::shard::action::{ReadToken, WriteToken};
+use crate::shard::event::{DiskFault, Event};
+use files::{Files, Found};
+pub use mode::{FileMode, ModeError, choose_mode, readable_mode};
+pub use reader::FolderReader;
+use spares::{Spares, Step};
+pub use stats::DiskStats;
+
+/// How a shard's disk is driven.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskConfig {
+    /// Length of a segment in bytes, as the superblock says.
+    pub segment_len: u64,
+    /// Past the kernel's cache, or through it.
+    pub mode: FileMode,
+    /// Spare files that are kept ready ahead of need. 1 is enough unless
+    /// segments fill faster than they are zero-written.
+    pub spares_ahead: usize,
+    /// Most spare files; what is recycled beyond it is removed. At least
+    /// `spares_ahead`.
+    pub spares_max: usize,
+}
+
+impl DiskConfig {
+    /// One spare ahead, at most four.
+    pub fn new(segment_len: u64, mode: FileMode) -> Self {
+        DiskConfig { segment_len, mode, spares_ahead: 1, spares_max: 4 }
+    }
+}
+
+/// What an operation in flight is for.
+#[derive(Debug)]
+enum Op {
+    Write { token: WriteToken, segment: SegmentSeq, len: usize, started_us: u64 },
+    Read { token: ReadToken, segment: SegmentSeq, len: usize, started_us: u64 },
+    Open { segment: SegmentSeq },
+    Spare(Step),
+}
+
+/// A read or write whose file is being opened.
+#[derive(Debug)]
+enum Waiting {
+    Write { token: WriteToken, position: u64, data: Bytes },
+    Read { token: ReadToken, position: u64, buffer: PoolBuffer },
+}
+
+/// One shard's disk. All operations go to the ring that is passed in, always
+/// the same one; the completions of [`Class::Disk`] whose token names this
+/// shard come back through [`Disk::complete`].
+#[derive(Debug)]
+pub struct Disk {
+    shard: ShardId,
+    config: DiskConfig,
+    folder: ManuallyDrop<OwnedFd>,
+    files: ManuallyDrop<Files>,
+    spares: ManuallyDrop<Spares>,
+    ops: Slab<Op>,
+    events: VecDeque<Event<'static, PoolBuffer>>,
+    stats: DiskStats,
+}
+
+impl Disk {
+    /// The disk of a shard whose folder was listed. Starts nothing yet.
+    pub fn new(config: DiskConfig, dir: &ShardDir) -> io::Result<Disk> {
+        let folder = OwnedFd::from(File::open(&dir.path)?);
+        Ok(Disk {
+            shard: dir.shard,
+            config,
+            folder: ManuallyDrop::new(folder),
+            files: ManuallyDrop::new(Files::new(&dir.segments)),
+            spares: ManuallyDrop::new(Spares::new(&config, &dir.spares)),
+            ops: Slab::new(),
+            events: VecDeque::new(),
+            stats: DiskStats::default(),
+        })
+    }
+
+    /// The shard that a token of [`Class::Disk`] belongs to.
+    #[inline]
+    pub fn shard_of(token: Token) -> ShardId {
+        ShardId((token.value() >> 32) as u16)
+    }
+
+    /// Lets spare files be made ahead of need from now on.
+    pub fn start(&mut self, ring: &mut Ring) {
+        self.spares.keep_ahead();
+        self.step_spares(ring);
+    }
+
+    /// Makes spare files as fast as the disk allows until there are `count`,
+    /// and returns when they are there. The ring must have nothing else in
+    /// flight.
+    pub fn preallocate(&mut self, ring: &mut Ring, count: usize) -> Result<(), DiskFault> {
+        self.spares.want(count);
+        self.step_spares(ring);
+        while self.spares.ready() < count {
+            if let Some(fault) = self.spares.take_fault() {
+                return Err(fault);
+            }
+            ring.submit_and_wait(None).map_err(|e| fault("io_uring_enter", e.raw_os_error().unwrap_or(0)))?;
+            while let Some(completion) = ring.next_completion() {
+                assert_eq!(completion.token.class(), Class::Disk, "nothing else is in flight");
+                self.complete(ring, completion);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes durably; answered by [`Event::Written`].
+    ///
+    /// # Panics
+    /// If position or length are no multiples of a block, or beyond the end.
+    pub fn write(
+        &mut self,
+        ring: &mut Ring,
+        token: WriteToken,
+        segment: SegmentSeq,
+        position: u64,
+        data: Bytes,
+    ) {
+        self.check_range(position, data.len());
+        match self.files.find(segment) {
+            Found::Open(fd) => self.push_write(ring, fd, segment, token, position, data),
+            Found::Closed => {
+                self.files.wait(segment, Waiting::Write { token, position, data });
+                self.open(ring, segment);
+            }
+            Found::Opening => self.files.wait(segment, Waiting::Write { token, position, data }),
+            Found::Unknown => {
+                let result = Err(fault("open for writing", libc::ENOENT));
+                self.events.push_back(Event::Written { token, result });
+            }
+        }
+    }
+
+    /// Reads the whole buffer full; answered by [`Event::Read`].
+    ///
+    /// # Panics
+    /// If position or length are no multiples of a block, or beyond the end.
+    pub fn read(
+        &mut self,
+        ring: &mut Ring,
+        token: ReadToken,
+        segment: SegmentSeq,
+        position: u64,
+        buffer: PoolBuffer,
+    ) {
+        self.check_range(position, buffer.len());
+        match self.files.find(segment) {
+            Found::Open(fd) => self.push_read(ring, fd, segment, token, position, buffer),
+            Found::Closed => {
+                self.files.wait(segment, Waiting::Read { token, position, buffer });
+                self.open(ring, segment);
+            }
+            Found::Opening => self.files.wait(segment, Waiting::Read { token, position, buffer }),
+            Found::Unknown => {
+                let result = Err(fault("open for reading", libc::ENOENT));
+                self.events.push_back(Event::Read { token, result });
+            }
+        }
+    }
+
+    /// Makes the segment's file; answered by [`Event::SegmentPrepared`].
+    pub fn prepare(&mut self, ring: &mut Ring, segment: SegmentSeq) {
+        if matches!(self.files.find(segment), Found::Unknown) {
+            self.spares.prepare(segment);
+            self.step_spares(ring);
+        } else {
+            // There from an earlier start, which ended before it was used.
+            self.events.push_back(Event::SegmentPrepared { segment, result: Ok(()) });
+        }
+    }
+
+    /// Makes the segment's file a spare one.
+    pub fn recycle(&mut self, ring: &mut Ring, segment: SegmentSeq) {
+        let fd = self.files.remove(segment);
+        self.spares.recycle(segment, fd);
+        self.step_spares(ring);
+    }
+
+    /// Takes a completion of this shard's.
+    pub fn complete(&mut self, ring: &mut Ring, completion: Completion) {
+        debug_assert_eq!(Self::shard_of(completion.token), self.shard);
+        let op = self.ops.remove(completion.token.value() as u32 as usize);
+        let result = completion.result;
+        match op {
+            Op::Write { token, segment, len, started_us } => {
+                self.files.ended(segment);
+                self.stats.wrote(len, clock::mono_us().saturating_sub(started_us));
+                let result = whole("write", result, len);
+                self.events.push_back(Event::Written { token, result });
+                self.spares.wrote(len);
+                self.step_spares(ring);
+            }
+            Op::Read { token, segment, len, started_us } => {
+                self.files.ended(segment);
+                self.stats.read(len, clock::mono_us().saturating_sub(started_us));
+                let buffer = completion.held.into_buffer().expect("a read's buffer comes back with it");
+                let result = whole("read", result, len).map(|()| buffer);
+                self.events.push_back(Event::Read { token, result });
+            }
+            Op::Open { segment } => self.opened(ring, segment, result),
+            Op::Spare(step) => {
+                self.spares.complete(step, result);
+                self.step_spares(ring);
+            }
+        }
+    }
+
+    /// The next event for the shard. To be called until there is none, after
+    /// each call of another method.
+    #[inline]
+    pub fn next_event(&mut self) -> Option<Event<'static, PoolBuffer>> {
+        self.events.pop_front()
+    }
+
+    /// What the disk has done.
+    pub fn stats(&self) -> &DiskStats {
+        &self.stats
+    }
+
+    /// Spare files that are ready.
+    pub fn spares_ready(&self) -> usize {
+        self.spares.ready()
+    }
+
+    /// Operations in flight, those in the background included.
+    pub fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    fn check_range(&self, position: u64, len: usize) {
+        let end = position.checked_add(len as u64).expect("a position in a file");
+        assert!(
+            position.is_multiple_of(BLOCK_LEN as u64)
+                && len.is_multiple_of(BLOCK_LEN)
+                && len > 0
+                && end <= self.config.segment_len,
+            "{len} bytes at {position} of a segment"
+        );
+    }
+
+    fn track(&mut self, op: Op) -> Token {
+        let index = u64::try_from(self.ops.insert(op)).expect("fits in 64 bits");
+        Token::new(Class::Disk, u64::from(self.shard.0) << 32 | index)
+    }
+
+    fn push_write(
+        &mut self,
+        ring: &mut Ring,
+        fd: RawFd,
+        segment: SegmentSeq,
+        token: WriteToken,
+        position: u64,
+        data: Bytes,
+    ) {
+        self.files.started(segment);
+        let op = Op::Write { token, segment, len: data.len(), started_us: clock::mono_us() };
+        let tracked = self.track(op);
+        ring.write(tracked, Target::Fd(fd), position, data, true);
+    }
+
+    fn push_read(
+        &mut self,
+        ring: &mut Ring,
+        fd: RawFd,
+        segment: SegmentSeq,
+        token: ReadToken,
+        position: u64,
+        buffer: PoolBuffer,
+    ) {
+        self.files.started(segment);
+        let op = Op::Read { token, segment, len: buffer.len(), started_us: clock::mono_us() };
+        let tracked = self.track(op);
+        ring.read(tracked, Target::Fd(fd), position, buffer);
+    }
+
+    fn open(&mut self, ring: &mut Ring, segment: SegmentSeq) {
+        self.files.opening(segment);
+        let name = c_name(crate::io::datadir::segment_name(segment));
+        let token = self.track(Op::Open { segment });
+        ring.open_at(token, self.folder.as_raw_fd(), name, libc::O_RDWR | self.config.mode.flags());
+    }
+
+    fn opened(&mut self, ring: &mut Ring, segment: SegmentSeq, result: i32) {
+        let waiting = self.files.take_waiting(segment);
+        if result < 0 {
+            self.files.open_failed(segment);
+            for waiting in waiting {
+                self.events.push_back(match waiting {
+                    Waiting::Write { token, .. } => {
+                        Event::Written { token, result: Err(fault("open for writing", -result)) }
+                    }
+                    Waiting::Read { token, .. } => {
+                        Event::Read { token, result: Err(fault("open for reading", -result)) }
+                    }
+                });
+            }
+            return;
+        }
+        if let Some(evicted) = self.files.opened(segment, owned(result)) {
+            close(ring, evicted);
+        }
+        for waiting in waiting {
+            match waiting {
+                Waiting::Write { token, position, data } => {
+                    self.push_write(ring, result, segment, token, position, data);
+                }
+                Waiting::Read { token, position, buffer } => {
+                    self.push_read(ring, result, segment, token, position, buffer);
+                }
+            }
+        }
+    }
+
+    /// Starts whatever the spare files need next, and passes on what came of
+    /// it.
+    fn step_spares(&mut self, ring: &mut Ring) {
+        while let Some(step) = self.spares.next_step() {
+            let token = self.track(Op::Spare(step));
+            self.spares.push(ring, token, step, self.folder.as_raw_fd());
+        }
+        while let Some((segment, result)) = self.spares.next_prepared() {
+            let result = result.map(|fd| {
+                if let Some(evicted) = self.files.add(segment, fd) {
+                    close(ring, evicted);
+                }
+            });
+            self.events.push_back(Event::SegmentPrepared { segment, result });
+        }
+        self.stats.zeroed_bytes = self.spares.zeroed_bytes();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.ops.is_empty() {
+            // SAFETY: dropped once, and not used afterwards.
+            unsafe {
+                ManuallyDrop::drop(&mut self.files);
+                ManuallyDrop::drop(&mut self.spares);
+                ManuallyDrop::drop(&mut self.folder);
+            }
+        }
+        // Otherwise the files stay open: an operation that the ring has yet to
+        // submit names its file by number, which must not become another's.
+    }
+}
+
+fn close(ring: &mut Ring, fd: OwnedFd) {
+    use std::os::fd::IntoRawFd;
+    // Nobody can do anything about a failed close of a file whose every write
+    // was flushed.
+    ring.close(Token::new(Class::Ignored, 0), Target::Fd(fd.into_raw_fd()));
+}
+
+/// The descriptor that an open has answered with.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for an operation of
+    // ours, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn c_name(name: String) -> CString {
+    CString::new(name).expect("names of Ringbolt's files contain no NUL")
+}
+
+fn whole(operation: &'static str, result: i32, len: usize) -> Result<(), DiskFault> {
+    match usize::try_from(result) {
+        Ok(done) if done == len => Ok(()),
+        Ok(done) => Err(DiskFault { operation, errno: 0, text: format!("only {done} of {len} bytes") }),
+        Err(_) => Err(fault(operation, -result)),
+    }
+}
+
+fn fault(operation: &'static str, errno: i32) -> DiskFault {
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    // The standard library appends the number, which a fault has already.
+    let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+    DiskFault { operation, errno, text }
+}

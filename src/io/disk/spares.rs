@@ -1,0 +1,364 @@
+//! Files for segments to come: made, kept ready, given a segment's name, taken
+//! back.
+//!
+//! A new file is allocated whole, so that it lies in one piece, and filled with
+//! zeros, so that a later write finds its blocks written and has no metadata to
+//! flush. It gets the name of a spare file only when all that is on disk.
+//! Changes of names go one at a time, each flushed before the next: after a
+//! crash a younger segment is never gone while an older one is still there.
+//!
+//! This is a state machine: [`Spares::next_step`] says what to submit, and
+//! [`Spares::complete`] takes what came of it.
+
+mod making;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use super::{DiskConfig, c_name, fault, owned};
+use crate::io::datadir::{segment_name, spare_name};
+use crate::io::ring::{Ring, Token};
+use crate::log::SegmentSeq;
+use crate::shard::event::DiskFault;
+pub(super) use making::MakeStep;
+use making::{Made, Making, Pace};
+
+/// Most credit that piles up while there is nothing to make.
+const CREDIT_MAX: u64 = 4 << 20;
+
+/// An operation for the spare files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Of the file that is being made.
+    Make(MakeStep),
+    /// Of the change of names in progress.
+    Folder(FolderStep),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FolderStep {
+    Open,
+    Rename,
+    Sync,
+    Remove,
+}
+
+/// A file without records, of full length.
+#[derive(Debug)]
+struct Spare {
+    number: u64,
+    /// Open since it was made; files from an earlier start are not.
+    fd: Option<OwnedFd>,
+}
+
+/// A change of names.
+#[derive(Debug)]
+enum Job {
+    /// A spare file becomes a segment.
+    Take { segment: SegmentSeq, spare: Spare },
+    /// A segment becomes a spare file.
+    Recycle { segment: SegmentSeq, spare: Spare },
+    /// A spare file too many is removed.
+    Remove { number: u64 },
+}
+
+#[derive(Debug)]
+struct FolderJob {
+    job: Job,
+    step: FolderStep,
+    in_flight: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Spares {
+    segment_len: u64,
+    open_flags: i32,
+    ahead: usize,
+    max: usize,
+    /// Files to have ready, apart from those that segments wait for.
+    target: usize,
+    /// They are wanted at once.
+    hurry: bool,
+    ready: VecDeque<Spare>,
+    next_number: u64,
+    /// Segments that wait for a file, oldest first.
+    wanted: VecDeque<SegmentSeq>,
+    recycled: VecDeque<(SegmentSeq, Option<OwnedFd>)>,
+    folder: Option<FolderJob>,
+    making: Option<Making>,
+    /// Why the last file could not be made; nothing is tried until somebody
+    /// asks again.
+    failed: Option<DiskFault>,
+    /// A flush of the folder failed: nobody knows which names are on disk.
+    broken: Option<DiskFault>,
+    prepared: VecDeque<(SegmentSeq, Result<OwnedFd, DiskFault>)>,
+    zeroed_bytes: u64,
+    /// Bytes of zeros that may be written while no segment waits for a file.
+    credit: u64,
+    /// The file system cannot write zeros by itself.
+    no_write_zeroes: bool,
+}
+
+impl Spares {
+    pub(super) fn new(config: &DiskConfig, spares: &[u64]) -> Self {
+        Spares {
+            segment_len: config.segment_len,
+            open_flags: libc::O_RDWR | config.mode.flags(),
+            ahead: config.spares_ahead,
+            max: config.spares_max.max(config.spares_ahead),
+            target: 0,
+            hurry: false,
+            ready: spares.iter().map(|&number| Spare { number, fd: None }).collect(),
+            next_number: spares.last().map_or(0, |last| last + 1),
+            wanted: VecDeque::new(),
+            recycled: VecDeque::new(),
+            folder: None,
+            making: None,
+            failed: None,
+            broken: None,
+            prepared: VecDeque::new(),
+            zeroed_bytes: 0,
+            credit: 0,
+            no_write_zeroes: false,
+        }
+    }
+
+    /// Keeps files ready ahead of need from now on.
+    pub(super) fn keep_ahead(&mut self) {
+        self.target = self.ahead;
+        self.hurry = false;
+    }
+
+    /// Makes files until `count` are ready, and keeps room for as many.
+    pub(super) fn want(&mut self, count: usize) {
+        self.target = self.target.max(count);
+        self.max = self.max.max(count);
+        self.hurry = true;
+        self.failed = None;
+    }
+
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(super) fn take_fault(&mut self) -> Option<DiskFault> {
+        self.broken.clone().or_else(|| self.failed.clone())
+    }
+
+    pub(super) fn zeroed_bytes(&self) -> u64 {
+        self.zeroed_bytes
+    }
+
+    /// A segment needs a file.
+    pub(super) fn prepare(&mut self, segment: SegmentSeq) {
+        self.failed = None;
+        self.wanted.push_back(segment);
+    }
+
+    /// A segment's file is free.
+    pub(super) fn recycle(&mut self, segment: SegmentSeq, fd: Option<OwnedFd>) {
+        self.recycled.push_back((segment, fd));
+    }
+
+    /// A segment that has its file, or will not get one.
+    pub(super) fn next_prepared(&mut self) -> Option<(SegmentSeq, Result<OwnedFd, DiskFault>)> {
+        self.prepared.pop_front()
+    }
+
+    /// What is to be submitted now, if anything; it counts as submitted.
+    pub(super) fn next_step(&mut self) -> Option<Step> {
+        if let Some(broken) = &self.broken {
+            let failed = self.wanted.drain(..).map(|segment| (segment, Err(broken.clone())));
+            self.prepared.extend(failed);
+            return None;
+        }
+        self.next_folder_step().map(Step::Folder).or_else(|| self.next_make_step().map(Step::Make))
+    }
+
+    fn next_folder_step(&mut self) -> Option<FolderStep> {
+        if self.folder.is_none() {
+            self.folder = self.next_job();
+        }
+        let folder = self.folder.as_mut()?;
+        if folder.in_flight {
+            return None;
+        }
+        folder.in_flight = true;
+        Some(folder.step)
+    }
+
+    fn next_job(&mut self) -> Option<FolderJob> {
+        let (job, step) = if !self.wanted.is_empty() && !self.ready.is_empty() {
+            let segment = self.wanted.pop_front()?;
+            let spare = self.ready.pop_front()?;
+            let step = if spare.fd.is_some() { FolderStep::Rename } else { FolderStep::Open };
+            (Job::Take { segment, spare }, step)
+        } else if let Some((segment, fd)) = self.recycled.pop_front() {
+            let spare = Spare { number: self.new_number(), fd };
+            (Job::Recycle { segment, spare }, FolderStep::Rename)
+        } else if self.ready.len() > self.max {
+            // Closed before it is removed, so that the removal, on a worker of
+            // the kernel's, is what frees its blocks.
+            let spare = self.ready.pop_back()?;
+            (Job::Remove { number: spare.number }, FolderStep::Remove)
+        } else {
+            return None;
+        };
+        Some(FolderJob { job, step, in_flight: false })
+    }
+
+    fn new_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    fn next_make_step(&mut self) -> Option<MakeStep> {
+        if self.making.is_none() && self.failed.is_none() {
+            let recycling = matches!(&self.folder, Some(FolderJob { job: Job::Recycle { .. }, .. }));
+            let coming = self.ready.len() + self.recycled.len() + usize::from(recycling);
+            if coming < self.target + self.wanted.len() {
+                let number = self.new_number();
+                self.making = Some(Making::new(number, self.segment_len, self.no_write_zeroes));
+            }
+        }
+        let urgent = self.hurry || !self.wanted.is_empty();
+        let pace = if urgent { Pace::Urgent } else { Pace::Credit(self.credit) };
+        let step = self.making.as_mut()?.next_step(pace);
+        if let Some(MakeStep::Zero { len, .. }) = step {
+            self.credit = self.credit.saturating_sub(len);
+        }
+        step
+    }
+
+    /// The shard has written: lets twice as many zeros be written, so that a
+    /// file is ready when half a segment has filled, and the disk has nothing
+    /// to do for it while nobody writes.
+    pub(super) fn wrote(&mut self, len: usize) {
+        self.credit = (self.credit + 2 * len as u64).min(CREDIT_MAX);
+    }
+
+    /// Submits a step.
+    pub(super) fn push(&self, ring: &mut Ring, token: Token, step: Step, dir: RawFd) {
+        match step {
+            Step::Make(step) => {
+                let making = self.making.as_ref().expect("a step belongs to a file");
+                making.push(ring, token, step, dir, self.open_flags);
+            }
+            Step::Folder(step) => {
+                let folder = self.folder.as_ref().expect("a step belongs to a job");
+                self.push_folder(ring, token, step, &folder.job, dir);
+            }
+        }
+    }
+
+    fn push_folder(&self, ring: &mut Ring, token: Token, step: FolderStep, job: &Job, dir: RawFd) {
+        match (step, job) {
+            (FolderStep::Sync, _) => ring.fsync(token, dir, false),
+            (FolderStep::Open, Job::Take { spare, .. }) => {
+                ring.open_at(token, dir, c_name(spare_name(spare.number)), self.open_flags)
+            }
+            (FolderStep::Rename, Job::Take { segment, spare }) => {
+                let (from, to) = (spare_name(spare.number), segment_name(*segment));
+                ring.rename_at(token, dir, c_name(from), c_name(to))
+            }
+            (FolderStep::Rename, Job::Recycle { segment, spare }) => {
+                let (from, to) = (segment_name(*segment), spare_name(spare.number));
+                ring.rename_at(token, dir, c_name(from), c_name(to))
+            }
+            (FolderStep::Remove, Job::Remove { number }) => {
+                ring.unlink_at(token, dir, c_name(spare_name(*number)))
+            }
+            (step, job) => unreachable!("{step:?} is no step of {job:?}"),
+        };
+    }
+
+    /// Takes the result of a step.
+    pub(super) fn complete(&mut self, step: Step, result: i32) {
+        match step {
+            Step::Make(step) => self.complete_make(step, result),
+            Step::Folder(step) => self.complete_folder(step, result),
+        }
+    }
+
+    fn complete_make(&mut self, step: MakeStep, result: i32) {
+        let making = self.making.as_mut().expect("a step belongs to a file");
+        let Some(made) = making.complete(step, result) else { return };
+        let making = self.making.take().expect("it is there");
+        self.zeroed_bytes += making.zeroed_bytes();
+        self.no_write_zeroes |= making.wrote_zeros();
+        match made {
+            Made::Ready { number, fd } => self.ready.push_back(Spare { number, fd: Some(fd) }),
+            Made::Failed(fault) => {
+                tracing::warn!(%fault, "no file could be made for a segment to come");
+                let failed = self.wanted.drain(..).map(|segment| (segment, Err(fault.clone())));
+                self.prepared.extend(failed);
+                self.failed = Some(fault);
+            }
+        }
+    }
+
+    fn complete_folder(&mut self, step: FolderStep, result: i32) {
+        let mut folder = self.folder.take().expect("a step belongs to a job");
+        folder.in_flight = false;
+        if result < 0 {
+            return self.folder_failed(step, folder.job, -result);
+        }
+        match (step, folder.job) {
+            (FolderStep::Open, Job::Take { segment, mut spare }) => {
+                spare.fd = Some(owned(result));
+                let job = Job::Take { segment, spare };
+                self.folder = Some(FolderJob { job, step: FolderStep::Rename, in_flight: false });
+            }
+            (FolderStep::Rename, job) => {
+                self.folder = Some(FolderJob { job, step: FolderStep::Sync, in_flight: false });
+            }
+            (FolderStep::Sync, Job::Take { segment, spare }) => {
+                let fd = spare.fd.expect("opened before it was renamed");
+                self.prepared.push_back((segment, Ok(fd)));
+            }
+            (FolderStep::Sync, Job::Recycle { spare, .. }) => {
+                self.ready.push_back(spare);
+                // There is room again.
+                self.failed = None;
+            }
+            (FolderStep::Remove, Job::Remove { .. }) => self.failed = None,
+            (step, job) => unreachable!("{step:?} is no step of {job:?}"),
+        }
+    }
+
+    fn folder_failed(&mut self, step: FolderStep, job: Job, errno: i32) {
+        let fault = fault(
+            match step {
+                FolderStep::Open => "open a spare file",
+                FolderStep::Rename => "rename",
+                FolderStep::Sync => "fsync of the shard's folder",
+                FolderStep::Remove => "remove a spare file",
+            },
+            errno,
+        );
+        if step == FolderStep::Sync {
+            self.broken = Some(fault.clone());
+        }
+        match job {
+            Job::Take { segment, spare } => {
+                if step == FolderStep::Rename && errno == libc::ENOSPC {
+                    // The folder has no room for the name; the file is good.
+                    self.ready.push_front(spare);
+                }
+                self.prepared.push_back((segment, Err(fault)));
+            }
+            Job::Recycle { segment, .. } => {
+                tracing::error!(%segment, %fault, "a segment that is no longer retained could not be recycled");
+            }
+            Job::Remove { number } => {
+                tracing::warn!(number, %fault, "a spare file too many could not be removed");
+            }
+        }
+    }
+}
+
+fn raw(fd: &Option<OwnedFd>) -> RawFd {
+    fd.as_ref().expect("open by now").as_raw_fd()
+}

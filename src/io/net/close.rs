@@ -1,0 +1,86 @@
+//! The end of a connection: goodbye, shut our side, wait for theirs, cancel
+//! what is under way, and only when the kernel has let go of everything, free
+//! slot and socket.
+
+use std::os::fd::{AsRawFd, IntoRawFd};
+
+use super::connection::{Life, Receive};
+use super::{Host, Net, Op, Timer};
+use crate::io::ring::Target;
+
+/// How long the peer has to close its side after our goodbye.
+const LINGER_US: u64 = 1_000_000;
+
+impl Net {
+    /// The socket failed.
+    pub(super) fn lost<H: Host>(&mut self, slot: u32, errno: i32, host: &mut H) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        tracing::debug!(session = self.slots[slot as usize].get().key, %error, "a connection was lost");
+        self.end(slot, host);
+    }
+
+    /// Gives a connection up: nothing more is sent, everything is cancelled.
+    pub(super) fn end<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        if connection.life == Life::Ending {
+            return;
+        }
+        let key = connection.key;
+        connection.life = Life::Ending;
+        connection.session.abandon();
+        self.stashed -= std::mem::take(&mut connection.stashed);
+        if connection.session.in_flight() > 0 {
+            host.session_closed(key);
+        }
+        if let Receive::Multi(op) | Receive::Direct(op) = connection.receive {
+            host.ring().cancel(op);
+        }
+        if let Some(send) = connection.send {
+            host.ring().cancel(send.op);
+        }
+        self.drop_held(slot);
+        self.mark(slot);
+    }
+
+    /// Moves a connection on towards its end, if it is on its way there.
+    #[inline]
+    pub(super) fn advance_life<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { return };
+        match connection.life {
+            Life::Open if connection.session.is_closing() && connection.session.is_finished() => {
+                self.shut(slot, host);
+            }
+            Life::Lingering if connection.ended => self.end(slot, host),
+            Life::Ending if connection.is_idle() => self.free(slot, host),
+            _ => {}
+        }
+    }
+
+    /// Everything was said.
+    fn shut<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        if connection.ended {
+            self.end(slot, host);
+            return;
+        }
+        connection.life = Life::Lingering;
+        let (key, fd) = (connection.key, connection.socket.as_raw_fd());
+        if let Receive::Direct(op) = connection.receive {
+            host.ring().cancel(op);
+        }
+        // Not through the ring, which would hand it to a worker thread: it does
+        // not block. If it fails the connection is gone, as the next receive
+        // will tell.
+        // SAFETY: no memory; the socket is open.
+        unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+        self.timers.push(host.now().mono_us + LINGER_US, key, Timer::Linger);
+        // Receives again, to throw away.
+        self.mark(slot);
+    }
+
+    fn free<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.remove(slot);
+        let key = connection.key;
+        host.ring().close(Op::Close.token(key), Target::Fd(connection.socket.into_raw_fd()));
+    }
+}

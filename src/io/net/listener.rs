@@ -1,0 +1,175 @@
+//! The listening socket of a core. Each core has one of its own on the same
+//! address (SO_REUSEPORT), so the kernel spreads connections over cores.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use super::{Host, Net, Op, Timer};
+use crate::io::ring::{Completion, OpId, Ring, Target};
+use crate::session::Violation;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting pauses after it failed: with no descriptor left it would
+/// fail again at once, for ever.
+const RETRY_US: u64 = 100_000;
+
+/// Why there is no listening socket.
+#[derive(thiserror::Error, Debug)]
+#[error("cannot listen on {addr}: {source}")]
+pub struct ListenError {
+    /// Where.
+    pub addr: SocketAddr,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Opens `count` sockets that listen on the same address, and says which: port
+/// 0 becomes a free one. Fails if anybody else listens there.
+pub fn bind(addr: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), ListenError> {
+    let error = |source| ListenError { addr, source };
+    // SO_REUSEPORT would share the port with another broker of the same user,
+    // and each would get some of the connections: this finds out.
+    drop(std::net::TcpListener::bind(addr).map_err(error)?);
+    let first = open(addr).map_err(error)?;
+    let bound = local_addr(&first).map_err(error)?;
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(open(bound).map_err(error)?);
+    }
+    Ok((sockets, bound))
+}
+
+fn open(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: socket makes a new descriptor, or -1.
+    let fd = check(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    // Accepted sockets inherit it: an acknowledgement never waits for company.
+    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    let (raw, len) = to_raw(addr);
+    // SAFETY: `raw` is a socket address of `len` bytes.
+    check(unsafe { libc::bind(fd, (&raw const raw).cast(), len) })?;
+    // SAFETY: no memory.
+    check(unsafe { libc::listen(fd, BACKLOG) })?;
+    Ok(socket)
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the option's value is an int of that length.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) })?;
+    Ok(())
+}
+
+fn to_raw(addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: a sockaddr_storage is plain data, for which all zeros is a value.
+    let mut raw: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let len = match addr {
+        SocketAddr::V4(v4) => {
+            let sin = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a sockaddr_storage has room for, and the alignment of, any
+            // socket address.
+            unsafe { (&raw mut raw).cast::<libc::sockaddr_in>().write(sin) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(v6) => {
+            let sin6 = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above.
+            unsafe { (&raw mut raw).cast::<libc::sockaddr_in6>().write(sin6) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (raw, len as libc::socklen_t)
+}
+
+fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    std::net::TcpListener::from(socket.try_clone()?).local_addr()
+}
+
+/// A socket with its accept.
+pub(super) struct Listener {
+    socket: OwnedFd,
+    accept: Option<OpId>,
+}
+
+impl Listener {
+    pub fn new(socket: OwnedFd) -> Listener {
+        Listener { socket, accept: None }
+    }
+
+    /// Starts accepting, if it is not under way.
+    pub fn arm(&mut self, ring: &mut Ring) {
+        if self.accept.is_none() {
+            let target = Target::Fd(self.socket.as_raw_fd());
+            self.accept = Some(ring.accept_multi(Op::Accept.token(0), target));
+        }
+    }
+
+    /// Ends accepting. Returns whether that must be waited for.
+    pub fn cancel(&mut self, ring: &mut Ring) -> bool {
+        self.accept.map(|op| ring.cancel(op)).is_some()
+    }
+}
+
+impl Net {
+    pub(super) fn accepted<H: Host>(&mut self, completion: &Completion, host: &mut H) {
+        let ended = !completion.more();
+        match completion.outcome() {
+            Ok(fd) => {
+                // SAFETY: the kernel made this descriptor for us.
+                let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+                self.greet(socket, host);
+                if ended && let Some(listener) = &mut self.listener {
+                    listener.accept = None;
+                    listener.arm(host.ring());
+                }
+            }
+            Err(_) if self.stopping => self.listener = None,
+            Err(error) => {
+                tracing::warn!(%error, "accepting connections failed; trying again");
+                if ended && let Some(listener) = &mut self.listener {
+                    listener.accept = None;
+                    self.timers.push(host.now().mono_us + RETRY_US, 0, Timer::Accept);
+                }
+            }
+        }
+        if self.stopping && ended {
+            self.listener = None;
+        }
+    }
+
+    fn greet<H: Host>(&mut self, socket: OwnedFd, host: &mut H) {
+        if self.stopping {
+            return;
+        }
+        self.counters.accepted += 1;
+        let slot = self.open(socket, host);
+        let limit = self.config.max_connections;
+        if self.config.connections.load(Ordering::Relaxed) > limit {
+            self.violate(slot, &Violation::TooManyConnections(limit), host);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Bytes from shared buffers to sessions.
+
+use super::connection::{Life, Receive};
+use super::{Host, Net, Timer};
+use crate::io::ring::Completion;
+use crate::session::{Input, Violation};
+
+impl Net {
+    #[inline]
+    pub(super) fn received<H: Host>(&mut self, key: u64, completion: &Completion, host: &mut H) {
+        let buffer = io_uring::cqueue::buffer_select(completion.flags);
+        if buffer.is_some() {
+            self.buffers.taken();
+        }
+        let slot = self.find(key).expect("a slot is not freed before its last completion");
+        let connection = self.slots[slot as usize].get();
+        if !completion.more() {
+            connection.receive = Receive::Off;
+        }
+        match (completion.result, buffer) {
+            (len @ 1.., Some(id)) => {
+                self.counters.receives += 1;
+                self.counters.received_bytes += len as u64;
+                if connection.life == Life::Open {
+                    let bytes = self.buffers.bytes(id, len as usize);
+                    let input = connection.session.receive(bytes, &mut host.shards_for(key));
+                    self.after_input(slot, input, host);
+                }
+            }
+            (0, _) => self.ended(slot, host),
+            (e, _) if e == -libc::ENOBUFS => {
+                self.counters.starved_receives += 1;
+                connection.receive = Receive::Starved;
+                self.starved.push(slot);
+            }
+            (e, _) if e == -libc::ECANCELED || e == -libc::EINTR || e == -libc::EAGAIN => {}
+            (e, _) => self.lost(slot, -e, host),
+        }
+        if let Some(id) = buffer {
+            self.buffers.give_back(id);
+        }
+        self.mark(slot);
+    }
+
+    /// Acts on what a session makes of its bytes.
+    #[inline]
+    pub(super) fn after_input<H: Host>(&mut self, slot: u32, input: Input, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        let key = connection.key;
+        match input {
+            Input::Open => connection.direct.rest(),
+            Input::Large { .. } => connection.direct.want(),
+            Input::Stalled(shard) => {
+                if !connection.stalled {
+                    connection.stalled = true;
+                    host.stalled(key, shard);
+                }
+            }
+            Input::Backlogged | Input::Moves { .. } => {}
+            Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
+        }
+        let stashed = connection.session.stashed();
+        if stashed != connection.stashed {
+            self.count_stash(slot, stashed, host);
+        }
+        self.mark(slot);
+    }
+
+    /// Goes on with a session that had to wait.
+    pub(super) fn resume_slot<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        let key = connection.key;
+        connection.stalled = false;
+        if connection.life != Life::Open {
+            return;
+        }
+        if let Some(frame) = connection.direct.take_held() {
+            self.direct_held -= frame.buffer.as_ref().len();
+            self.take_direct(slot, frame, host);
+            return;
+        }
+        let input = connection.session.resume(&mut host.shards_for(key));
+        self.after_input(slot, input, host);
+    }
+
+    /// Ends a connection for what its peer did, or for the broker's stop.
+    pub(super) fn violate<H: Host>(&mut self, slot: u32, violation: &Violation, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        tracing::debug!(session = connection.key, %violation, "closing a connection");
+        let input = connection.session.close(violation);
+        self.after_input(slot, input, host);
+    }
+
+    /// Arms the receives of those that found no buffer, in the order in which
+    /// they did not.
+    pub(super) fn feed_starved<H: Host>(&mut self, host: &mut H) {
+        if !self.buffers.has_free() {
+            return;
+        }
+        let mut starved = std::mem::take(&mut self.starved);
+        for slot in starved.drain(..) {
+            let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { continue };
+            if connection.receive == Receive::Starved {
+                connection.receive = Receive::Off;
+                self.regulate(slot, host);
+            }
+        }
+        self.starved = starved;
+    }
+
+    /// The peer sends no more.
+    pub(super) fn ended<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        let key = connection.key;
+        connection.ended = true;
+        if connection.life == Life::Open && !connection.session.is_closing() {
+            connection.session.end_of_input(&mut host.shards_for(key));
+        }
+        self.count_stash(slot, 0, host);
+        self.mark(slot);
+    }
+
+    fn count_stash<H: Host>(&mut self, slot: u32, stashed: usize, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        if connection.stashed == 0 {
+            connection.stashed_us = host.now().mono_us;
+        }
+        self.stashed = self.stashed + stashed - connection.stashed;
+        connection.stashed = stashed;
+        if self.stashed > self.config.max_stashed && stashed > 0 {
+            self.close_oldest_stash(host);
+        }
+    }
+
+    /// Closes the connection whose half-received frame is oldest: frames that
+    /// never end must not use up the memory. Those that wait for a shard are
+    /// not to blame.
+    fn close_oldest_stash<H: Host>(&mut self, host: &mut H) {
+        let oldest = (0..self.slots.len() as u32)
+            .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
+            .filter(|(_, c)| c.stashed > 0 && matches!(c.session.input(), Input::Open | Input::Large { .. }))
+            .min_by_key(|(_, c)| c.stashed_us)
+            .map(|(slot, _)| slot);
+        if let Some(slot) = oldest {
+            self.violate(slot, &Violation::Overloaded, host);
+        }
+    }
+
+    /// Wakes the loop at this time, for no connection in particular.
+    pub(super) fn wake_at(&mut self, due_us: u64) {
+        self.timers.push(due_us, 0, Timer::Accept);
+    }
+}

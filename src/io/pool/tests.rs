@@ -1,0 +1,183 @@
+//! No two live pieces overlap, everything returns, on any thread.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BLOCKS: usize = CHUNK_LEN / BLOCK_LEN;
+
+fn pool(chunks: usize) -> Pool {
+    Pool::new(chunks * CHUNK_LEN).unwrap()
+}
+
+#[test]
+fn chunks_are_aligned_bounded_and_come_back() {
+    let mut pool = pool(3);
+    let taken: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+    assert_eq!(taken.len(), 3);
+    assert_eq!(pool.available(), 0);
+    for buffer in &taken {
+        assert_eq!(buffer.as_ptr() as usize % CHUNK_LEN, 0);
+        assert_eq!(buffer.len(), CHUNK_LEN);
+    }
+    drop(taken);
+    assert_eq!(pool.available(), 3);
+}
+
+#[test]
+fn a_chunk_is_free_only_when_its_last_piece_is_gone() {
+    let mut pool = pool(1);
+    let mut first = pool.take().unwrap();
+    let second = first.split_off(BLOCK_LEN).freeze();
+    let third = second.slice(5..9);
+    drop(first);
+    assert_eq!(pool.available(), 0);
+    drop(second);
+    assert_eq!(pool.available(), 0, "a slice of shared bytes still holds the chunk");
+    drop(third);
+    assert_eq!(pool.available(), 1);
+}
+
+#[test]
+fn a_piece_outlives_every_handle_on_the_pool() {
+    let mut pool = pool(1);
+    let mut piece = pool.take().unwrap();
+    drop(pool);
+    piece[CHUNK_LEN - 1] = 7;
+    assert_eq!(piece.freeze()[CHUNK_LEN - 1], 7);
+}
+
+#[test]
+fn pieces_know_their_registered_buffer_and_strangers_do_not() {
+    let mut pool = pool(2);
+    let mut piece = pool.take().unwrap();
+    let rest = piece.split_off(CHUNK_LEN / 2);
+    assert_eq!(pool.fixed_index(&piece), Some(0));
+    assert_eq!(pool.fixed_index(&rest), Some(0));
+    assert_eq!(pool.fixed_index(&rest.freeze().slice(100..101)), Some(0));
+    assert_eq!(pool.fixed_index(&[]), None);
+    assert_eq!(pool.fixed_index(&vec![0; 100]), None);
+}
+
+#[test]
+#[cfg(not(miri))]
+fn beyond_a_gibibyte_the_second_buffer_begins() {
+    // Only mapped, never touched: no memory is used.
+    let mut pool = Pool::new(REGISTERED_LEN + CHUNK_LEN).unwrap();
+    let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+    let mut counts = BTreeMap::new();
+    for piece in &all {
+        *counts.entry(pool.fixed_index(piece).unwrap()).or_insert(0) += 1;
+    }
+    assert_eq!(counts, BTreeMap::from([(0, REGISTERED_LEN / CHUNK_LEN), (1, 1)]));
+}
+
+#[test]
+fn sizes_out_of_range_are_refused() {
+    for bytes in [0, CHUNK_LEN - 1, usize::MAX] {
+        assert!(matches!(Pool::new(bytes), Err(PoolError::Size { .. })), "{bytes}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "cut at 100")]
+fn a_cut_off_the_grid_is_refused() {
+    pool(1).take().unwrap().split_off(100);
+}
+
+/// Pieces that are handed from thread to thread, cut, filled, shared and
+/// dropped there still hold what was written to them, and all return.
+#[test]
+fn pieces_keep_their_contents_across_threads_and_all_return() {
+    let rounds = if cfg!(miri) { 4 } else { 20_000 };
+    let pool = pool(4);
+    let threads = 3;
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel::<(u8, Bytes)>()).unzip();
+    std::thread::scope(|scope| {
+        for (me, receiver) in receivers.into_iter().enumerate() {
+            let (mut pool, senders) = (pool.clone(), senders.clone());
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    if let Some(mut piece) = pool.take() {
+                        let rest = piece.split_off(BLOCK_LEN * (1 + (round % 3)));
+                        for (n, mut part) in [piece, rest].into_iter().enumerate() {
+                            let mark = (me * 80 + round % 40 * 2 + n) as u8;
+                            // Both ends of the part: where a neighbour would reach.
+                            let len = part.len();
+                            part[..64].fill(mark);
+                            part[len - 64..].fill(mark);
+                            let _ = senders[(me + round) % threads].send((mark, part.freeze()));
+                        }
+                    }
+                    for (mark, part) in receiver.try_iter() {
+                        assert!(part[..64].iter().chain(&part[part.len() - 64..]).all(|&b| b == mark));
+                    }
+                }
+                drop(senders);
+                for (mark, part) in receiver.iter() {
+                    assert!(part[..64].iter().chain(&part[part.len() - 64..]).all(|&b| b == mark));
+                }
+            });
+        }
+        drop(senders);
+    });
+    assert_eq!(pool.available(), pool.chunks());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Take,
+    Cut { piece: usize, blocks: usize },
+    Drop { piece: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::Take),
+        (any::<usize>(), 0..=BLOCKS).prop_map(|(piece, blocks)| Step::Cut { piece, blocks }),
+        any::<usize>().prop_map(|piece| Step::Drop { piece }),
+    ]
+}
+
+fn overlap(pieces: &[PoolBuffer]) -> bool {
+    let mut ranges: Vec<_> = pieces
+        .iter()
+        .filter(|p| !p.is_empty())
+        .map(|p| (p.as_ptr() as usize, p.as_ptr() as usize + p.len()))
+        .collect();
+    ranges.sort_unstable();
+    ranges.windows(2).any(|pair| pair[0].1 > pair[1].0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 256 }))]
+
+    #[test]
+    fn live_pieces_never_overlap(steps in prop::collection::vec(step(), 0..200)) {
+        let mut pool = pool(4);
+        let mut live: Vec<PoolBuffer> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Take => live.extend(pool.take()),
+                Step::Cut { piece, blocks } if !live.is_empty() => {
+                    let at = piece % live.len();
+                    let cut = blocks.min(live[at].len() / BLOCK_LEN) * BLOCK_LEN;
+                    let rest = live[at].split_off(cut);
+                    live.push(rest);
+                }
+                Step::Drop { piece } if !live.is_empty() => drop(live.swap_remove(piece % live.len())),
+                _ => {}
+            }
+            prop_assert!(!overlap(&live));
+            let mut chunks: Vec<_> = live.iter().map(|p| p.chunk).collect();
+            chunks.sort_unstable();
+            chunks.dedup();
+            prop_assert_eq!(pool.available(), pool.chunks() - chunks.len());
+        }
+        drop(live);
+        prop_assert_eq!(pool.available(), 4);
+    }
+}
