@@ -1,0 +1,175 @@
+//! What the commands that talk to a broker have in common: where it is, how
+//! their failures are told, and how they are interrupted.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use ringbolt_client::{Client, ClientConfig, Error, ErrorCode};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+use crate::io::process::StopSignals;
+
+/// Exit code after an interrupt, as a shell reports it.
+const INTERRUPTED: u8 = 130;
+
+/// Where the broker is.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ConnectionArgs {
+    /// Address of the broker; of several, separated by commas, the first that answers is taken
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7411", value_delimiter = ',')]
+    addr: Vec<String>,
+}
+
+impl ConnectionArgs {
+    /// Connects, so that a wrong address is told at once.
+    pub async fn connect(&self) -> Result<Client, CommandError> {
+        let config = ClientConfig {
+            addrs: self.addr.clone(),
+            client_name: concat!("ringbolt-cli/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ..ClientConfig::default()
+        };
+        Ok(Client::connect(config).await?)
+    }
+}
+
+/// Why a command failed.
+#[derive(thiserror::Error, Debug)]
+pub enum CommandError {
+    /// The broker refused, or could not be reached.
+    #[error("{0}{hint}", hint = hint(.0))]
+    Client(#[from] Error),
+    /// Standard input or output.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl CommandError {
+    /// For `map_err`: an I/O error while doing `what`.
+    pub fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> CommandError {
+        move |source| CommandError::Io { what, source }
+    }
+}
+
+/// What a user of the command line can do about it.
+fn hint(error: &Error) -> &'static str {
+    match error {
+        Error::Connect { .. } => "; is a broker running there? (ringbolt serve, --addr)",
+        Error::Refused(refusal) => match refusal.error_code() {
+            Some(ErrorCode::UnknownTopic) => "; see: ringbolt topic list",
+            Some(ErrorCode::TopicExists) => "; see: ringbolt topic describe",
+            Some(ErrorCode::InvalidTopicName) => "; 1 to 249 of A-Z a-z 0-9 . _ -",
+            _ => "",
+        },
+        Error::OffsetOutOfRange { .. } => "; see: ringbolt topic describe",
+        _ => "",
+    }
+}
+
+/// Becomes true when the user interrupts the command (SIGINT, SIGTERM).
+#[derive(Clone, Debug)]
+pub struct Interrupt(watch::Receiver<bool>);
+
+impl Interrupt {
+    /// Waits until the user interrupts.
+    pub async fn wait(&mut self) {
+        if self.0.wait_for(|stopped| *stopped).await.is_err() {
+            // The thread that tells it is gone, so nobody will.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether the user has interrupted.
+    pub fn is_set(&self) -> bool {
+        *self.0.borrow()
+    }
+}
+
+/// Runs a command to its end: 0, or the exit code that it returns, 1 if it
+/// failed, 130 if it was interrupted. A second interrupt ends it at once.
+pub fn run<F>(command: impl FnOnce(Interrupt) -> F) -> ExitCode
+where
+    F: Future<Output = Result<ExitCode, CommandError>>,
+{
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    // Fails only if there is a subscriber already, which serves as well.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .try_init();
+    match start(command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ringbolt: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start<F>(command: impl FnOnce(Interrupt) -> F) -> Result<ExitCode, CommandError>
+where
+    F: Future<Output = Result<ExitCode, CommandError>>,
+{
+    let signals = StopSignals::hold().map_err(CommandError::io("holding signals back"))?;
+    let (stop, stopped) = watch::channel(false);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            signals.wait();
+            stop.send_replace(true);
+            signals.wait();
+            std::process::exit(i32::from(INTERRUPTED));
+        })
+        .map_err(CommandError::io("starting a thread"))?;
+    let interrupt = Interrupt(stopped);
+    // One thread drives the client; reading and writing are the rest of the work.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(CommandError::io("starting the runtime"))?;
+    let result = runtime.block_on(command(interrupt.clone()));
+    // A thread that waits for input would otherwise be waited for.
+    runtime.shutdown_background();
+    match result {
+        Ok(_) if interrupt.is_set() => Ok(ExitCode::from(INTERRUPTED)),
+        other => other,
+    }
+}
+
+/// Runs a short command that an interrupt may cut off anywhere.
+pub fn run_short<F>(command: impl FnOnce() -> F) -> ExitCode
+where
+    F: Future<Output = Result<ExitCode, CommandError>>,
+{
+    run(|mut interrupt| async move {
+        tokio::select! {
+            result = command() => result,
+            () = interrupt.wait() => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+/// Prints to standard output; a reader that went away is no failure.
+pub fn print(text: &str) -> Result<(), CommandError> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CommandError::io("writing to standard output")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints one JSON document.
+pub fn print_json(document: &serde_json::Value) -> Result<(), CommandError> {
+    print(&format!("{document:#}\n"))
+}

@@ -1,0 +1,74 @@
+//! `ringbolt serve`: runs a broker until it is told to stop.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::io::process::{StopSignals, raise_open_files};
+use crate::serve::{Broker, Options, ServeError};
+
+/// Files that a broker needs beside its connections.
+const SPARE_FILES: u64 = 256;
+
+/// Arguments of `ringbolt serve`.
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    options: Options,
+    /// TOML file with options; what is given here as well wins
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Serves until SIGTERM or SIGINT; a second signal ends the process at once.
+///
+/// Standard output gets one line, when the broker listens: `listening on ADDR`.
+pub fn run(args: ServeArgs) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Fails only if there is a subscriber already, which serves as well.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringbolt: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: ServeArgs) -> Result<(), ServeError> {
+    let file = args.config.as_deref().map(Options::from_file).transpose()?;
+    let config = args.options.or(file.unwrap_or_default()).into_config()?;
+    let io_error = |what: &str| {
+        let what = what.to_owned();
+        move |source| ServeError::Io { what, source }
+    };
+    let signals = StopSignals::hold().map_err(io_error("holding signals back"))?;
+    let files = raise_open_files().map_err(io_error("raising the limit of open files"))?;
+    if files < config.max_connections as u64 + SPARE_FILES {
+        tracing::warn!(
+            files,
+            max_connections = config.max_connections,
+            "the limit of open files (ulimit -n) allows fewer connections than --max-connections"
+        );
+    }
+    let broker = Broker::start(config)?;
+    let handle = broker.handle();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            signals.wait();
+            tracing::info!("stopping");
+            handle.stop();
+            signals.wait();
+            // As a shell reports a process that an interrupt has ended.
+            std::process::exit(130);
+        })
+        .map_err(io_error("starting a thread"))?;
+    let mut out = std::io::stdout();
+    // Nobody may be listening to this: not a reason to end.
+    let _ = writeln!(out, "listening on {}", broker.addr()).and_then(|()| out.flush());
+    broker.wait()
+}

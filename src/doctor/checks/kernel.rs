@@ -1,0 +1,139 @@
+//! Kernel version, limits of the process, memory settings.
+
+use crate::doctor::check::{Check, Verdict};
+use crate::doctor::sys::Sys;
+use crate::io::probe::{Resource, effective_capability, limit};
+
+/// Number of the capability that lifts `RLIMIT_MEMLOCK`.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// What `serve` registers per core unless told otherwise, in bytes.
+const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// Descriptors for 10,000 connections and the rest.
+const OPEN_FILES: u64 = 16 << 10;
+
+pub(super) fn version(sys: &Sys) -> Vec<Check> {
+    let release = sys.sysctl("kernel.osrelease");
+    let new_enough = release.as_deref().and_then(parse_release).is_some_and(|v| v >= (6, 1));
+    let disabled = sys.sysctl("kernel.io_uring_disabled");
+    let off = disabled.as_deref().is_some_and(|v| v != "0");
+    vec![
+        Check::new("kernel", "6.1 or later")
+            .found(release, Verdict::advice_unless(new_enough))
+            .why("the first with everything that is required of io_uring; 6.12 has the rest")
+            .how("run a newer kernel; what counts is that the io_uring checks pass"),
+        Check::new("kernel.io_uring_disabled", "0")
+            // Whether the setting hits this user is seen where a ring is made.
+            .found(disabled, Verdict::advice_unless(!off))
+            .why("1 keeps io_uring from unprivileged users outside kernel.io_uring_group, 2 from all")
+            .how("sysctl -w kernel.io_uring_disabled=0"),
+    ]
+}
+
+/// `6.18.44-fc` to (6, 18).
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+pub(super) fn limits() -> Vec<Check> {
+    let locked = limit(Resource::LockedMemory);
+    let exempt = effective_capability(CAP_IPC_LOCK);
+    let found = if exempt { format!("{locked}, lifted by CAP_IPC_LOCK") } else { locked.to_string() };
+    let files = limit(Resource::OpenFiles);
+    vec![
+        Check::new("RLIMIT_MEMLOCK", format!("above --memory, once per core ({DEFAULT_MEMORY})"))
+            .found(Some(found), Verdict::advice_unless(exempt || locked.allows(DEFAULT_MEMORY)))
+            .why("buffers registered with io_uring are locked memory")
+            .how("ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; or CAP_IPC_LOCK"),
+        Check::new("RLIMIT_NOFILE", format!("{OPEN_FILES} or more"))
+            .found(Some(files), Verdict::advice_unless(files.allows(OPEN_FILES)))
+            .why("each connection and each segment is an open file")
+            .how("ulimit -n 65536; LimitNOFILE=65536 in a systemd unit"),
+    ]
+}
+
+pub(super) fn memory(sys: &Sys) -> Vec<Check> {
+    vec![huge_pages(sys), dirty_pages(sys), swapping(sys)]
+}
+
+fn huge_pages(sys: &Sys) -> Check {
+    let mode = sys.chosen("/sys/kernel/mm/transparent_hugepage/enabled");
+    let reserved = sys.sysctl("vm.nr_hugepages").unwrap_or_else(|| "unknown".into());
+    let good = mode.as_deref().is_some_and(|mode| mode != "never");
+    Check::new("huge pages", "transparent: madvise or always")
+        .found(
+            mode.map(|mode| format!("transparent: {mode}; vm.nr_hugepages {reserved}")),
+            Verdict::advice_unless(good),
+        )
+        .why(
+            "a large direct write costs the kernel an entry for each page of its buffer; reserved \
+              pages (vm.nr_hugepages) are not needed",
+        )
+        .how("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+}
+
+fn dirty_pages(sys: &Sys) -> Check {
+    let ratio = |name: &str| sys.sysctl(&format!("vm.{name}"));
+    let (background, most) = (ratio("dirty_background_ratio"), ratio("dirty_ratio"));
+    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<u32>().ok());
+    let good = number(&background).is_some_and(|v| v <= 10) && number(&most).is_some_and(|v| v <= 20);
+    Check::new("vm.dirty_background_ratio / vm.dirty_ratio", "at most 10 / 20")
+        .found(
+            background.zip(most).map(|(background, most)| format!("{background} / {most}")),
+            Verdict::advice_unless(good),
+        )
+        .why(
+            "the log writes around the page cache; what other programs leave in it is written out in \
+              bursts that the log's writes wait behind",
+        )
+        .how("sysctl -w vm.dirty_background_ratio=5 vm.dirty_ratio=10")
+}
+
+fn swapping(sys: &Sys) -> Check {
+    let swappiness = sys.sysctl("vm.swappiness");
+    // One line per area under a heading.
+    let areas = sys.text("/proc/swaps").map(|text| text.lines().skip(1).count());
+    let low = swappiness.as_deref().and_then(|text| text.parse::<u32>().ok()).is_some_and(|v| v <= 10);
+    Check::new("vm.swappiness", "at most 10, or no swap")
+        .found(
+            swappiness.zip(areas).map(|(value, areas)| match areas {
+                0 => format!("{value}, no swap"),
+                n => format!("{value}, {n} swap areas"),
+            }),
+            Verdict::advice_unless(low || areas == Some(0)),
+        )
+        .why(
+            "registered buffers stay in memory, but the rest of the broker can be swapped out, and \
+              then a request waits for the disk",
+        )
+        .how("sysctl -w vm.swappiness=1, or swapoff -a")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        assert_eq!(parse_release("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(parse_release("5.15.0-1-amd64"), Some((5, 15)));
+        assert!(parse_release("6.2-rc1") < parse_release("6.12.0"));
+        assert_eq!(parse_release("unknown"), None);
+    }
+
+    #[test]
+    fn swap_matters_only_when_there_is_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = Sys::at(dir.path());
+        std::fs::create_dir_all(sys.path("/proc/sys/vm")).unwrap();
+        std::fs::write(sys.path("/proc/sys/vm/swappiness"), "60").unwrap();
+        std::fs::write(sys.path("/proc/swaps"), "Filename Type Size\n").unwrap();
+        assert!(swapping(&sys).ok);
+        std::fs::write(sys.path("/proc/swaps"), "Filename Type Size\n/dev/sda2 partition 1\n").unwrap();
+        assert!(!swapping(&sys).ok);
+        std::fs::write(sys.path("/proc/sys/vm/swappiness"), "1").unwrap();
+        assert!(swapping(&sys).ok);
+    }
+}

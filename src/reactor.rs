@@ -1,0 +1,184 @@
+//! One core: a pinned thread with one ring, which drives its sockets, its
+//! shards and their disks, and knows nothing of what they do.
+//!
+//! A turn of the loop: take completions and messages, let sessions and shards
+//! act on them, carry out what the shards ask for, and send what has gathered.
+
+mod core;
+mod message;
+mod snapshot;
+
+use std::time::Duration;
+
+use crate::io::clock;
+use crate::io::net::Net;
+use crate::io::ring::Class;
+use crate::shard::action::{Action, FatalError};
+use crate::shard::event::Event;
+pub use core::{Core, LocalShard, Place};
+pub use message::{Message, Shared};
+pub use snapshot::Snapshot;
+
+/// While messages wait for room in another core's mailbox, nobody says when
+/// there is: look again after this time.
+const MAILBOX_RETRY_US: u64 = 200;
+
+/// How long a stop waits for peers to take their answers.
+const STOP_PATIENCE_US: u64 = 10_000_000;
+
+/// Why a core's thread has ended.
+#[derive(thiserror::Error, Debug)]
+pub enum ReactorError {
+    /// A shard has stopped for good.
+    #[error(transparent)]
+    Shard(#[from] FatalError),
+    /// The ring does not work any more.
+    #[error("io_uring failed: {0}")]
+    Ring(#[from] std::io::Error),
+    /// Another core has failed, and said why.
+    #[error("stopped because another core failed")]
+    Aborted,
+}
+
+/// One core's loop.
+pub struct Reactor {
+    core: Core,
+    net: Net,
+    busy_poll: bool,
+    /// When the stop began, if it has.
+    stopping_since: Option<u64>,
+    /// Whether the other cores were told that nobody is connected here.
+    told_drained: bool,
+}
+
+impl Reactor {
+    /// The loop of a core whose parts are ready. With `busy_poll` it never
+    /// sleeps.
+    pub fn new(core: Core, net: Net, busy_poll: bool) -> Reactor {
+        Reactor { core, net, busy_poll, stopping_since: None, told_drained: false }
+    }
+
+    /// Runs until the broker was stopped and everything is durable and
+    /// answered.
+    pub fn run(mut self) -> Result<(), ReactorError> {
+        loop {
+            self.core.now = clock::now();
+            while let Some(completion) = self.core.ring.next_completion() {
+                match completion.token.class() {
+                    Class::Net => self.net.complete(completion, &mut self.core),
+                    Class::Disk => self.core.disk_completed(completion),
+                    Class::Mailbox => self.core.mailbox.complete(&mut self.core.ring, &completion),
+                    Class::Timer | Class::Ignored => {}
+                }
+            }
+            self.receive_messages()?;
+            self.net.tick(&mut self.core);
+            self.resume_stalled();
+            self.poll_shards()?;
+            self.answer_stats();
+            let due = self.net.settle(&mut self.core);
+            self.core.mailbox.flush(&mut self.core.ring);
+            if self.is_done() {
+                return Ok(());
+            }
+            self.sleep(due)?;
+        }
+    }
+
+    fn receive_messages(&mut self) -> Result<(), ReactorError> {
+        self.core.retry_held();
+        while !self.core.holds_requests()
+            && let Some(message) = self.core.mailbox.receive()
+        {
+            match message {
+                Message::Reply { to, reply } => {
+                    self.net.reply(to.session, to.correlation, reply, &mut self.core);
+                }
+                Message::Connection(connection) => self.net.adopt(connection, &mut self.core),
+                Message::Stop => self.stop(),
+                Message::Abort => return Err(ReactorError::Aborted),
+                Message::Wake => {}
+                other => self.core.message(other),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets sessions go on that wait for a shard, in the order in which they
+    /// began to wait.
+    fn resume_stalled(&mut self) {
+        while let Some(session) = self.core.next_resumable() {
+            self.core.resuming = true;
+            self.net.resume(session, &mut self.core);
+            self.core.resuming = false;
+        }
+    }
+
+    /// Carries out what the shards ask for, until none asks for anything.
+    fn poll_shards(&mut self) -> Result<(), FatalError> {
+        let mut is_quiet = false;
+        while !is_quiet {
+            is_quiet = true;
+            for index in 0..self.core.shards.len() {
+                while let Some(action) = self.core.poll_action(index) {
+                    is_quiet = false;
+                    match action {
+                        Action::Reply { to, reply } if to.core == self.core.id() => {
+                            self.net.reply(to.session, to.correlation, reply, &mut self.core);
+                        }
+                        Action::Stop(error) => return Err(error),
+                        action => self.core.perform(index, action),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_stats(&mut self) {
+        if self.core.wants_snapshot() {
+            let snapshot = self.core.snapshot(&self.net);
+            for (session, number, stats) in self.core.spread_snapshot(snapshot) {
+                self.net.stats(session, number, stats);
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.stopping_since.is_none() {
+            self.stopping_since = Some(self.core.now.mono_us);
+            self.net.stop(&mut self.core);
+            self.core.handle_all(|| Event::Stop);
+        }
+    }
+
+    /// Whether nothing is left to do on any core. Cores first wait for each
+    /// other's connections to end, since those may ask any shard.
+    fn is_done(&mut self) -> bool {
+        let Some(since) = self.stopping_since else { return false };
+        if self.core.now.mono_us > since + STOP_PATIENCE_US {
+            tracing::warn!("stopping although some peers have not taken their answers");
+            return true;
+        }
+        if self.net.is_drained() && !std::mem::replace(&mut self.told_drained, true) {
+            self.core.tell_drained();
+        }
+        self.core.all_drained() && self.core.mailbox.waiting() == 0 && self.core.shards_drained()
+    }
+
+    fn sleep(&mut self, net_due: Option<u64>) -> Result<(), ReactorError> {
+        let core = &mut self.core;
+        let shard_due = core.shards.iter().filter_map(|s| s.shard.next_deadline()).min();
+        let retry = (core.mailbox.waiting() > 0).then_some(core.now.mono_us + MAILBOX_RETRY_US);
+        let patience = self.stopping_since.map(|since| since + STOP_PATIENCE_US + 1);
+        let due = [net_due, shard_due, retry, patience].into_iter().flatten().min();
+        let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(core.now.mono_us)));
+        if self.busy_poll || timeout == Some(Duration::ZERO) || !core.mailbox.may_sleep() {
+            core.ring.submit()?;
+        } else {
+            core.ring.submit_and_wait(timeout)?;
+            core.mailbox.awake();
+        }
+        Ok(())
+    }
+}

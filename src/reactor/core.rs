@@ -1,0 +1,469 @@
+//! What one core has: its ring, its shards with their disks, its mailbox, and
+//! the sessions that wait for a shard.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ringbolt_wire::ShardId;
+
+use super::message::{Message, Shared};
+use super::snapshot::Snapshot;
+use crate::buffer::Carver;
+use crate::io::disk::Disk;
+use crate::io::mailbox::Mailbox;
+use crate::io::net::{Handover, Host, Net};
+use crate::io::pool::{Pool, PoolBuffer};
+use crate::io::ring::{Completion, Ring};
+use crate::limits::BLOCK_LEN;
+use crate::session::Shards;
+use crate::shard::Shard;
+use crate::shard::action::Action;
+use crate::shard::event::{Event, Payload, ReplyTo, ShardRequest};
+use crate::time::Now;
+
+/// A batch for another core that is at least this long goes through the pool,
+/// whose memory is bounded; shorter ones are bounded by the mailbox.
+const POOL_COPY_MIN: usize = 4096;
+
+/// Where a shard is driven.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// On this core: its index there.
+    Here(usize),
+    /// On that core.
+    On(u16),
+}
+
+/// A shard with its disk.
+pub struct LocalShard {
+    /// Its number.
+    pub id: ShardId,
+    /// The state machine.
+    pub shard: Shard<Pool>,
+    /// What it writes to.
+    pub disk: Disk,
+}
+
+/// See the module.
+pub struct Core {
+    pub(super) ring: Ring,
+    pub(super) mailbox: Mailbox<Message>,
+    pub(super) now: Now,
+    pub(super) shards: Vec<LocalShard>,
+    /// Whether a session that waited for its shard goes on now.
+    pub(super) resuming: bool,
+    cores: u16,
+    shared: Arc<Shared>,
+    /// For each shard of the broker.
+    places: Vec<Place>,
+    /// For each shard of the broker, sessions that wait for it.
+    stalled: Vec<VecDeque<u64>>,
+    stalled_count: usize,
+    /// Requests from other cores that a shard did not take yet. While
+    /// there are any, no more messages are received.
+    held: VecDeque<(ShardId, ReplyTo, ShardRequest<'static, PoolBuffer>)>,
+    pool: Pool,
+    carver: Carver<PoolBuffer>,
+    forwarded_bytes: u64,
+    stats: StatsRequests,
+}
+
+/// Who waits for the broker's counters.
+#[derive(Default)]
+struct StatsRequests {
+    /// Sessions of this core.
+    sessions: Vec<(u64, u64)>,
+    /// Sessions whose sum is being gathered: a request for all of them goes
+    /// round at a time.
+    gathering: Vec<(u64, u64)>,
+    sum: Snapshot,
+    missing: u16,
+    /// Cores that asked.
+    cores: Vec<u16>,
+}
+
+impl Core {
+    /// A core with its parts. `places` tells for each shard of the broker where
+    /// it is driven.
+    pub fn new(
+        ring: Ring,
+        mailbox: Mailbox<Message>,
+        shards: Vec<LocalShard>,
+        places: Vec<Place>,
+        pool: Pool,
+        shared: Arc<Shared>,
+        now: Now,
+    ) -> Core {
+        let cores = mailbox.post().cores();
+        let stalled = places.iter().map(|_| VecDeque::new()).collect();
+        Core {
+            ring,
+            mailbox,
+            now,
+            shards,
+            resuming: false,
+            cores,
+            shared,
+            places,
+            stalled,
+            stalled_count: 0,
+            held: VecDeque::new(),
+            pool,
+            carver: Carver::default(),
+            forwarded_bytes: 0,
+            stats: StatsRequests::default(),
+        }
+    }
+
+    /// This core's number.
+    pub fn id(&self) -> u16 {
+        self.mailbox.core()
+    }
+
+    /// The ring, for what is registered with it before the loop starts.
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    pub(super) fn disk_completed(&mut self, completion: Completion) {
+        let shard = Disk::shard_of(completion.token);
+        let Place::Here(index) = self.places[usize::from(shard.0)] else {
+            unreachable!("a completion for a disk of another core")
+        };
+        self.shards[index].disk.complete(&mut self.ring, completion);
+        self.pass_disk_events(index);
+    }
+
+    fn pass_disk_events(&mut self, index: usize) {
+        let LocalShard { shard, disk, .. } = &mut self.shards[index];
+        while let Some(event) = disk.next_event() {
+            shard.handle(event, self.now);
+        }
+    }
+
+    #[inline]
+    pub(super) fn poll_action(&mut self, index: usize) -> Option<Action<PoolBuffer>> {
+        self.shards[index].shard.poll_action(self.now)
+    }
+
+    /// Carries out what a shard asks for, answers to this core's sessions
+    /// excepted.
+    pub(super) fn perform(&mut self, index: usize, action: Action<PoolBuffer>) {
+        let ring = &mut self.ring;
+        let disk = &mut self.shards[index].disk;
+        match action {
+            Action::Write { token, segment, position, data } => {
+                disk.write(ring, token, segment, position, data)
+            }
+            Action::Read { token, segment, position, buffer } => {
+                disk.read(ring, token, segment, position, buffer);
+            }
+            Action::PrepareSegment { segment } => disk.prepare(ring, segment),
+            Action::RecycleSegment { segment } => disk.recycle(ring, segment),
+            Action::Reply { to, reply } => self.mailbox.send(ring, to.core, Message::Reply { to, reply }),
+            Action::PublishCatalog(update) => {
+                self.to_other_cores(|| Message::Catalog(update.clone()));
+                for other in self.shards.iter_mut().filter(|s| s.id != ShardId(0)) {
+                    other.shard.handle(Event::Catalog(update.clone()), self.now);
+                }
+            }
+            Action::CatalogApplied { shard, version } => match self.places[0] {
+                Place::Here(first) => {
+                    self.shards[first].shard.handle(Event::CatalogApplied { shard, version }, self.now);
+                }
+                Place::On(core) => {
+                    self.mailbox.send(ring, core, Message::CatalogApplied { shard, version });
+                }
+            },
+            Action::Stop(_) => unreachable!("the loop ends with a shard that has stopped"),
+        }
+        // What can be said at once about an operation is said now.
+        self.pass_disk_events(index);
+    }
+
+    /// Takes a message that concerns shards or counters.
+    pub(super) fn message(&mut self, message: Message) {
+        match message {
+            Message::Request { shard, from, request } => self.request_here(shard, from, request),
+            Message::FetchNow { shard, from } => self.handle_at(shard, Event::FetchNow { from }),
+            Message::SessionClosed { core, session } => {
+                self.handle_all(|| Event::SessionClosed { core, session });
+            }
+            Message::Catalog(update) => self.handle_all(|| Event::Catalog(update.clone())),
+            Message::CatalogApplied { shard, version } => {
+                self.handle_at(ShardId(0), Event::CatalogApplied { shard, version });
+            }
+            Message::SnapshotWanted { core } => self.stats.cores.push(core),
+            Message::Snapshot(snapshot) => {
+                self.stats.sum.add(&snapshot);
+                self.stats.missing -= 1;
+            }
+            Message::Reply { .. }
+            | Message::Connection(_)
+            | Message::Stop
+            | Message::Abort
+            | Message::Wake => unreachable!("the loop takes these"),
+        }
+    }
+
+    fn request_here(&mut self, shard: ShardId, from: ReplyTo, request: ShardRequest<'static, PoolBuffer>) {
+        let appends = matches!(
+            request,
+            ShardRequest::Produce { .. }
+                | ShardRequest::CreateTopic { .. }
+                | ShardRequest::DeleteTopic { .. }
+        );
+        if appends && !self.local(shard).shard.accepts_produce() {
+            self.held.push_back((shard, from, request));
+        } else {
+            self.handle_at(shard, Event::Request { from, request });
+        }
+    }
+
+    /// Tries again what a shard did not take.
+    pub(super) fn retry_held(&mut self) {
+        for _ in 0..self.held.len() {
+            let Some((shard, from, request)) = self.held.pop_front() else { return };
+            self.request_here(shard, from, request);
+        }
+    }
+
+    pub(super) fn holds_requests(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn local(&mut self, shard: ShardId) -> &mut LocalShard {
+        match self.places[usize::from(shard.0)] {
+            Place::Here(index) => &mut self.shards[index],
+            Place::On(core) => unreachable!("shard {shard} is on core {core}"),
+        }
+    }
+
+    fn handle_at(&mut self, shard: ShardId, event: Event<'_, PoolBuffer>) {
+        let now = self.now;
+        self.local(shard).shard.handle(event, now);
+    }
+
+    pub(super) fn handle_all(&mut self, mut event: impl FnMut() -> Event<'static, PoolBuffer>) {
+        for local in &mut self.shards {
+            local.shard.handle(event(), self.now);
+        }
+    }
+
+    fn to_other_cores(&mut self, mut message: impl FnMut() -> Message) {
+        let own = self.id();
+        for core in (0..self.cores).filter(|&core| core != own) {
+            self.mailbox.send(&mut self.ring, core, message());
+        }
+    }
+
+    /// Whether `shard` takes a request, apart from who waits for it already.
+    #[inline]
+    fn takes(&self, shard: ShardId, appends: bool) -> bool {
+        match self.places[usize::from(shard.0)] {
+            Place::Here(index) => !appends || self.shards[index].shard.accepts_produce(),
+            Place::On(_) => self.mailbox.waiting() == 0,
+        }
+    }
+
+    /// The next session that waits for a shard which takes requests again.
+    pub(super) fn next_resumable(&mut self) -> Option<u64> {
+        if self.stalled_count == 0 {
+            return None;
+        }
+        let ready = (0..self.stalled.len())
+            .find(|&shard| !self.stalled[shard].is_empty() && self.takes(ShardId(shard as u16), true))?;
+        self.stalled_count -= 1;
+        self.stalled[ready].pop_front()
+    }
+
+    pub(super) fn shards_drained(&self) -> bool {
+        self.held.is_empty() && self.shards.iter().all(|local| local.shard.is_drained())
+    }
+
+    /// Says that this core has no connections left.
+    pub(super) fn tell_drained(&mut self) {
+        if self.shared.drained_one() == self.cores {
+            self.to_other_cores(|| Message::Wake);
+        }
+    }
+
+    pub(super) fn all_drained(&self) -> bool {
+        self.shared.drained() == self.cores
+    }
+
+    /// Whether somebody waits for this core's counters.
+    #[inline]
+    pub(super) fn wants_snapshot(&self) -> bool {
+        !self.stats.sessions.is_empty() || !self.stats.cores.is_empty() || !self.stats.gathering.is_empty()
+    }
+
+    /// This core's counters.
+    pub(super) fn snapshot(&self, net: &Net) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for local in &self.shards {
+            snapshot.add_shard(&local.shard.counters(), local.disk.stats());
+        }
+        snapshot.add_net(net.counters(), &net.session_config().counters);
+        snapshot.add_ring(&self.ring.counters());
+        snapshot.add_value("forwarded_bytes_total", self.forwarded_bytes);
+        snapshot.add_value("copied_bytes_total", self.forwarded_bytes);
+        snapshot.add_value("stalled_sessions", self.stalled_count as u64);
+        if self.id() == 0 {
+            let chunk = crate::limits::CHUNK_LEN as u64;
+            snapshot.add_value("pool_bytes", self.pool.chunks() as u64 * chunk);
+            let available = crate::buffer::BufferPool::available(&self.pool) as u64;
+            snapshot.add_value("pool_free_bytes", available * chunk);
+        }
+        snapshot
+    }
+
+    /// Gives this core's counters to those who asked; asks the other cores for
+    /// theirs if a session wants the sum. Returns the sums that are complete:
+    /// session, request, values.
+    pub(super) fn spread_snapshot(&mut self, snapshot: Snapshot) -> Vec<(u64, u64, Vec<(String, u64)>)> {
+        for core in std::mem::take(&mut self.stats.cores) {
+            let message = Message::Snapshot(Box::new(snapshot.clone()));
+            self.mailbox.send(&mut self.ring, core, message);
+        }
+        if self.stats.gathering.is_empty() && !self.stats.sessions.is_empty() {
+            self.stats.gathering = std::mem::take(&mut self.stats.sessions);
+            self.stats.sum = Snapshot::default();
+            self.stats.missing = self.cores - 1;
+            let core = self.id();
+            self.to_other_cores(|| Message::SnapshotWanted { core });
+        }
+        if self.stats.missing > 0 || self.stats.gathering.is_empty() {
+            return Vec::new();
+        }
+        // This core's own counters are added last, so that they are as fresh
+        // as the answer.
+        self.stats.sum.add(&snapshot);
+        let values = self.stats.sum.values();
+        let waiting = std::mem::take(&mut self.stats.gathering);
+        waiting.into_iter().map(|(session, number)| (session, number, values.clone())).collect()
+    }
+
+    fn forward(&mut self, core: u16, shard: ShardId, from: ReplyTo, request: ShardRequest<'_, PoolBuffer>) {
+        let request = self.owned(request);
+        self.mailbox.send(&mut self.ring, core, Message::Request { shard, from, request });
+    }
+
+    /// The request with nothing borrowed.
+    fn owned(&mut self, request: ShardRequest<'_, PoolBuffer>) -> ShardRequest<'static, PoolBuffer> {
+        match request {
+            ShardRequest::Produce { payload, min_copies } => {
+                let payload = match payload {
+                    Payload::Borrowed(batch) => self.copied(batch),
+                    Payload::Shared(bytes) => Payload::Shared(bytes),
+                    Payload::Aligned { buffer, len } => Payload::Aligned { buffer, len },
+                };
+                ShardRequest::Produce { payload, min_copies }
+            }
+            ShardRequest::Fetch(fetch) => ShardRequest::Fetch(fetch),
+            ShardRequest::Offsets { partition, spec } => ShardRequest::Offsets { partition, spec },
+            ShardRequest::OpenProducer(open) => ShardRequest::OpenProducer(open),
+            ShardRequest::PartitionStates(topic) => ShardRequest::PartitionStates(topic),
+            ShardRequest::CreateTopic { name, partitions } => ShardRequest::CreateTopic { name, partitions },
+            ShardRequest::DeleteTopic { name } => ShardRequest::DeleteTopic { name },
+            ShardRequest::ListTopics => ShardRequest::ListTopics,
+            ShardRequest::LookUpTopic { name } => ShardRequest::LookUpTopic { name },
+        }
+    }
+
+    fn copied(&mut self, batch: &[u8]) -> Payload<'static, PoolBuffer> {
+        self.forwarded_bytes += batch.len() as u64;
+        let len = batch.len();
+        if len >= POOL_COPY_MIN
+            && let Some(mut buffer) =
+                self.carver.carve(&mut self.pool, BLOCK_LEN + len.next_multiple_of(BLOCK_LEN))
+        {
+            buffer[BLOCK_LEN..BLOCK_LEN + len].copy_from_slice(batch);
+            buffer[BLOCK_LEN + len..].fill(0);
+            return Payload::Aligned { buffer, len };
+        }
+        Payload::Shared(Bytes::copy_from_slice(batch))
+    }
+}
+
+impl Host for Core {
+    #[inline]
+    fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    #[inline]
+    fn now(&self) -> Now {
+        self.now
+    }
+
+    #[inline]
+    fn shards_for(&mut self, session: u64) -> impl Shards<Buffer = PoolBuffer> + '_ {
+        SessionShards { core: self, session }
+    }
+
+    fn stalled(&mut self, session: u64, shard: ShardId) {
+        self.stalled_count += 1;
+        self.stalled[usize::from(shard.0)].push_back(session);
+    }
+
+    fn session_closed(&mut self, session: u64) {
+        let core = self.id();
+        self.handle_all(|| Event::SessionClosed { core, session });
+        self.to_other_cores(|| Message::SessionClosed { core, session });
+    }
+
+    fn hand_over(&mut self, core: u16, connection: Handover) {
+        self.mailbox.send(&mut self.ring, core, Message::Connection(connection));
+    }
+}
+
+/// The shards, as one session reaches them.
+struct SessionShards<'a> {
+    core: &'a mut Core,
+    session: u64,
+}
+
+impl SessionShards<'_> {
+    #[inline]
+    fn reply_to(&self, number: u64) -> ReplyTo {
+        ReplyTo { core: self.core.mailbox.core(), session: self.session, correlation: number }
+    }
+}
+
+impl Shards for SessionShards<'_> {
+    type Buffer = PoolBuffer;
+
+    #[inline]
+    fn accepts(&mut self, shard: ShardId, appends: bool) -> bool {
+        let is_turn = self.core.resuming || self.core.stalled[usize::from(shard.0)].is_empty();
+        (is_turn || !appends) && self.core.takes(shard, appends)
+    }
+
+    #[inline]
+    fn request(&mut self, shard: ShardId, number: u64, request: ShardRequest<'_, PoolBuffer>) {
+        let from = self.reply_to(number);
+        match self.core.places[usize::from(shard.0)] {
+            Place::Here(index) => {
+                let now = self.core.now;
+                self.core.shards[index].shard.handle(Event::Request { from, request }, now);
+            }
+            Place::On(core) => self.core.forward(core, shard, from, request),
+        }
+    }
+
+    fn fetch_now(&mut self, shard: ShardId, number: u64) {
+        let from = self.reply_to(number);
+        match self.core.places[usize::from(shard.0)] {
+            Place::Here(_) => self.core.handle_at(shard, Event::FetchNow { from }),
+            Place::On(core) => {
+                self.core.mailbox.send(&mut self.core.ring, core, Message::FetchNow { shard, from });
+            }
+        }
+    }
+
+    fn stats(&mut self, number: u64) {
+        self.core.stats.sessions.push((self.session, number));
+    }
+}

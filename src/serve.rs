@@ -1,0 +1,296 @@
+//! A broker: started, reached at an address, stopped.
+//!
+//! Start-up goes from what is cheap to find wrong to what is not: options,
+//! directory and lock, memory, rings; then every core recovers its shards at
+//! the same time; then shard 0's catalog goes to all, and the sockets listen.
+
+mod config;
+mod core;
+mod options;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::catalog::Catalog;
+use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
+use crate::io::disk::{ModeError, choose_mode};
+use crate::io::mailbox::{Post, mailboxes};
+use crate::io::net::{ListenError, bind};
+use crate::io::pin::{PinError, available_cpus};
+use crate::io::pool::{Pool, PoolError, RegistrationError};
+use crate::io::ring::RingError;
+use crate::limits::MAX_SHARDS;
+use crate::log::recovery::RecoveryError;
+use crate::reactor::{Message, ReactorError, Shared};
+use crate::shard::event::DiskFault;
+pub use config::{Config, ConfigError, MIN_MEMORY, MemoryPlan};
+use core::{CoreStart, Go, Recovered};
+pub use options::{ByteCount, Cpus, Options, Span};
+use ringbolt_wire::ShardId;
+
+/// Messages that fit a core's mailbox.
+const MAILBOX_LEN: usize = 1024;
+
+/// Why a broker did not start, or ended.
+#[derive(thiserror::Error, Debug)]
+pub enum ServeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// How its files can be written.
+    #[error(transparent)]
+    Mode(#[from] ModeError),
+    /// The memory.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A core's ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The memory, with a ring.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// A core's CPU.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A shard's log.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// Making segments ahead.
+    #[error("shard {shard}: preparing segments: {fault}")]
+    Preallocate {
+        /// Which shard.
+        shard: ShardId,
+        /// What the kernel said.
+        fault: DiskFault,
+    },
+    /// The listening socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Something that hardly ever fails.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A core has ended with an error.
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+    /// A core's thread panicked: a bug in the broker. Its message is in the log.
+    #[error("core {0} has panicked; please report this")]
+    Panicked(u16),
+}
+
+impl ServeError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
+        let what = what.into();
+        move |source| ServeError::Io { what, source }
+    }
+}
+
+/// A running broker. Stopped when dropped.
+pub struct Broker {
+    addr: SocketAddr,
+    handle: BrokerHandle,
+    threads: Vec<JoinHandle<Result<(), ServeError>>>,
+    /// Locked as long as the broker runs.
+    _data: DataDir,
+}
+
+/// Asks a broker to stop, from any thread.
+#[derive(Clone)]
+pub struct BrokerHandle {
+    post: Post<Message>,
+}
+
+impl BrokerHandle {
+    /// Asks for a stop: no more connections and requests are taken, what is in
+    /// flight is finished and answered. [`Broker::wait`] tells when that is
+    /// done.
+    pub fn stop(&self) {
+        self.tell_all(|| Message::Stop);
+    }
+
+    fn tell_all(&self, message: impl Fn() -> Message) {
+        for core in 0..self.post.cores() {
+            let mut waiting = message();
+            // A full mailbox is emptied by its core in no time, unless that
+            // has ended: then nobody needs to be told.
+            for _ in 0..1000 {
+                match self.post.send(core, waiting) {
+                    Ok(()) => break,
+                    Err(message) => waiting = message,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Broker {
+    /// Starts a broker and returns when it listens.
+    pub fn start(config: Config) -> Result<Broker, ServeError> {
+        config.check()?;
+        let available = available_cpus()?;
+        let asked = config.cores.clone().unwrap_or_else(|| available.clone());
+        let shards = config.shards.unwrap_or_else(|| asked.len().min(usize::from(MAX_SHARDS)) as u16);
+        let layout = Layout { shards, segment_len: config.segment_size };
+        let data = DataDir::open(&config.data, layout)?;
+        let shards = data.shards().len();
+        if config.shards.is_some_and(|asked| usize::from(asked) != shards) {
+            tracing::warn!(shards, "the data directory keeps its number of shards");
+        }
+        // A core without shards would only pass on.
+        let cpus = asked[..asked.len().min(shards)].to_vec();
+        let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
+        let plan = MemoryPlan::new(config.memory, cpus.len(), shards)?;
+        let pool = Pool::new(plan.pool)?;
+        if config.unregistered_memory {
+            pool.prefault().map_err(ServeError::io("finding memory"))?;
+        }
+        let start = Arc::new(CoreStart {
+            superblock: *data.superblock(),
+            dirs: data.shards().to_vec(),
+            mode,
+            plan,
+            pool,
+            shared: Arc::new(Shared::default()),
+            connections: Arc::new(AtomicUsize::new(0)),
+            cores: cpus.len() as u16,
+            config,
+        });
+        Self::start_cores(&start, &cpus, data)
+    }
+
+    fn start_cores(start: &Arc<CoreStart>, cpus: &[usize], data: DataDir) -> Result<Broker, ServeError> {
+        let mailboxes =
+            mailboxes(cpus.len() as u16, MAILBOX_LEN).map_err(ServeError::io("making mailboxes"))?;
+        let handle = BrokerHandle { post: mailboxes[0].post() };
+        let (report, reports) = mpsc::channel();
+        let mut threads = Vec::new();
+        let mut goes = Vec::new();
+        for (mailbox, &cpu) in mailboxes.into_iter().zip(cpus) {
+            let (go, gone) = mpsc::channel();
+            let (start, report, abort) = (Arc::clone(start), report.clone(), handle.clone());
+            goes.push(go);
+            let thread =
+                std::thread::Builder::new().name(format!("core-{}", mailbox.core())).spawn(move || {
+                    let abort = AbortOnDrop { handle: abort, armed: true };
+                    let result = start.run(mailbox, cpu, &report, &gone);
+                    abort.end(result.is_ok());
+                    result
+                });
+            threads.push(thread.map_err(ServeError::io("starting a thread"))?);
+        }
+        drop(report);
+        let addr = match Self::bring_up(start, &reports, &goes) {
+            Ok(addr) => addr,
+            Err(silent) => {
+                drop(goes);
+                return Err(join_all(threads).err().or(silent).unwrap_or(ServeError::Panicked(0)));
+            }
+        };
+        Ok(Broker { addr, handle, threads, _data: data })
+    }
+
+    /// Waits until every core has recovered its shards, gives the catalog and a
+    /// listening socket to each, and waits until each serves. The error is
+    /// `None` if a core has one to tell.
+    fn bring_up(
+        start: &CoreStart,
+        reports: &mpsc::Receiver<Recovered>,
+        goes: &[mpsc::Sender<Go>],
+    ) -> Result<SocketAddr, Option<ServeError>> {
+        let mut catalog = None;
+        for _ in goes {
+            match reports.recv().map_err(|_| None)? {
+                Recovered::Catalog(found) => catalog = Some(found),
+                Recovered::Others => {}
+                Recovered::Serving => unreachable!("no core serves before it was told to"),
+            }
+        }
+        let catalog: Arc<Catalog> = Arc::new(catalog.expect("some core has shard 0"));
+        let (sockets, addr) = bind(start.config.listen, goes.len()).map_err(|e| Some(e.into()))?;
+        for (go, listener) in goes.iter().zip(sockets) {
+            go.send(Go { catalog: Arc::clone(&catalog), listener }).map_err(|_| None)?;
+        }
+        for _ in goes {
+            reports.recv().map_err(|_| None)?;
+        }
+        Ok(addr)
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// For asking it to stop from elsewhere.
+    pub fn handle(&self) -> BrokerHandle {
+        self.handle.clone()
+    }
+
+    /// Stops it: takes nothing more, finishes and answers what is in flight.
+    pub fn stop(self) -> Result<(), ServeError> {
+        self.handle.stop();
+        self.wait()
+    }
+
+    /// Waits until it ends: because it was asked to, or because it failed.
+    pub fn wait(mut self) -> Result<(), ServeError> {
+        join_all(std::mem::take(&mut self.threads))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.handle.stop();
+            // Nobody is left to be told of an error.
+            let _ = join_all(std::mem::take(&mut self.threads));
+        }
+    }
+}
+
+/// Joins all cores; of their errors, the one that made the others stop.
+fn join_all(threads: Vec<JoinHandle<Result<(), ServeError>>>) -> Result<(), ServeError> {
+    let mut first = Ok(());
+    for (core, thread) in threads.into_iter().enumerate() {
+        let ended = thread.join().unwrap_or(Err(ServeError::Panicked(core as u16)));
+        let is_followed = matches!(ended, Err(ServeError::Reactor(ReactorError::Aborted)));
+        if ended.is_err() && (first.is_ok() || !is_followed) {
+            first = ended;
+        }
+    }
+    first
+}
+
+/// Ends the other cores when this one has failed, by whatever way: shards that
+/// go on without each other would answer half of what they are asked.
+struct AbortOnDrop {
+    handle: BrokerHandle,
+    armed: bool,
+}
+
+impl AbortOnDrop {
+    fn end(mut self, is_ok: bool) {
+        self.armed = !is_ok;
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            self.handle.tell_all(|| Message::Abort);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One core's start, on its own thread.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, mpsc};
+
+use ringbolt_wire::ShardId;
+
+use super::{Config, MemoryPlan, ServeError};
+use crate::catalog::Catalog;
+use crate::io::clock;
+use crate::io::datadir::{ShardDir, segment_name};
+use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader};
+use crate::io::mailbox::Mailbox;
+use crate::io::net::{Net, NetConfig};
+use crate::io::pin::pin_thread;
+use crate::io::pool::Pool;
+use crate::io::ring::{Ring, RingConfig};
+use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
+use crate::log::superblock::Superblock;
+use crate::reactor::{Core, LocalShard, Message, Place, Reactor, Shared};
+use crate::session::{SessionConfig, SessionCounters};
+use crate::shard::{Shard, ShardConfig};
+
+/// Bytes of unsent answers at which a session takes no more requests: two of
+/// the longest fetch answers.
+const MAX_UNSENT: usize = 16 << 20;
+
+/// What a core reports while it starts.
+pub(super) enum Recovered {
+    /// Its shards are recovered, shard 0 among them: this is the catalog.
+    Catalog(Catalog),
+    /// Its shards are recovered.
+    Others,
+    /// It serves.
+    Serving,
+}
+
+/// What a core needs to go on once all have recovered.
+pub(super) struct Go {
+    pub catalog: Arc<Catalog>,
+    pub listener: OwnedFd,
+}
+
+/// What all cores are started with.
+pub(super) struct CoreStart {
+    pub config: Config,
+    pub superblock: Superblock,
+    pub dirs: Vec<ShardDir>,
+    pub mode: FileMode,
+    pub plan: MemoryPlan,
+    pub pool: Pool,
+    pub shared: Arc<Shared>,
+    pub connections: Arc<AtomicUsize>,
+    pub cores: u16,
+}
+
+impl CoreStart {
+    /// Runs a core from its start to its end. A core whose starter is gone ends
+    /// without an error of its own.
+    pub fn run(
+        &self,
+        mailbox: Mailbox<Message>,
+        cpu: usize,
+        report: &mpsc::Sender<Recovered>,
+        go: &mpsc::Receiver<Go>,
+    ) -> Result<(), ServeError> {
+        pin_thread(cpu)?;
+        let core = mailbox.core();
+        let mut ring = Ring::new(RingConfig::default())?;
+        if !self.config.unregistered_memory {
+            ring.register_pool(&self.pool)?;
+        }
+        let mut catalog = None;
+        let mut logs = Vec::new();
+        for dir in self.dirs.iter().filter(|dir| self.core_of(dir.shard) == core) {
+            let (log, disk) = self.recover(dir, &mut ring)?;
+            if dir.shard == ShardId(0) {
+                catalog = Some(log.state.catalog.clone());
+            }
+            logs.push((log, disk));
+        }
+        let recovered = catalog.map_or(Recovered::Others, Recovered::Catalog);
+        if report.send(recovered).is_err() {
+            return Ok(());
+        }
+        let Ok(Go { catalog, listener }) = go.recv() else { return Ok(()) };
+        let reactor = self.assemble(ring, mailbox, logs, &catalog, listener)?;
+        if report.send(Recovered::Serving).is_err() {
+            return Ok(());
+        }
+        Ok(reactor.run()?)
+    }
+
+    /// Shards go round the cores.
+    fn core_of(&self, shard: ShardId) -> u16 {
+        shard.0 % self.cores
+    }
+
+    fn recover(&self, dir: &ShardDir, ring: &mut Ring) -> Result<(RecoveredLog, Disk), ServeError> {
+        let shard = dir.shard;
+        let identity = LogIdentity {
+            log_id: self.superblock.log_id(shard),
+            shard,
+            segment_len: self.superblock.segment_len,
+            term: self.superblock.boot_count,
+        };
+        let reader = FolderReader::new(&dir.path, self.mode);
+        let started = clock::mono_us();
+        let log = recover(identity, &dir.segments, &reader, &mut self.pool.clone())?;
+        sync_tail(dir, &log)?;
+        let elapsed_ms = (clock::mono_us() - started) / 1000;
+        tracing::info!(%shard, segments = dir.segments.len(), elapsed_ms, "recovered");
+        let mut config = DiskConfig::new(self.superblock.segment_len, self.mode);
+        config.spares_max = config.spares_max.max(self.config.preallocate);
+        let mut disk =
+            Disk::new(config, dir).map_err(ServeError::io(format!("opening {}", dir.path.display())))?;
+        if self.config.preallocate > 0 {
+            disk.preallocate(ring, self.config.preallocate)
+                .map_err(|fault| ServeError::Preallocate { shard, fault })?;
+        }
+        Ok((log, disk))
+    }
+
+    fn assemble(
+        &self,
+        mut ring: Ring,
+        mut mailbox: Mailbox<Message>,
+        logs: Vec<(RecoveredLog, Disk)>,
+        catalog: &Catalog,
+        listener: OwnedFd,
+    ) -> Result<Reactor, ServeError> {
+        let now = clock::now();
+        mailbox.attach(&mut ring);
+        let core = mailbox.core();
+        let mut places = Vec::new();
+        for dir in &self.dirs {
+            let on = self.core_of(dir.shard);
+            let index = usize::from(dir.shard.0 / self.cores);
+            places.push(if on == core { Place::Here(index) } else { Place::On(on) });
+        }
+        let mut shards = Vec::new();
+        for (log, mut disk) in logs {
+            let id = log.identity.shard;
+            disk.start(&mut ring);
+            let shard = Shard::new(self.shard_config(id), log, catalog, self.pool.clone(), now);
+            shards.push(LocalShard { id, shard, disk });
+        }
+        let session_config = Rc::new(SessionConfig {
+            core,
+            cores_of_shards: self.dirs.iter().map(|dir| self.core_of(dir.shard)).collect(),
+            boot: self.superblock.boot_count,
+            broker_id: self.superblock.broker_id,
+            direct_threshold: usize::try_from(self.config.direct_threshold).unwrap_or(usize::MAX),
+            max_unsent: MAX_UNSENT,
+            counters: SessionCounters::default(),
+        });
+        let net = Net::new(&mut ring, self.pool.clone(), listener, self.net_config(), session_config)
+            .map_err(ServeError::io("registering receive buffers with io_uring"))?;
+        let pool = self.pool.clone();
+        let core = Core::new(ring, mailbox, shards, places, pool, Arc::clone(&self.shared), now);
+        Ok(Reactor::new(core, net, self.config.busy_poll))
+    }
+
+    fn shard_config(&self, shard: ShardId) -> ShardConfig {
+        let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        ShardConfig {
+            shard,
+            shards: self.dirs.len() as u16,
+            commits_in_flight: self.config.commits_in_flight,
+            commit_delay_us: micros(self.config.commit_delay),
+            retention_bytes: self.config.retention_bytes.map(|bytes| bytes / self.dirs.len() as u64),
+            retention_us: self.config.retention_time.map(micros),
+            tail_cache_bytes: self.plan.tail_cache,
+            page_cache_bytes: self.plan.page_cache,
+            seed: random_seed(),
+        }
+    }
+
+    fn net_config(&self) -> NetConfig {
+        NetConfig {
+            max_connections: self.config.max_connections,
+            connections: Arc::clone(&self.connections),
+            handshake_timeout_us: self.config.handshake_timeout.as_micros() as u64,
+            max_stashed: self.plan.stashed,
+            max_direct: self.plan.direct,
+            low_chunks: self.plan.low_chunks,
+            receive_chunks: self.plan.receive_chunks,
+        }
+    }
+}
+
+/// Makes durable what recovery has read: it may only be in the device's cache,
+/// written just before a crash, and nobody was told that it is durable.
+fn sync_tail(dir: &ShardDir, log: &RecoveredLog) -> Result<(), ServeError> {
+    let open = log.open.map(|(segment, _)| segment);
+    for segment in log.unsealed.iter().map(|unsealed| unsealed.segment).chain(open) {
+        let path = dir.path.join(segment_name(segment));
+        let synced = File::options().write(true).open(&path).and_then(|file| file.sync_data());
+        synced.map_err(ServeError::io(format!("flushing {}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn random_seed() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low
+}

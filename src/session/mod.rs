@@ -1,0 +1,292 @@
+//! One connection, seen from the broker: bytes in, requests to shards; answers
+//! from shards, bytes out.
+//!
+//! A driver gives what arrived to [`Session::receive`], answers to
+//! [`Session::reply`], and sends what [`Session::take_output`] offers. The
+//! session knows frames, the handshake, and what a peer may do; it knows no
+//! socket, no clock, and nothing of what is in a log.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ringbolt_wire::ShardId;
+use ringbolt_wire::message::ErrorResponse;
+
+use crate::shard::event::ShardRequest;
+
+mod gather;
+mod input;
+mod outbox;
+mod pending;
+mod replies;
+mod stash;
+mod violation;
+
+#[cfg(test)]
+mod tests;
+
+pub use input::DirectFrame;
+pub use outbox::Output;
+pub use violation::Violation;
+
+use outbox::Outbox;
+use pending::PendingTable;
+use stash::Stash;
+
+/// What all sessions of one core have in common.
+#[derive(Debug)]
+pub struct SessionConfig {
+    /// This core.
+    pub core: u16,
+    /// For each shard, the core that drives it.
+    pub cores_of_shards: Vec<u16>,
+    /// The broker's boot count.
+    pub boot: u64,
+    /// The data directory's identity.
+    pub broker_id: [u8; 16],
+    /// Bytes of a record batch from which on a produce request is better
+    /// received straight into memory that can be written to disk.
+    pub direct_threshold: usize,
+    /// Bytes of unsent answers at which a session takes no more requests.
+    pub max_unsent: usize,
+    /// What was counted.
+    pub counters: SessionCounters,
+}
+
+impl SessionConfig {
+    fn shards(&self) -> u16 {
+        self.cores_of_shards.len() as u16
+    }
+}
+
+/// What the sessions of one core have done since the start.
+#[derive(Debug, Default)]
+pub struct SessionCounters {
+    /// Bytes of payload and half-received frames that were copied.
+    pub copied_bytes: Cell<u64>,
+    /// Requests taken, of any kind.
+    pub requests: Cell<u64>,
+    /// Produce requests among them.
+    pub produce_requests: Cell<u64>,
+    /// Fetch requests among them.
+    pub fetch_requests: Cell<u64>,
+    /// Connections that were closed for what their peer did.
+    pub violations: Cell<u64>,
+    /// Requests answered with an error.
+    pub errors: Cell<u64>,
+}
+
+impl SessionCounters {
+    /// Name and value of each, as reported by `ringbolt stats`.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("copied_bytes_total", self.copied_bytes.get()),
+            ("requests_total", self.requests.get()),
+            ("produce_requests_total", self.produce_requests.get()),
+            ("fetch_requests_total", self.fetch_requests.get()),
+            ("violations_total", self.violations.get()),
+            ("errors_total", self.errors.get()),
+        ]
+        .into_iter()
+    }
+}
+
+fn add(counter: &Cell<u64>, n: usize) {
+    counter.set(counter.get() + n as u64);
+}
+
+/// The shards, as a session reaches them. The number that goes with a request
+/// comes back with the answer, to [`Session::reply`].
+pub trait Shards {
+    /// Buffers that large batches were received into.
+    type Buffer;
+
+    /// Whether `shard` takes a request now, one that appends to its log if
+    /// `appends`.
+    fn accepts(&mut self, shard: ShardId, appends: bool) -> bool;
+
+    /// Hands over a request. Always succeeds: it is asked for without
+    /// [`accepts`](Self::accepts) only for requests that follow from one which
+    /// was accepted.
+    fn request(&mut self, shard: ShardId, number: u64, request: ShardRequest<'_, Self::Buffer>);
+
+    /// Asks for the answer to a waiting fetch.
+    fn fetch_now(&mut self, shard: ShardId, number: u64);
+
+    /// Asks for the broker's counters; they go to [`Session::stats`].
+    fn stats(&mut self, number: u64);
+}
+
+/// How things stand after bytes were taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// More bytes are welcome.
+    Open,
+    /// More bytes are welcome; they continue a produce request of this many
+    /// bytes in all, large enough for memory of its own.
+    Large {
+        /// Bytes of the whole frame.
+        frame_len: usize,
+    },
+    /// Not before this shard takes requests again: call
+    /// [`Session::resume`] then.
+    Stalled(ShardId),
+    /// Not before answers have been sent: call [`Session::resume`] then.
+    Backlogged,
+    /// The connection belongs on this core; nothing of the hello was taken.
+    Moves {
+        /// Where it should go.
+        core: u16,
+    },
+    /// Never again: the goodbye waits to be sent.
+    Closed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The hello has not come.
+    Greeting,
+    /// Requests are taken.
+    Ready,
+    /// The goodbye was queued, or the peer sends no more.
+    Closing,
+}
+
+/// One connection. See the module.
+#[derive(Debug)]
+pub struct Session {
+    config: Rc<SessionConfig>,
+    phase: Phase,
+    /// What the last bytes led to.
+    input: Input,
+    pending: PendingTable,
+    /// Said when nothing is in flight any more.
+    goodbye: Option<Box<ErrorResponse>>,
+    stash: Stash,
+    /// Outbox gathered since the last send started.
+    gathering: Outbox,
+    /// Outbox that the current send is made of: not touched before it ends.
+    sending: usize,
+    /// Whether those hold memory of others.
+    sending_shared: bool,
+}
+
+impl Session {
+    /// A connection that has just been made.
+    pub fn new(config: Rc<SessionConfig>) -> Session {
+        Session {
+            config,
+            phase: Phase::Greeting,
+            input: Input::Open,
+            pending: PendingTable::default(),
+            goodbye: None,
+            stash: Stash::default(),
+            gathering: Outbox::default(),
+            sending: 0,
+            sending_shared: false,
+        }
+    }
+
+    /// Whether the handshake is done.
+    pub fn is_greeted(&self) -> bool {
+        self.phase == Phase::Ready
+    }
+
+    /// Whether no more requests are taken.
+    pub fn is_closing(&self) -> bool {
+        self.phase == Phase::Closing
+    }
+
+    /// Whether every answer has been given and sent: a closing session can go.
+    pub fn is_finished(&self) -> bool {
+        self.pending.is_empty() && self.unsent() == 0
+    }
+
+    /// Requests that wait for their answer.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Bytes of answers that are not sent yet.
+    pub fn unsent(&self) -> usize {
+        self.gathering.len() + self.sending
+    }
+
+    /// Whether unsent answers hold memory of the broker's pool.
+    pub fn holds_shared(&self) -> bool {
+        self.gathering.holds_shared() || self.sending_shared
+    }
+
+    /// Bytes that came and were not handled yet.
+    pub fn stashed(&self) -> usize {
+        self.stash.len()
+    }
+
+    /// How the input stands.
+    pub fn input(&self) -> Input {
+        self.input
+    }
+
+    /// The bytes that came and were not handled yet, for whoever goes on with
+    /// them.
+    pub fn take_stash(&mut self) -> Vec<u8> {
+        let bytes = self.stash.as_slice().to_vec();
+        self.stash.consume(bytes.len());
+        bytes
+    }
+
+    /// Moves the bytes that came and were not handled yet to the start of
+    /// `into`, for a receive that goes on behind them. Returns how many.
+    ///
+    /// # Panics
+    /// If `into` is shorter.
+    pub fn move_stash(&mut self, into: &mut [u8]) -> usize {
+        let len = self.stash.len();
+        into[..len].copy_from_slice(self.stash.as_slice());
+        add(&self.config.counters.copied_bytes, len);
+        self.stash.consume(len);
+        len
+    }
+
+    /// What the next send is made of, if there is something to send and no
+    /// send under way. What was taken counts as unsent until
+    /// [`sent`](Self::sent) is told.
+    #[inline]
+    pub fn take_output(&mut self) -> Option<Output> {
+        if self.sending > 0 {
+            return None;
+        }
+        self.sending_shared = self.gathering.holds_shared();
+        let output = self.gathering.take()?;
+        self.sending = output.len();
+        Some(output)
+    }
+
+    /// A send took `sent` bytes of what was taken. Returns whether all of it
+    /// is gone.
+    #[inline]
+    pub fn sent(&mut self, sent: usize) -> bool {
+        assert!(sent <= self.sending, "more was sent than there was");
+        self.sending -= sent;
+        self.sending_shared &= self.sending > 0;
+        self.sending == 0
+    }
+
+    /// Takes back the vector of a send that has ended, for the next answers.
+    #[inline]
+    pub fn recycle(&mut self, frames: Vec<u8>) {
+        self.gathering.recycle(frames);
+    }
+
+    /// The peer is gone: nothing is sent any more. Outbox that still come are
+    /// dropped.
+    pub fn abandon(&mut self) {
+        self.phase = Phase::Closing;
+        self.input = Input::Closed;
+        self.goodbye = None;
+        self.gathering.clear();
+        self.sending = 0;
+        self.sending_shared = false;
+        self.stash.consume(self.stash.len());
+    }
+}

@@ -1,0 +1,43 @@
+//! Requests that wait for their answer.
+
+use ringbolt_wire::{Opcode, ShardId};
+use slab::Slab;
+
+use super::gather::{FetchGather, TopicGather};
+
+/// A request in flight: what its answer must repeat, and what is known of its
+/// parts.
+#[derive(Debug)]
+pub enum Pending {
+    /// One shard answers.
+    Single {
+        correlation: u64,
+        opcode: Opcode,
+    },
+    /// One shard answers, perhaps late.
+    Fetch {
+        correlation: u64,
+        shard: ShardId,
+    },
+    FetchParts {
+        correlation: u64,
+        gather: Box<FetchGather>,
+    },
+    Topic {
+        correlation: u64,
+        gather: Box<TopicGather>,
+    },
+}
+
+/// The number under which a part of the request in `slot` goes to a shard.
+pub fn number(slot: usize, part: u32) -> u64 {
+    u64::from(part) << 32 | slot as u64
+}
+
+/// Slot and part of a number.
+pub fn split(number: u64) -> (usize, u32) {
+    (number as u32 as usize, (number >> 32) as u32)
+}
+
+/// The requests in flight of one session.
+pub type PendingTable = Slab<Pending>;

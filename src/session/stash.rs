@@ -1,0 +1,65 @@
+//! Bytes of a connection that could not be handled when they came: the start of
+//! a frame whose end is not there yet, or frames that must wait.
+
+/// A stash that grew beyond this many bytes is let go when it is empty, so that
+/// a connection that is idle again costs nothing.
+const KEEP_CAPACITY: usize = 8 << 10;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Stash {
+    bytes: Vec<u8>,
+    /// Bytes at the start that were handled.
+    start: usize,
+}
+
+impl Stash {
+    /// The bytes that wait.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// How many bytes wait.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Whether none wait.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.len() == self.start
+    }
+
+    /// Adds bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Makes room for `len` bytes in all, which the caller has checked against
+    /// the limit of a frame, once their first kilobytes have come: a length
+    /// alone must not cost memory.
+    pub fn expect(&mut self, len: usize) {
+        if self.len() >= len / 4 {
+            self.bytes.reserve(len.saturating_sub(self.len()));
+        }
+    }
+
+    /// Forgets the first `len` bytes.
+    ///
+    /// # Panics
+    /// If fewer wait.
+    pub fn consume(&mut self, len: usize) {
+        self.start += len;
+        assert!(self.start <= self.bytes.len(), "more handled than there was");
+        if self.is_empty() {
+            self.start = 0;
+            self.bytes.clear();
+            self.bytes.shrink_to(KEEP_CAPACITY);
+        } else if self.start > self.bytes.len() / 2 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
+    }
+}

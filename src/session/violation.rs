@@ -1,0 +1,84 @@
+//! What a peer can do that ends its connection.
+
+use ringbolt_wire::frame::FrameError;
+use ringbolt_wire::message::{ErrorResponse, MessageError};
+use ringbolt_wire::{ErrorCode, PROTOCOL_VERSION};
+
+/// Why the broker ends a connection: a value, sent to the peer as the goodbye
+/// that closes the connection.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum Violation {
+    /// The bytes are no frame, or damaged.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A client sent an answer.
+    #[error("a client sends requests, this frame is a response")]
+    NotARequest,
+    /// Something else than a hello came first.
+    #[error("operation {0} before hello")]
+    HandshakeRequired(u8),
+    /// The hello is not one.
+    #[error("hello: {0}")]
+    BadHello(MessageError),
+    /// No version in common.
+    #[error("the client speaks versions {min} to {max}, this broker {PROTOCOL_VERSION}")]
+    UnsupportedVersion {
+        /// Lowest version of the client.
+        min: u8,
+        /// Highest version of the client.
+        max: u8,
+    },
+    /// No hello in time.
+    #[error("no hello within {0} ms")]
+    HandshakeTimeout(u64),
+    /// More connections than the broker may have.
+    #[error("the limit is {0} connections")]
+    TooManyConnections(usize),
+    /// More requests in flight than announced.
+    #[error("the limit is {0} requests in flight")]
+    TooManyInFlight(u32),
+    /// Answers were not read.
+    #[error("{unsent} bytes of answers were not read")]
+    SlowReader {
+        /// Bytes that wait.
+        unsent: usize,
+    },
+    /// The broker's memory for half-received frames is used up, and this
+    /// connection's is the oldest.
+    #[error("no memory left for frames that do not end")]
+    Overloaded,
+    /// The broker stops.
+    #[error("the broker is shutting down")]
+    ShuttingDown,
+}
+
+impl Violation {
+    /// The code that the peer is told.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Violation::Frame(e) => e.code(),
+            Violation::NotARequest => ErrorCode::MalformedFrame,
+            Violation::HandshakeRequired(_) => ErrorCode::HandshakeRequired,
+            Violation::BadHello(e) => e.code(),
+            Violation::UnsupportedVersion { .. } => ErrorCode::UnsupportedVersion,
+            Violation::HandshakeTimeout(_) => ErrorCode::HandshakeTimeout,
+            Violation::TooManyConnections(_) => ErrorCode::TooManyConnections,
+            Violation::TooManyInFlight(_) => ErrorCode::TooManyInFlight,
+            Violation::SlowReader { .. } => ErrorCode::SlowReader,
+            Violation::Overloaded => ErrorCode::Overloaded,
+            Violation::ShuttingDown => ErrorCode::ShuttingDown,
+        }
+    }
+
+    /// The goodbye's content.
+    pub fn response(&self) -> ErrorResponse {
+        let detail = match self {
+            Violation::Frame(FrameError::TooLarge { limit, .. }) => *limit,
+            Violation::TooManyConnections(limit) => *limit as u64,
+            Violation::TooManyInFlight(limit) => u64::from(*limit),
+            Violation::UnsupportedVersion { .. } => u64::from(PROTOCOL_VERSION),
+            _ => 0,
+        };
+        ErrorResponse::new(self.code(), self.to_string()).with_detail(detail)
+    }
+}
