@@ -1,0 +1,299 @@
+//! The client: where the broker is, and the calls that concern it as a whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringbolt_wire::message::{HelloAck, OffsetSpec, OpenProducer, TopicDescription, TopicInfo};
+use ringbolt_wire::{DEFAULT_PORT, Offset, PartitionId, ProducerId, Request, Response};
+
+use crate::backoff::{Backoff, BackoffConfig};
+use crate::error::Error;
+use crate::net::{Answer, CallError, Caller, Dialer};
+use crate::producer::ProducerBuilder;
+use crate::reader::ReaderBuilder;
+
+/// Where the broker is, and how long to try.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// `host:port` of the broker; several are tried in turn.
+    pub addrs: Vec<String>,
+    /// Who connects, for the broker's logs; at most 255 bytes.
+    pub client_name: String,
+    /// Longest time to connect to one address, handshake included.
+    pub connect_timeout: Duration,
+    /// Longest wait for one answer before the connection is taken for dead.
+    pub request_timeout: Duration,
+    /// How long a call is tried again while the broker cannot be reached or
+    /// refuses for the moment. Producers have a deadline of their own, readers
+    /// try for ever.
+    pub operation_timeout: Duration,
+    /// Waits between attempts.
+    pub backoff: BackoffConfig,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        ClientConfig {
+            addrs: vec![format!("127.0.0.1:{DEFAULT_PORT}")],
+            client_name: concat!("ringbolt-client/", env!("CARGO_PKG_VERSION")).to_owned(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(30),
+            backoff: BackoffConfig::default(),
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The defaults, for a broker at `addr` (`host:port`).
+    pub fn new(addr: impl Into<String>) -> Self {
+        ClientConfig { addrs: vec![addr.into()], ..ClientConfig::default() }
+    }
+}
+
+impl<A: Into<String>> From<A> for ClientConfig {
+    fn from(addr: A) -> Self {
+        ClientConfig::new(addr)
+    }
+}
+
+/// A client of one broker. Cheap to clone; clones share a connection.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use ringbolt_client::{Client, Record};
+///
+/// let client = Client::connect("127.0.0.1:7411").await?;
+/// client.admin().create_topic("orders", 4).await?;
+///
+/// let producer = client.producer("orders").build().await?;
+/// let delivery = producer.send(Record::new("one coffee").with_key("table 7")).await?;
+/// println!("on disk: partition {}, offset {:?}", delivery.partition, delivery.offset);
+/// producer.close().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: ClientConfig,
+    addrs: Arc<[String]>,
+    limits: HelloAck,
+    caller: Caller,
+}
+
+/// Longest frame that is accepted where no records are fetched.
+const MAX_ADMIN_FRAME: u32 = 32 << 20;
+
+impl Client {
+    /// Connects once, to learn that the broker is there and what its limits
+    /// are. Later calls connect again as needed. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if no address can be reached, [`Error::Session`] if
+    /// no Ringbolt broker answers there.
+    pub async fn connect(config: impl Into<ClientConfig>) -> Result<Client, Error> {
+        let config = config.into();
+        let addrs: Arc<[String]> = config.addrs.clone().into();
+        let dialer = dialer(&config, &addrs, None, MAX_ADMIN_FRAME);
+        let mut first = dialer.dial::<()>().await?;
+        let Some(limits) = first.session().limits().cloned() else {
+            return Err(Error::ConnectionLost);
+        };
+        let caller = Caller::spawn(dialer);
+        Ok(Client { inner: Arc::new(Inner { config, addrs, limits, caller }) })
+    }
+
+    /// Topics, offsets, counters.
+    pub fn admin(&self) -> Admin<'_> {
+        Admin { client: self }
+    }
+
+    /// A producer to this topic; see [`ProducerBuilder`] for its settings.
+    pub fn producer(&self, topic: impl Into<String>) -> ProducerBuilder {
+        ProducerBuilder::new(self.clone(), topic.into())
+    }
+
+    /// A reader of this topic by offset; see [`ReaderBuilder`] for its
+    /// settings.
+    pub fn reader(&self, topic: impl Into<String>) -> ReaderBuilder {
+        ReaderBuilder::new(self.clone(), topic.into())
+    }
+
+    /// What the broker said of itself when the client connected.
+    pub fn broker(&self) -> &HelloAck {
+        &self.inner.limits
+    }
+
+    /// The settings that the client was made with.
+    pub fn config(&self) -> &ClientConfig {
+        &self.inner.config
+    }
+
+    /// For a connection of a producer's or reader's own, to the core that owns
+    /// `affinity`.
+    pub(crate) fn dialer(&self, affinity: PartitionId, max_receive_len: u32) -> Dialer {
+        dialer(&self.inner.config, &self.inner.addrs, Some(affinity), max_receive_len)
+    }
+
+    /// A seed that differs between clients and calls.
+    pub(crate) fn seed(&self) -> u64 {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(0)
+    }
+
+    /// Asks until there is an answer, a refusal that lasts, or the operation's
+    /// time is over. A request that is not `repeatable` is not made again once
+    /// it may have been carried out.
+    async fn ask(&self, request: Request, repeatable: bool) -> Result<Answer, Error> {
+        let config = &self.inner.config;
+        let until = Instant::now() + config.operation_timeout;
+        let mut backoff = Backoff::new(config.backoff, self.seed());
+        loop {
+            let error = match self.inner.caller.call(request.clone(), config.request_timeout).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let again = match &error {
+                CallError::NotSent(error) => matches!(error, Error::Connect { .. } | Error::ConnectionLost),
+                CallError::Lost(_) => repeatable,
+                CallError::Refused(refusal) => refusal.is_retryable(),
+            };
+            let mut wait = backoff.next_wait();
+            if let CallError::Refused(refusal) = &error {
+                wait = wait.max(Duration::from_millis(u64::from(refusal.retry_after_ms)));
+            }
+            if !again || Instant::now() + wait > until {
+                return Err(error.into());
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// An identity for a new producer.
+    pub(crate) async fn new_producer_id(&self, partition: PartitionId) -> Result<ProducerId, Error> {
+        let open = OpenProducer { partition, producer: ProducerId::NONE, take_over: false };
+        match self.ask(Request::OpenProducer(open), true).await?.0 {
+            Response::ProducerOpened(opened) => Ok(opened.producer),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn dialer(
+    config: &ClientConfig,
+    addrs: &Arc<[String]>,
+    affinity: Option<PartitionId>,
+    max_receive_len: u32,
+) -> Dialer {
+    Dialer {
+        addrs: addrs.clone(),
+        client_name: config.client_name.clone(),
+        affinity,
+        max_receive_len,
+        timeout: config.connect_timeout,
+    }
+}
+
+/// The session pairs answers with requests by operation, so this is not
+/// reached; it is an error and not a panic because the bytes are a peer's.
+fn unexpected(response: &Response) -> Error {
+    Error::InvalidSetting(format!("an answer of another kind came: {response:?}"))
+}
+
+/// Calls that concern topics and the broker as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Admin<'a> {
+    client: &'a Client,
+}
+
+impl Admin<'_> {
+    /// Asks for a sign of life and tells how long it took.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and [`Error::Timeout`] once the operation's time is
+    /// over.
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        let start = Instant::now();
+        self.client.ask(Request::Ping, true).await?;
+        Ok(start.elapsed())
+    }
+
+    /// Creates a topic with 1 to 100,000 partitions. The name has 1 to 249 of
+    /// `A-Z a-z 0-9 . _ -`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `TopicExists`, `InvalidTopicName`,
+    /// `TooManyPartitions` or `InvalidRequest`; [`Error::ConnectionLost`] or
+    /// [`Error::Timeout`] when it is not known whether it was created.
+    pub async fn create_topic(&self, name: &str, partitions: u32) -> Result<TopicInfo, Error> {
+        let request = Request::CreateTopic { name: name.to_owned(), partitions };
+        match self.client.ask(request, false).await?.0 {
+            Response::TopicCreated(topic) => Ok(topic),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Deletes a topic and its records.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownTopic`; [`Error::ConnectionLost`] or
+    /// [`Error::Timeout`] when it is not known whether it was deleted.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
+        self.client.ask(Request::DeleteTopic { name: name.to_owned() }, false).await.map(drop)
+    }
+
+    /// The topics, by name.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and the like.
+    pub async fn list_topics(&self) -> Result<Vec<TopicInfo>, Error> {
+        match self.client.ask(Request::ListTopics, true).await?.0 {
+            Response::Topics(topics) => Ok(topics),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A topic and its partitions: which shard has each, and from which offset
+    /// to which.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownTopic`.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
+        let request = Request::DescribeTopic { name: name.to_owned() };
+        match self.client.ask(request, true).await?.0 {
+            Response::Topic(topic) => Ok(topic),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// An offset of a partition of the topic with this number (see
+    /// [`describe_topic`](Self::describe_topic)): the first, the end, or that
+    /// of the first record taken at or after a time.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownTopic` or `UnknownPartition`.
+    pub async fn offset(&self, partition: PartitionId, spec: OffsetSpec) -> Result<Offset, Error> {
+        match self.client.ask(Request::Offsets { partition, spec }, true).await?.0 {
+            Response::Offset(offset) => Ok(offset),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The broker's counters by name.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and the like.
+    pub async fn stats(&self) -> Result<BTreeMap<String, u64>, Error> {
+        match self.client.ask(Request::Stats, true).await?.0 {
+            Response::Stats(stats) => Ok(stats.into_iter().collect()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What calls of the client can end in, and what to do about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringbolt_wire::Outcome;
+use ringbolt_wire::message::ErrorResponse;
+
+use crate::producer_state::Failure;
+use crate::session::SessionError;
+
+/// Why a call failed.
+#[derive(thiserror::Error, Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// No address could be connected to. Nothing was sent; try again when the
+    /// broker is up, or correct the address.
+    #[error("cannot connect to {addrs}: {source}")]
+    Connect {
+        /// The addresses that were tried.
+        addrs: String,
+        /// What the last one said.
+        source: Arc<std::io::Error>,
+    },
+    /// The other side does not speak this protocol as it should. Is the address
+    /// that of a Ringbolt broker?
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The connection was lost while the answer was awaited. A request that
+    /// changes something may or may not have been carried out.
+    #[error("the connection was lost before the answer; it is not known whether the request was carried out")]
+    ConnectionLost,
+    /// No answer in time. A request that changes something may or may not have
+    /// been carried out.
+    #[error("no answer within {0:?}; it is not known whether the request was carried out")]
+    Timeout(Duration),
+    /// The broker refused the request;
+    /// [`ErrorResponse::is_retryable`] tells whether it may succeed later.
+    #[error("the broker refused: {0}")]
+    Refused(ErrorResponse),
+    /// The topic has no partition of this index.
+    #[error("topic {topic} has {partitions} partitions, there is no partition {partition}")]
+    NoSuchPartition {
+        /// The topic.
+        topic: String,
+        /// How many partitions it has.
+        partitions: u32,
+        /// The index asked for.
+        partition: u32,
+    },
+    /// A setting is out of range.
+    #[error("{0}")]
+    InvalidSetting(String),
+    /// The offset to read from is not there. Continue from `start` (what is
+    /// below was removed) or `end`, or set
+    /// [`ReaderBuilder::skip_removed`](crate::ReaderBuilder::skip_removed).
+    #[error("partition {partition} has offsets {start} to {end}, not {requested}")]
+    OffsetOutOfRange {
+        /// Index of the partition.
+        partition: u32,
+        /// The offset asked for.
+        requested: u64,
+        /// First offset that is there.
+        start: u64,
+        /// Offset after the last.
+        end: u64,
+    },
+    /// Fetched records do not match their checksums. The reader stays where it
+    /// was and fetches them again when asked.
+    #[error("records from partition {partition}, offset {offset} on arrived damaged: {text}")]
+    Damaged {
+        /// Index of the partition.
+        partition: u32,
+        /// Offset of the fetch.
+        offset: u64,
+        /// What did not match.
+        text: String,
+    },
+    /// Every partition of the reader has ended in an error that was reported
+    /// before.
+    #[error("the reader has no partition left to read from")]
+    ReaderEnded,
+}
+
+impl Error {
+    /// What is known of the request that ended so.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Error::Connect { .. } | Error::Damaged { .. } => Outcome::RejectedRetryable,
+            Error::Refused(refusal) if refusal.is_retryable() => Outcome::RejectedRetryable,
+            Error::Session(_) | Error::ConnectionLost | Error::Timeout(_) => Outcome::Unknown,
+            _ => Outcome::RejectedFinal,
+        }
+    }
+}
+
+/// Why a record is not known to be durable.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ProduceError {
+    /// The record alone is longer than the largest batch. Send it in parts.
+    #[error("a record of {len} bytes, at most {limit} are possible")]
+    TooLarge {
+        /// Bytes of the record in a batch.
+        len: usize,
+        /// Most bytes that fit.
+        limit: usize,
+    },
+    /// The record has more or longer headers than the protocol allows.
+    #[error("{0}")]
+    InvalidHeaders(&'static str),
+    /// The topic has no partition of this index.
+    #[error("the topic has {partitions} partitions, there is no partition {partition}")]
+    NoSuchPartition {
+        /// How many partitions it has.
+        partitions: u32,
+        /// The index asked for.
+        partition: u32,
+    },
+    /// The producer was made for one partition, and this is another.
+    #[error("this producer writes to partition {fixed} only, not to {partition}")]
+    OtherPartition {
+        /// The one it was made for.
+        fixed: u32,
+        /// The one asked for.
+        partition: u32,
+    },
+    /// The producer was closed before the record was taken.
+    #[error("the producer is closed; the record was not sent")]
+    Closed,
+    /// What became of its batch.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+impl ProduceError {
+    /// Which of the four outcomes; never [`Outcome::Durable`].
+    ///
+    /// - [`Outcome::RejectedRetryable`]: not written, and the record may be
+    ///   sent again;
+    /// - [`Outcome::RejectedFinal`]: not written, and it never will be;
+    /// - [`Outcome::Unknown`]: written or not. Sending it again may make a
+    ///   duplicate.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            ProduceError::Closed => Outcome::RejectedRetryable,
+            ProduceError::Failed(failure) => failure.outcome(),
+            _ => Outcome::RejectedFinal,
+        }
+    }
+}
