@@ -1,2 +1,111 @@
-//! Load generator.
-fn main() {}
+//! The `loadgen` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use loadgen::args::{Cli, Command, RunArgs, VerifyArgs};
+use loadgen::error::Error;
+use loadgen::judge::Verdict;
+use loadgen::peer::Peer;
+use loadgen::report::{self, Report};
+use loadgen::run::Outcome;
+use loadgen::{read, run, verify};
+
+/// The broker broke its word.
+const BROKEN: u8 = 1;
+/// Bad usage, or the run could not be carried through.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        None => everything(&RunArgs::defaults()),
+        Some(Command::Run(args)) => single(&args),
+        Some(Command::Verify(args)) => judge(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("loadgen: {error}");
+        ExitCode::from(FAILED)
+    })
+}
+
+fn command() -> String {
+    std::env::args().collect::<Vec<_>>().join(" ")
+}
+
+/// `loadgen`: a run against an embedded broker, which is then stopped and
+/// started again, so that what is read back comes from its disk.
+fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
+    let Peer::Embedded(embedded) = Peer::of(args)? else { unreachable!("no address was given") };
+    let ledger = embedded.dir().join("run.ledger");
+    println!("an embedded broker listens on {}", embedded.addr());
+    let peer = Peer::Embedded(embedded);
+    let mut outcome = run::run(args, &peer, Some(&ledger), &command())?;
+    let Peer::Embedded(embedded) = peer else { unreachable!("made above") };
+    println!("the broker is restarted, and everything is read back from its disk");
+    let embedded = embedded.restart()?;
+    let (verdict, failure) = verify::read_back(&ledger, embedded.addr(), args.core, args.quiet)?;
+    outcome.report.judged(verdict);
+    outcome.failure = outcome.failure.or(failure);
+    finish(args, outcome)
+}
+
+/// `loadgen run`.
+fn single(args: &RunArgs) -> Result<ExitCode, Error> {
+    let peer = Peer::of(args)?;
+    let outcome = match args.read {
+        Some(what) => read::read(args, what, &peer, &command())?,
+        None => run::run(args, &peer, args.ledger.as_deref(), &command())?,
+    };
+    finish(args, outcome)
+}
+
+fn finish(args: &RunArgs, outcome: Outcome) -> Result<ExitCode, Error> {
+    let Outcome { report, failure } = outcome;
+    if !args.quiet {
+        println!("{}", report::results(&report));
+        if let Some(verdict) = &report.verdict {
+            println!("\n{}", report::judgement(verdict));
+        }
+    }
+    write_files(args, &report)?;
+    if let Some(failure) = &failure {
+        eprintln!("loadgen: {failure}");
+    }
+    Ok(exit_code(report.verdict.as_ref(), failure.is_some()))
+}
+
+fn write_files(args: &RunArgs, report: &Report) -> Result<(), Error> {
+    if let Some(path) = &args.json {
+        report::write_file(path, report.to_json().as_bytes())?;
+    }
+    if let Some(path) = &args.hgrm {
+        report::write_file(path, report::write_hgrm(&report.totals.latency).as_bytes())?;
+    }
+    if let Some(path) = &args.html {
+        report::write_file(path, report::render_html(report).map_err(Error::Chart)?.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// `loadgen verify`.
+fn judge(args: &VerifyArgs) -> Result<ExitCode, Error> {
+    let (verdict, failure) = verify::verify(args)?;
+    if !args.quiet {
+        println!("{}", report::judgement(&verdict));
+    }
+    if let Some(path) = &args.json {
+        report::write_file(path, report::to_json(&verdict).as_bytes())?;
+    }
+    if let Some(failure) = &failure {
+        eprintln!("loadgen: {failure}");
+    }
+    Ok(exit_code(Some(&verdict), failure.is_some()))
+}
+
+fn exit_code(verdict: Option<&Verdict>, failed: bool) -> ExitCode {
+    match verdict {
+        Some(verdict) if !verdict.is_good() => ExitCode::from(BROKEN),
+        _ if failed => ExitCode::from(FAILED),
+        _ => ExitCode::SUCCESS,
+    }
+}

@@ -1,0 +1,184 @@
+//! What happens before and after a run: one request, one answer, on a blocking
+//! socket.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, OffsetSpec, TopicInfo};
+use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId, Request, Response};
+
+/// Longest wait for a connection or an answer. Creating a topic of 100,000
+/// partitions is the slowest of them.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a broker could not be asked.
+#[derive(thiserror::Error, Debug)]
+pub enum AdminError {
+    /// The address means nothing.
+    #[error("{addr} is not an address: {source}; write HOST:PORT")]
+    Address {
+        /// As given.
+        addr: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Nobody there.
+    #[error("cannot reach a broker at {addr}: {source}")]
+    Connect {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to the broker broke: {0}")]
+    Io(#[from] std::io::Error),
+    /// What answered is no broker, or does not want us.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The broker refused.
+    #[error("the broker refused: {0}")]
+    Refused(ErrorResponse),
+    /// The topic does not fit the run.
+    #[error(
+        "topic {name} has {has} partitions, the run wants {wants}; choose another --topic or --partitions"
+    )]
+    Partitions {
+        /// The topic.
+        name: String,
+        /// Its partitions.
+        has: u32,
+        /// What was asked for.
+        wants: u32,
+    },
+}
+
+/// The first address of `addr`.
+pub fn resolve(addr: &str) -> Result<SocketAddr, AdminError> {
+    let error = |source| AdminError::Address { addr: addr.to_owned(), source };
+    let mut all = addr.to_socket_addrs().map_err(error)?;
+    all.next().ok_or_else(|| error(std::io::Error::other("the name has no address")))
+}
+
+/// A connection that asks one thing at a time.
+pub struct Admin {
+    stream: TcpStream,
+    session: Session<()>,
+}
+
+impl Admin {
+    /// Connects and shakes hands.
+    pub fn connect(addr: SocketAddr) -> Result<Admin, AdminError> {
+        let connect = |source| AdminError::Connect { addr, source };
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE).map_err(connect)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let config = SessionConfig { client_name: "loadgen-admin".into(), ..SessionConfig::default() };
+        let mut admin = Admin { stream, session: Session::new(config) };
+        while !matches!(admin.next_event()?, SessionEvent::Connected(_)) {}
+        Ok(admin)
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] if the answer is a refusal.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, AdminError> {
+        Ok(self.ask_whole(request)?.0)
+    }
+
+    fn ask_whole(&mut self, request: &Request) -> Result<(Response, Bytes), AdminError> {
+        if let Err(refused) = self.session.request(request, ()) {
+            return Err(std::io::Error::other(refused.why).into());
+        }
+        loop {
+            match self.next_event()? {
+                SessionEvent::Answer { response: Response::Error(error), .. }
+                | SessionEvent::Goodbye(error) => {
+                    return Err(AdminError::Refused(error));
+                }
+                SessionEvent::Answer { response, payload, .. } => return Ok((response, payload)),
+                SessionEvent::Connected(_) | SessionEvent::Produced { .. } => {}
+            }
+        }
+    }
+
+    /// Describes a topic, and creates it first if it is missing and `partitions`
+    /// says how many it should have.
+    pub fn topic(&mut self, name: &str, partitions: Option<u32>) -> Result<TopicInfo, AdminError> {
+        if let Some(partitions) = partitions {
+            match self.ask(&Request::CreateTopic { name: name.to_owned(), partitions }) {
+                Err(AdminError::Refused(e)) if e.error_code() == Some(ErrorCode::TopicExists) => {}
+                other => drop(other?),
+            }
+        }
+        match self.ask(&Request::DescribeTopic { name: name.to_owned() })? {
+            Response::Topic(topic) if partitions.is_none_or(|p| p <= topic.topic.partitions) => {
+                Ok(topic.topic)
+            }
+            Response::Topic(topic) => Err(AdminError::Partitions {
+                name: name.to_owned(),
+                has: topic.topic.partitions,
+                wants: partitions.unwrap_or(0),
+            }),
+            _ => Err(something_else()),
+        }
+    }
+
+    /// The offset after a partition's last record.
+    pub fn end(&mut self, partition: PartitionId) -> Result<u64, AdminError> {
+        self.offset(partition, OffsetSpec::End)
+    }
+
+    /// A partition's first retained offset.
+    pub fn earliest(&mut self, partition: PartitionId) -> Result<u64, AdminError> {
+        self.offset(partition, OffsetSpec::Earliest)
+    }
+
+    fn offset(&mut self, partition: PartitionId, spec: OffsetSpec) -> Result<u64, AdminError> {
+        match self.ask(&Request::Offsets { partition, spec })? {
+            Response::Offset(offset) => Ok(offset.0),
+            _ => Err(something_else()),
+        }
+    }
+
+    /// Bytes per record in the batch at this offset, at least 1.
+    pub fn record_len(&mut self, partition: PartitionId, offset: u64) -> Result<u64, AdminError> {
+        let partitions = vec![FetchPartition { partition, offset: Offset(offset), max_bytes: 1 }];
+        let fetch = Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes: 1, partitions };
+        let (_, payload) = self.ask_whole(&Request::Fetch(fetch))?;
+        let header = BatchHeader::decode(&payload).map_err(std::io::Error::other)?;
+        Ok((header.len() as u64 / u64::from(header.count())).max(1))
+    }
+
+    fn next_event(&mut self) -> Result<SessionEvent<()>, AdminError> {
+        while let Some(piece) = self.session.poll_transmit() {
+            self.stream.write_all(piece.as_ref())?;
+        }
+        let mut buffer = [0; 16 << 10];
+        // The session may hold events of bytes that came before.
+        let mut rest: &[u8] = &[];
+        loop {
+            if let Some(event) = self.session.receive_slice(&mut rest)? {
+                // One request at a time: at most one answer per read, and after
+                // a goodbye nothing matters.
+                return Ok(event);
+            }
+            let len = self.stream.read(&mut buffer)?;
+            if len == 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            }
+            rest = &buffer[..len];
+        }
+    }
+}
+
+/// The session sees to it that answers belong to their requests, so this takes
+/// a broker that breaks the protocol.
+fn something_else() -> AdminError {
+    std::io::Error::other("the broker answered something else than was asked").into()
+}

@@ -1,0 +1,247 @@
+//! The command line of `loadgen`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::payload::TRAILER_LEN;
+
+/// Measures how fast a Ringbolt broker acknowledges, and proves that nothing
+/// acknowledged was lost.
+///
+/// Without a command: starts an embedded broker in a fresh directory, loads it
+/// for 10 seconds, reads everything back, and prints the report.
+#[derive(Parser, Debug)]
+#[command(name = "loadgen", version, about)]
+pub struct Cli {
+    /// What to do; nothing at all runs the whole show against an embedded
+    /// broker.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What `loadgen` can do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Load a broker, and report latency, throughput and losses.
+    Run(Box<RunArgs>),
+    /// Read back everything that a ledger speaks of, and judge it.
+    Verify(VerifyArgs),
+}
+
+/// How producers and consumers are driven.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EngineChoice {
+    /// The raw ring for producers: it was faster in every shape measured.
+    #[default]
+    Auto,
+    /// tokio-uring: one task per socket and direction.
+    TokioUring,
+    /// A raw io_uring loop with multishot receives.
+    Raw,
+}
+
+/// What a run without producers reads.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadFrom {
+    /// The newest `--span` bytes of each partition, again and again: what the
+    /// broker still has in memory.
+    Tail,
+    /// Everything from the earliest record on, again and again: what the broker
+    /// has to read from its disk.
+    Cold,
+}
+
+/// Arguments of `loadgen run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The broker, as HOST:PORT; without it an embedded one is started in a
+    /// fresh directory
+    #[arg(long, value_name = "ADDR", conflicts_with = "echo")]
+    pub addr: Option<String>,
+    /// Load a bare echo peer instead of a broker: what the generator itself can
+    /// do. Nothing is stored, so nothing is judged
+    #[arg(long, conflicts_with_all = ["consumers", "ledger", "read"])]
+    pub echo: bool,
+    /// Where the embedded broker keeps its data: a fresh directory is made
+    /// within, and removed again
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["addr", "echo"])]
+    pub data: Option<PathBuf>,
+    /// Topic; created with --partitions partitions if it is missing
+    #[arg(long, value_name = "T", default_value = "loadgen")]
+    pub topic: String,
+    /// Partitions to spread over
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub partitions: u32,
+    /// Producers, each on a connection of its own
+    #[arg(long, value_name = "P", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub producers: u32,
+    /// Record batches that each producer keeps in flight
+    #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub in_flight: u32,
+    /// Records per record batch
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Bytes per record value, such as 1024, 1KiB, 64KiB
+    #[arg(long, value_name = "BYTES", default_value = "1KiB", value_parser = parse_size)]
+    pub size: u32,
+    /// How long to measure, after the warm-up [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "count")]
+    pub duration: Option<Duration>,
+    /// Stop after this many messages, the warm-up's included, instead of after
+    /// a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Open loop: send this many messages per second whatever the broker does,
+    /// and count latency from when each was to be sent
+    #[arg(long, value_name = "MSGS_PER_S", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// Leave the first part of the run out of the figures [default: 1s, or 0s
+    /// with --count]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub warmup: Option<Duration>,
+    /// Consumers that read along, check every record, and catch up with all
+    /// that was acknowledged before the run ends
+    #[arg(long, value_name = "C", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub consumers: u32,
+    /// No producers: measure how fast the topic's records can be fetched
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["ledger", "rate", "count"])]
+    pub read: Option<ReadFrom>,
+    /// Most bytes per fetch response
+    #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = parse_size)]
+    pub fetch_bytes: u32,
+    /// With --read tail: how many of the newest bytes to read
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_size)]
+    pub span: u32,
+    /// Append what was sent, acknowledged and refused to this file, for
+    /// `loadgen verify`
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the latency distribution in HdrHistogram's percentile format, µs
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Write a self-contained page with the latency and throughput charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// No progress and no table
+    #[arg(long)]
+    pub quiet: bool,
+    /// How the producers' sockets are driven
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub engine: EngineChoice,
+    /// Pin the thread that drives the sockets to this core
+    #[arg(long, value_name = "N")]
+    pub core: Option<usize>,
+    /// Pin the embedded broker or the echo peer to this core
+    #[arg(long, value_name = "N", conflicts_with = "addr")]
+    pub peer_core: Option<usize>,
+    /// Never sleep: spin for completions at the price of a whole core
+    #[arg(long)]
+    pub busy_poll: bool,
+    /// Give up on a record batch that no attempt got through for this long;
+    /// its outcome is then unknown
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+impl RunArgs {
+    /// What `loadgen run` without any flag does.
+    pub fn defaults() -> RunArgs {
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            args: RunArgs,
+        }
+        Only::parse_from(["loadgen"]).args
+    }
+
+    /// How long to measure; `None` if a number of messages ends the run.
+    pub fn measured(&self) -> Option<Duration> {
+        match (self.duration, self.count) {
+            (Some(duration), _) => Some(duration),
+            (None, Some(_)) => None,
+            (None, None) => Some(Duration::from_secs(10)),
+        }
+    }
+
+    /// How long to leave out first.
+    pub fn warmup(&self) -> Duration {
+        self.warmup.unwrap_or(Duration::from_secs(u64::from(self.count.is_none())))
+    }
+}
+
+/// Arguments of `loadgen verify`.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyArgs {
+    /// The ledger of the run or runs to judge
+    #[arg(long, value_name = "FILE")]
+    pub ledger: PathBuf,
+    /// The broker, as HOST:PORT [default: the one that the ledger names]
+    #[arg(long, value_name = "ADDR")]
+    pub addr: Option<String>,
+    /// Write the verdict as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Pin the reading thread to this core
+    #[arg(long, value_name = "N")]
+    pub core: Option<usize>,
+    /// No table
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+fn parse_size(text: &str) -> Result<u32, String> {
+    let bytes = text.parse::<bytesize::ByteSize>()?.as_u64();
+    match u32::try_from(bytes) {
+        Ok(size) if size as usize >= TRAILER_LEN && size <= 1 << 30 => Ok(size),
+        _ => Err(format!("{bytes} bytes; must be from {TRAILER_LEN} bytes to 1 GiB")),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && (0.001..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.001 to 1000000000".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_below_a_trailer_are_refused() {
+        for bad in ["0", "39", "-1", "2GiB", "x"] {
+            assert!(Cli::try_parse_from(["loadgen", "run", "--size", bad]).is_err(), "{bad}");
+        }
+        let Some(Command::Run(run)) =
+            Cli::try_parse_from(["loadgen", "run", "--size", "4KiB"]).unwrap().command
+        else {
+            panic!("not a run")
+        };
+        assert_eq!(run.size, 4096);
+    }
+
+    #[test]
+    fn a_run_without_flags_measures_ten_seconds_after_one_of_warmup() {
+        let args = RunArgs::defaults();
+        assert_eq!(args.measured(), Some(Duration::from_secs(10)));
+        assert_eq!(args.warmup(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_counted_run_has_no_end_by_time_and_no_warmup() {
+        let args = RunArgs { count: Some(5), ..RunArgs::defaults() };
+        assert_eq!((args.measured(), args.warmup()), (None, Duration::ZERO));
+    }
+}

@@ -1,0 +1,206 @@
+//! A consumer as a state machine: asks for what follows, and hands every batch
+//! that comes to a reader. Knows no sockets.
+//!
+//! The next request leaves before the records of the last answer are checked,
+//! so that broker and consumer work at the same time.
+
+use bytes::Bytes;
+use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition, MAX_FETCH_PARTITIONS};
+use ringbolt_wire::{BatchHeader, BatchView, ErrorCode, Offset, PartitionId};
+use rustc_hash::FxHashMap;
+
+/// How long a broker may wait for records, in ms, when one request names all
+/// partitions of a consumer.
+const LONG_POLL_MS: u32 = 100;
+/// The same when it takes several requests to name them all: the others wait
+/// meanwhile.
+const SHORT_POLL_MS: u32 = 1;
+
+/// One partition on its way to the end.
+struct Part {
+    partition: PartitionId,
+    next: u64,
+    /// Read so far, once the end is fixed; `None` before.
+    goal: Option<u64>,
+    /// Reading begins here again when the goal is reached.
+    again_from: Option<u64>,
+    /// Cannot be read on.
+    abandoned: bool,
+}
+
+/// What is done with what was read.
+pub trait Reader {
+    /// Takes a partition's next batch, whose CRC was verified.
+    fn batch(&mut self, batch: &BatchView<'_>);
+    /// The partition's records below `start` are no longer retained.
+    fn retained_from(&mut self, partition: PartitionId, start: u64);
+    /// The partition cannot be read on.
+    fn unreadable(&mut self, partition: PartitionId, why: String);
+}
+
+/// See the [module](self).
+pub struct Consumer {
+    parts: Vec<Part>,
+    index: FxHashMap<PartitionId, usize>,
+    max_bytes: u32,
+    /// The first partition of the next request.
+    turn: usize,
+    /// The ends are fixed: what is there now is all that is wanted.
+    frozen: bool,
+    /// Rises with every record that was read.
+    progress: u64,
+}
+
+impl Consumer {
+    /// A consumer of these partitions, each from its offset, that asks for at
+    /// most `max_bytes` at a time.
+    pub fn new(from: impl IntoIterator<Item = (PartitionId, u64)>, max_bytes: u32) -> Consumer {
+        let part =
+            |(partition, next)| Part { partition, next, goal: None, again_from: None, abandoned: false };
+        let parts: Vec<Part> = from.into_iter().map(part).collect();
+        assert!(!parts.is_empty(), "a consumer reads something");
+        let index = parts.iter().enumerate().map(|(i, p)| (p.partition, i)).collect();
+        Consumer { parts, index, max_bytes, turn: 0, frozen: false, progress: 0 }
+    }
+
+    /// A consumer that reads the given offsets of each partition again and
+    /// again, until it is frozen.
+    pub fn cycling(
+        ranges: impl IntoIterator<Item = (PartitionId, std::ops::Range<u64>)>,
+        max_bytes: u32,
+    ) -> Consumer {
+        let ranges: Vec<_> = ranges.into_iter().collect();
+        let mut consumer = Consumer::new(ranges.iter().map(|(p, r)| (*p, r.start)), max_bytes);
+        for (part, (_, range)) in consumer.parts.iter_mut().zip(ranges) {
+            (part.goal, part.again_from) = (Some(range.end), Some(range.start));
+        }
+        consumer
+    }
+
+    /// From now on only what the next answers call the end is read.
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+        for part in &mut self.parts {
+            // A reader that goes round and round is done wherever it is.
+            part.abandoned |= part.again_from.is_some();
+        }
+    }
+
+    /// Whether everything up to the fixed ends was read.
+    pub fn is_done(&self) -> bool {
+        self.frozen && self.parts.iter().all(|p| p.abandoned || p.goal.is_some_and(|goal| p.next >= goal))
+    }
+
+    /// Whether no partition is left that can be read.
+    pub fn is_idle(&self) -> bool {
+        self.parts.iter().all(|p| p.abandoned)
+    }
+
+    /// A number that rises while there is progress.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// The next request.
+    pub fn fetch(&mut self) -> Fetch {
+        let count = self.parts.len();
+        let wanted = |p: &&Part| !p.abandoned && p.goal.is_none_or(|goal| p.next < goal);
+        let partitions: Vec<FetchPartition> = (0..count)
+            .map(|i| &self.parts[(self.turn + i) % count])
+            .filter(wanted)
+            .take(MAX_FETCH_PARTITIONS)
+            .map(|p| FetchPartition {
+                partition: p.partition,
+                offset: Offset(p.next),
+                max_bytes: self.max_bytes,
+            })
+            .collect();
+        self.turn = (self.turn + MAX_FETCH_PARTITIONS.min(count)) % count;
+        let wait = match count > MAX_FETCH_PARTITIONS {
+            _ if self.frozen => 0,
+            true => SHORT_POLL_MS,
+            false => LONG_POLL_MS,
+        };
+        Fetch { max_wait_ms: wait, min_bytes: u32::from(!self.frozen), max_bytes: self.max_bytes, partitions }
+    }
+
+    /// Notes what an answer brings, so that the next request can leave.
+    pub fn advance(&mut self, fetched: &[FetchedPartition], payload: &[u8]) {
+        let mut rest = payload;
+        for answer in fetched {
+            let (mut batches, after) = rest.split_at(answer.payload_len as usize);
+            rest = after;
+            let Some(&index) = self.index.get(&answer.partition) else { continue };
+            let part = &mut self.parts[index];
+            // A batch that makes no sense ends the walk, and is reported when
+            // the records are checked.
+            while let Ok(header) = BatchHeader::decode(batches)
+                && header.len() <= batches.len()
+            {
+                let end = header.base_offset().0.saturating_add(u64::from(header.count()));
+                self.progress += end.saturating_sub(part.next);
+                part.next = part.next.max(end);
+                batches = &batches[header.len()..];
+            }
+            if let (Some(goal), Some(start)) = (part.goal, part.again_from)
+                && part.next >= goal
+            {
+                part.next = start;
+            }
+            if self.frozen && answer.status == 0 {
+                part.goal.get_or_insert(answer.end_offset.0);
+            }
+        }
+    }
+
+    /// Checks what an answer brought and hands it to `reader`.
+    pub fn read(&mut self, fetched: &[FetchedPartition], payload: &Bytes, reader: &mut impl Reader) {
+        let mut rest: &[u8] = payload;
+        for answer in fetched {
+            let (batches, after) = rest.split_at(answer.payload_len as usize);
+            rest = after;
+            let Some(&index) = self.index.get(&answer.partition) else { continue };
+            let why = match ErrorCode::from_u16(answer.status) {
+                _ if answer.status == 0 => read_batches(answer.partition, batches, reader).err(),
+                Some(ErrorCode::OffsetOutOfRange) => self.out_of_range(index, answer, reader),
+                Some(code) if code.is_retryable() => None,
+                Some(code) => Some(code.to_string()),
+                None => Some(format!("error {}", answer.status)),
+            };
+            if let Some(why) = why {
+                self.parts[index].abandoned = true;
+                reader.unreadable(answer.partition, why);
+            }
+        }
+    }
+
+    /// Goes on at the first retained record, if that is why.
+    fn out_of_range(
+        &mut self,
+        index: usize,
+        answer: &FetchedPartition,
+        reader: &mut impl Reader,
+    ) -> Option<String> {
+        let part = &mut self.parts[index];
+        let start = answer.start_offset.0;
+        if start > part.next {
+            part.next = start;
+            self.progress += 1;
+            reader.retained_from(answer.partition, start);
+            return None;
+        }
+        Some(format!("offset {} is beyond the end at {}", part.next, answer.end_offset))
+    }
+}
+
+fn read_batches(partition: PartitionId, mut bytes: &[u8], reader: &mut impl Reader) -> Result<(), String> {
+    while !bytes.is_empty() {
+        let batch = BatchView::parse(bytes, u32::MAX).map_err(|error| error.to_string())?;
+        if batch.header().partition() != partition {
+            return Err(format!("it gave back records of partition {}", batch.header().partition()));
+        }
+        reader.batch(&batch);
+        bytes = &bytes[batch.header().len()..];
+    }
+    Ok(())
+}

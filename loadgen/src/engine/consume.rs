@@ -1,0 +1,231 @@
+//! Drives consumers on tokio-uring: a task and a connection each, on a thread of
+//! their own beside the producers'.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent, Transmit};
+use ringbolt_wire::message::FetchedPartition;
+use ringbolt_wire::{Request, Response};
+use tokio_uring::buf::BoundedBuf;
+use tokio_uring::net::TcpStream;
+
+use super::tokio_uring::runtime;
+use super::{EngineConfig, EngineError};
+use crate::consumer::{Consumer, Reader};
+use crate::signals::Signals;
+use crate::stats::Clock;
+
+/// Between two looks at whether the run is over.
+const LOOK: Duration = Duration::from_millis(5);
+/// Between two attempts to connect.
+const RECONNECT: Duration = Duration::from_millis(20);
+/// Once the ends are fixed: give up after this long without progress. What is
+/// missing then is missing.
+const PATIENCE: u64 = 10_000_000_000;
+/// Least room for a receive.
+const RECEIVE_LEN: usize = 64 << 10;
+
+/// Takes what consumers read.
+pub trait Sink: Reader {
+    /// A fetch was answered: when it was asked, and when its last byte came, on
+    /// the run's clock; and its payload in bytes.
+    fn fetched(&mut self, asked: u64, now: u64, bytes: usize);
+}
+
+struct Shared<S> {
+    config: EngineConfig,
+    clock: Clock,
+    signals: Arc<Signals>,
+    sink: RefCell<S>,
+    /// The last moment at which somebody read something.
+    progress_at: RefCell<u64>,
+    failure: RefCell<Option<String>>,
+}
+
+/// Reads with all consumers at once until the signals say that it is enough,
+/// and the end is reached. Gives the sink back, and what went wrong.
+///
+/// # Errors
+/// If there is no ring to be had.
+pub fn run<S: Sink + 'static>(
+    consumers: Vec<Consumer>,
+    sink: S,
+    config: EngineConfig,
+    clock: Clock,
+    signals: Arc<Signals>,
+) -> Result<(S, Option<String>), EngineError> {
+    let shared = Rc::new(Shared {
+        config,
+        clock,
+        signals,
+        sink: RefCell::new(sink),
+        progress_at: RefCell::new(clock.now()),
+        failure: RefCell::new(None),
+    });
+    let runtime = runtime(config.core)?;
+    runtime.block_on(async {
+        let tasks: Vec<_> =
+            consumers.into_iter().map(|c| tokio_uring::spawn(consume(shared.clone(), c))).collect();
+        for task in tasks {
+            if let Err(error) = task.await {
+                shared.failure.borrow_mut().get_or_insert_with(|| error.to_string());
+            }
+        }
+    });
+    drop(runtime);
+    let shared = Rc::into_inner(shared).expect("every task that shared it has ended");
+    Ok((shared.sink.into_inner(), shared.failure.into_inner()))
+}
+
+/// One consumer's connections, one after the other.
+async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
+    while !consumer.is_done() && !consumer.is_idle() {
+        if shared.is_hopeless() {
+            shared.fail("nothing more could be read before the end was reached".into());
+            return;
+        }
+        let Ok(stream) = TcpStream::connect(shared.config.addr).await else {
+            tokio::time::sleep(RECONNECT).await;
+            continue;
+        };
+        // See the producers' engine.
+        let _ = stream.set_nodelay(true);
+        let mut connection = Connection::new(&stream);
+        let ended = {
+            let reading = connection.read_on(&shared, &mut consumer);
+            let watching = watch(&shared);
+            tokio::select! {
+                ended = reading => ended,
+                () = watching => Ok(()),
+            }
+        };
+        if let Err(error) = ended {
+            shared.fail(error.to_string());
+            return;
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+/// Returns when there is no hope of more.
+async fn watch<S>(shared: &Shared<S>) {
+    while !shared.is_hopeless() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl<S> Shared<S> {
+    fn is_hopeless(&self) -> bool {
+        let Some(frozen_at) = self.signals.frozen_at() else { return false };
+        let progress_at = frozen_at.max(*self.progress_at.borrow());
+        self.clock.now().saturating_sub(progress_at) > PATIENCE
+    }
+
+    fn fail(&self, why: String) {
+        self.failure.borrow_mut().get_or_insert(why);
+    }
+}
+
+struct Connection<'a> {
+    stream: &'a TcpStream,
+    session: Session<u64>,
+    input: BytesMut,
+    answers: VecDeque<(u64, Vec<FetchedPartition>, Bytes)>,
+}
+
+impl<'a> Connection<'a> {
+    fn new(stream: &'a TcpStream) -> Connection<'a> {
+        let config = SessionConfig { client_name: "loadgen-consumer".into(), ..SessionConfig::default() };
+        let session = Session::new(config);
+        Connection { stream, session, input: BytesMut::new(), answers: VecDeque::new() }
+    }
+
+    /// Fetches until the consumer is done (or the connection is gone, which is
+    /// no error).
+    async fn read_on<S: Sink>(
+        &mut self,
+        shared: &Shared<S>,
+        consumer: &mut Consumer,
+    ) -> Result<(), SessionError> {
+        loop {
+            if self.flush().await.is_err() || !self.receive().await {
+                return Ok(());
+            }
+            while let Some(event) = self.session.receive(&mut self.input)? {
+                match event {
+                    SessionEvent::Answer { tag, response: Response::Fetched(fetched), payload } => {
+                        self.answers.push_back((tag, fetched, payload));
+                    }
+                    SessionEvent::Connected(_) => self.ask(shared, consumer),
+                    SessionEvent::Answer { response: Response::Error(error), .. }
+                        if !error.is_retryable() =>
+                    {
+                        shared.fail(format!("a consumer was refused: {error}"));
+                        return Ok(());
+                    }
+                    SessionEvent::Answer { .. } => self.ask(shared, consumer),
+                    SessionEvent::Goodbye(_) | SessionEvent::Produced { .. } => {}
+                }
+            }
+            while let Some((asked, fetched, payload)) = self.answers.pop_front() {
+                let now = shared.clock.now();
+                let before = consumer.progress();
+                consumer.advance(&fetched, &payload);
+                self.ask(shared, consumer);
+                if self.flush().await.is_err() {
+                    return Ok(());
+                }
+                let mut sink = shared.sink.borrow_mut();
+                sink.fetched(asked, now, payload.len());
+                consumer.read(&fetched, &payload, &mut *sink);
+                if consumer.progress() != before {
+                    *shared.progress_at.borrow_mut() = now;
+                }
+            }
+            if consumer.is_done() || consumer.is_idle() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn ask<S>(&mut self, shared: &Shared<S>, consumer: &mut Consumer) {
+        if shared.signals.frozen_at().is_some() {
+            consumer.freeze();
+        }
+        if !consumer.is_done() && !consumer.is_idle() {
+            let fetch = Request::Fetch(consumer.fetch());
+            // Without credit the broker is leaving, and the connection ends.
+            let _ = self.session.request(&fetch, shared.clock.now());
+        }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        while let Some(piece) = self.session.poll_transmit() {
+            match piece {
+                Transmit::Buffer(buffer) => {
+                    let (result, buffer) = self.stream.write_all(buffer).await;
+                    result?;
+                    self.session.recycle(buffer);
+                }
+                Transmit::Batch(batch) => self.stream.write_all(batch).await.0?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives some bytes; false at the end of the connection.
+    async fn receive(&mut self) -> bool {
+        let wanted = self.session.wanted(&self.input).max(RECEIVE_LEN);
+        self.input.reserve(wanted);
+        let have = self.input.len();
+        let input = std::mem::take(&mut self.input);
+        let (result, slice) = self.stream.read(input.slice(have..)).await;
+        self.input = slice.into_inner();
+        matches!(result, Ok(1..))
+    }
+}

@@ -1,0 +1,191 @@
+//! The engine on a raw ring: one loop, multishot receives, one send per
+//! connection and turn.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ringbolt::io::netring::{NetEvent, NetRing, NetRingConfig};
+
+use super::{EngineConfig, EngineError, LONGEST_SLEEP, pin};
+use crate::fleet::{Fleet, Turn};
+
+/// Longest wait for one connection. The loop stands still meanwhile, which is
+/// no loss: a broker that does not accept does not answer the others either.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is due sooner than this, in ns, is waited for without sleeping: going
+/// to sleep and waking up takes about as long.
+const TOO_SHORT_TO_SLEEP: u64 = 30_000;
+
+struct Raw {
+    fleet: Fleet,
+    config: EngineConfig,
+    net: NetRing,
+    /// Producers to be filled and flushed in this turn.
+    dirty: Vec<usize>,
+    is_dirty: Vec<bool>,
+    /// Producers that have something to do at a certain time.
+    wakes: BinaryHeap<Reverse<(u64, usize)>>,
+    /// By producer: the soonest of its wakes; `u64::MAX` for none.
+    armed: Vec<u64>,
+    /// By producer: nothing is connected.
+    down: Vec<bool>,
+}
+
+/// Runs the fleet; see [`Engine`](super::Engine).
+pub fn run(fleet: Fleet, config: EngineConfig) -> Result<Fleet, EngineError> {
+    pin(config.core)?;
+    let producers = fleet.producers.len();
+    let sizes = NetRingConfig { connections: producers, ..NetRingConfig::default() };
+    let net = NetRing::new(sizes).map_err(|error| EngineError::Ring(error.to_string()))?;
+    net.sleep_precisely();
+    let mut raw = Raw {
+        fleet,
+        config,
+        net,
+        dirty: Vec::with_capacity(producers),
+        is_dirty: vec![false; producers],
+        wakes: BinaryHeap::new(),
+        armed: vec![u64::MAX; producers],
+        down: vec![true; producers],
+    };
+    (0..producers).for_each(|index| raw.wake(index, 0));
+    raw.go().map_err(|error| EngineError::Ring(error.to_string()))?;
+    Ok(raw.fleet)
+}
+
+impl Raw {
+    fn go(&mut self) -> std::io::Result<()> {
+        loop {
+            let now = self.fleet.ctx.clock.now();
+            match self.fleet.poll(now) {
+                Turn::Done => return Ok(()),
+                Turn::FillAll => (0..self.down.len()).for_each(|index| self.mark(index)),
+                Turn::Go => {}
+            }
+            self.wake_due(now);
+            self.flush(now);
+            self.net.wait(Some(self.wait()))?;
+            let now = self.fleet.ctx.clock.now();
+            self.take_events(now);
+        }
+    }
+
+    #[inline]
+    fn mark(&mut self, index: usize) {
+        if !self.is_dirty[index] {
+            self.is_dirty[index] = true;
+            self.dirty.push(index);
+        }
+    }
+
+    fn wake(&mut self, index: usize, at: u64) {
+        if at < self.armed[index] {
+            self.armed[index] = at;
+            self.wakes.push(Reverse((at, index)));
+        }
+    }
+
+    fn wake_due(&mut self, now: u64) {
+        while let Some(&Reverse((at, index))) = self.wakes.peek()
+            && at <= now
+        {
+            self.wakes.pop();
+            if self.armed[index] != at {
+                continue;
+            }
+            self.armed[index] = u64::MAX;
+            if self.down[index] {
+                self.connect(index);
+            }
+            self.mark(index);
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
+        if self.fleet.producers[index].connect_at().is_none() {
+            return;
+        }
+        let connected = TcpStream::connect_timeout(&self.config.addr, CONNECT_PATIENCE);
+        let now = self.fleet.ctx.clock.now();
+        match connected {
+            Ok(stream) => {
+                // Without it a lone message waits for the acknowledgement of the
+                // one before; a socket that refuses still works.
+                let _ = stream.set_nodelay(true);
+                self.net.open(index, stream);
+                self.down[index] = false;
+                self.fleet.connected(index, now);
+            }
+            Err(_) => self.lost(index, now),
+        }
+    }
+
+    fn lost(&mut self, index: usize, now: u64) {
+        self.down[index] = true;
+        self.fleet.disconnected(index, now);
+        if let Some(at) = self.fleet.producers[index].connect_at() {
+            self.armed[index] = u64::MAX;
+            self.wake(index, at);
+        }
+    }
+
+    /// Lets every producer to which something happened make what it can send,
+    /// and sends it: one send per connection, whatever happened to it.
+    fn flush(&mut self, now: u64) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for index in dirty.drain(..) {
+            self.is_dirty[index] = false;
+            self.fleet.fill(index, now);
+            if self.net.can_send(index)
+                && let Some(output) = self.fleet.producers[index].take_output()
+            {
+                self.net.send(index, output);
+            }
+            if let Some(at) = self.fleet.wake_at(index) {
+                self.wake(index, at);
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    fn take_events(&mut self, now: u64) {
+        while let Some((index, is_up)) = self.net.next_event().map(|event| tell(&mut self.fleet, event, now))
+        {
+            if !is_up {
+                self.net.close(index);
+                self.lost(index, now);
+            }
+            self.mark(index);
+        }
+    }
+
+    /// How long nothing needs to be done unless something arrives.
+    fn wait(&self) -> Duration {
+        if self.config.busy_poll || !self.dirty.is_empty() {
+            return Duration::ZERO;
+        }
+        let Some(&Reverse((at, _))) = self.wakes.peek() else { return LONGEST_SLEEP };
+        match at.saturating_sub(self.fleet.ctx.clock.now()) {
+            ..TOO_SHORT_TO_SLEEP => Duration::ZERO,
+            ns => Duration::from_nanos(ns).min(LONGEST_SLEEP),
+        }
+    }
+}
+
+/// Tells the fleet what happened: to whom, and whether its connection is still
+/// of use.
+#[inline]
+fn tell(fleet: &mut Fleet, event: NetEvent<'_>, now: u64) -> (usize, bool) {
+    match event {
+        NetEvent::Received(index, bytes) => (index, fleet.received(index, &bytes, now)),
+        NetEvent::Sent(index, buffer) => {
+            fleet.producers[index].recycle(buffer);
+            (index, true)
+        }
+        // Why matters little: it is made again, whatever it was.
+        NetEvent::Closed(index, _) => (index, false),
+    }
+}

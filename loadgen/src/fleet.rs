@@ -1,0 +1,207 @@
+//! All producers of a run and its course: opening, warm-up, measuring, waiting
+//! for the last answers. Knows no sockets; an engine calls it.
+
+use std::sync::Arc;
+
+use crate::ledger::{Entry, LedgerError};
+use crate::producer::{Context, Phase, Producer, Tally};
+use crate::signals::Signals;
+
+/// How long a run is, in ns.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Before anything is measured.
+    pub warmup: u64,
+    /// What is measured; `None` if the number of messages ends the run.
+    pub measured: Option<u64>,
+}
+
+/// Between two rounds of bookkeeping, in ns: how old the ledger's news of what
+/// was sent may be.
+const BOOKKEEPING: u64 = 5_000_000;
+/// Between two looks for producers that wait too long, in ns.
+const TIMEOUT_CHECK: u64 = 100_000_000;
+
+/// What the engine is to do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Go on.
+    Go,
+    /// Call [`Fleet::fill`] for every producer: all may send now.
+    FillAll,
+    /// Stop: the run is over.
+    Done,
+}
+
+/// What is left of a fleet. Ledger and recorder are closed, which is what their
+/// other ends wait for.
+pub struct Finished {
+    /// The counts.
+    pub tally: Tally,
+    /// The first thing that went wrong for good.
+    pub failure: Option<String>,
+    /// Why the ledger could not be written.
+    pub ledger_error: Option<LedgerError>,
+}
+
+/// See the [module](self).
+pub struct Fleet {
+    /// The producers, by index.
+    pub producers: Vec<Producer>,
+    /// What they share.
+    pub ctx: Context,
+    plan: Plan,
+    signals: Arc<Signals>,
+    measuring: bool,
+    measure_at: u64,
+    stop_at: u64,
+    bookkeeping_at: u64,
+    timeouts_at: u64,
+}
+
+impl Fleet {
+    /// A fleet that has not set out.
+    pub fn new(producers: Vec<Producer>, ctx: Context, plan: Plan, signals: Arc<Signals>) -> Fleet {
+        Fleet {
+            producers,
+            ctx,
+            plan,
+            signals,
+            measuring: false,
+            measure_at: u64::MAX,
+            stop_at: u64::MAX,
+            bookkeeping_at: 0,
+            timeouts_at: 0,
+        }
+    }
+
+    /// Closes the books.
+    pub fn finish(self) -> Finished {
+        let Context { tally, failure, ledger_error, .. } = self.ctx;
+        Finished { tally, failure, ledger_error }
+    }
+
+    /// Lets the run take its course; to be called at every turn.
+    pub fn poll(&mut self, now: u64) -> Turn {
+        self.ctx.recorder.tick(now);
+        let mut turn = Turn::Go;
+        match self.ctx.phase {
+            Phase::Opening if self.producers.iter().all(Producer::is_ready) => {
+                self.begin(now);
+                turn = Turn::FillAll;
+            }
+            Phase::Opening => {}
+            Phase::Sending => {
+                if !self.measuring && now >= self.measure_at {
+                    self.measure(now);
+                }
+                if now >= self.stop_at {
+                    self.ctx.phase = Phase::Draining;
+                    self.ctx.recorder.cut(now, false);
+                    self.signals.measure_until(now);
+                }
+            }
+            Phase::Draining => {}
+        }
+        if now >= self.bookkeeping_at || self.ctx.phase == Phase::Draining {
+            self.keep_books(now);
+        }
+        if self.is_over() {
+            self.end(now);
+            return Turn::Done;
+        }
+        turn
+    }
+
+    fn begin(&mut self, now: u64) {
+        self.ctx.phase = Phase::Sending;
+        self.ctx.recorder.cut(now, false);
+        self.measure_at = now + self.plan.warmup;
+        self.stop_at = self.plan.measured.map_or(u64::MAX, |length| self.measure_at + length);
+        for producer in &mut self.producers {
+            producer.begin(&self.ctx, now);
+        }
+        if self.plan.warmup == 0 {
+            self.measure(now);
+        }
+    }
+
+    fn measure(&mut self, now: u64) {
+        self.measuring = true;
+        self.ctx.recorder.cut(now, true);
+        self.signals.measure_from(now);
+    }
+
+    fn is_over(&self) -> bool {
+        if self.ctx.ledger_error.is_some() {
+            return true;
+        }
+        let tally = &self.ctx.tally;
+        // Cheap first: with batches under way nothing is over.
+        if self.ctx.phase == Phase::Opening || tally.acked + tally.refused + tally.unknown < tally.sent {
+            return false;
+        }
+        match self.ctx.phase {
+            Phase::Draining => self.producers.iter().all(Producer::is_settled),
+            _ => self.producers.iter().all(Producer::has_spent),
+        }
+    }
+
+    fn keep_books(&mut self, now: u64) {
+        self.bookkeeping_at = now + BOOKKEEPING;
+        for producer in &mut self.producers {
+            producer.tell(&mut self.ctx);
+        }
+        self.ctx.hand_over();
+        if now >= self.timeouts_at {
+            self.timeouts_at = now + TIMEOUT_CHECK;
+            for producer in &mut self.producers {
+                producer.check_timeout(&mut self.ctx, now);
+            }
+        }
+    }
+
+    fn end(&mut self, now: u64) {
+        self.ctx.recorder.cut(now, false);
+        self.signals.measure_until(now);
+        for producer in &mut self.producers {
+            producer.stop(&mut self.ctx);
+        }
+        self.ctx.note(Entry::RunEnded);
+        self.ctx.hand_over();
+    }
+
+    /// There is a connection for producer `index`.
+    pub fn connected(&mut self, index: usize, now: u64) {
+        self.producers[index].connected(&mut self.ctx, now);
+    }
+
+    /// Producer `index` has no connection.
+    pub fn disconnected(&mut self, index: usize, now: u64) {
+        self.producers[index].disconnected(&mut self.ctx, now);
+    }
+
+    /// Bytes arrived for producer `index`. Returns false if its connection must
+    /// be closed.
+    #[inline]
+    pub fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool {
+        match self.producers[index].received(&mut self.ctx, bytes, now) {
+            Ok(()) => true,
+            Err(error) => {
+                self.ctx.fail(|| format!("producer {index}: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Lets producer `index` make what it can send now.
+    #[inline]
+    pub fn fill(&mut self, index: usize, now: u64) {
+        self.producers[index].fill(&mut self.ctx, now);
+    }
+
+    /// When producer `index` wants to be filled although nothing arrived.
+    pub fn wake_at(&self, index: usize) -> Option<u64> {
+        self.producers[index].wake_at(&self.ctx)
+    }
+}

@@ -1,0 +1,384 @@
+//! Decides what became of every message: takes what a ledger says and the
+//! record batches that a broker gives back, in any order of the two, and counts
+//! what does not fit.
+//!
+//! Pure: knows neither files nor sockets. Memory grows with ranges, not with
+//! messages (see [`crate::runs`]).
+
+use std::collections::HashSet;
+
+use ringbolt_wire::{BatchView, PartitionId, ProducerId};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use crate::ledger::{Entry, NO_OFFSET, StreamInfo};
+use crate::payload::Stamp;
+use crate::runs::{Run, RunList, compare};
+
+/// Most findings that are told one by one.
+const MAX_FINDINGS: usize = 20;
+
+/// What became of the messages of the ledger's runs; all counts are records.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Verdict {
+    /// Sent, as far as the ledger knows.
+    pub sent: u64,
+    /// Acknowledged as durable.
+    pub acked: u64,
+    /// Acknowledged, and not there.
+    pub lost: u64,
+    /// There more than once; every copy beyond the first counts.
+    pub duplicated: u64,
+    /// There, but after a record that its producer sent later.
+    pub reordered: u64,
+    /// There, but with other bytes than were sent.
+    pub corrupted: u64,
+    /// Acknowledged at one offset, and there at another.
+    pub misplaced: u64,
+    /// There, although never sent or refused for good.
+    pub phantom: u64,
+    /// Offsets that no record has, between records that are there.
+    pub holes: u64,
+    /// Neither acknowledged nor refused, and there.
+    pub unknown_present: u64,
+    /// Neither acknowledged nor refused, and not there.
+    pub unknown_absent: u64,
+    /// Refused for good.
+    pub refused: u64,
+    /// Acknowledged and no longer retained: below the partition's start.
+    pub expired: u64,
+    /// Records of these partitions that no run of the ledger made.
+    pub foreign: u64,
+    /// Records read.
+    pub read: u64,
+    /// Whether every run of the ledger was ended in an orderly way. If not,
+    /// sent and acknowledged may be higher than the ledger knows.
+    pub complete: bool,
+    /// The first findings, in words.
+    pub findings: Vec<String>,
+}
+
+impl Verdict {
+    /// Neither unknown: sent, and its producer never learnt what became of it.
+    pub fn unknown(&self) -> u64 {
+        self.unknown_present + self.unknown_absent
+    }
+
+    /// Whether the broker kept its word.
+    pub fn is_good(&self) -> bool {
+        [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced, self.phantom, self.holes]
+            .iter()
+            .all(|&n| n == 0)
+    }
+
+    fn find(&mut self, finding: impl FnOnce() -> String) {
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(finding());
+        }
+    }
+}
+
+/// Who sent it, and where to.
+type StreamKey = (ProducerId, PartitionId);
+
+/// One producer's records in one partition.
+#[derive(Default)]
+struct Stream {
+    /// From the ledger; `None` while it has not spoken of the stream.
+    opened: Option<Opened>,
+    sent_end: u64,
+    acked: RunList,
+    refused: Vec<Run>,
+    /// From the broker.
+    seen: RunList,
+    corrupted: u64,
+    /// Run and producer index that the first intact value names; a value that
+    /// names others is corrupted.
+    stamped: Option<(u64, u32)>,
+}
+
+#[derive(Clone, Copy)]
+struct Opened {
+    run: usize,
+    index: u32,
+    first: u64,
+}
+
+struct RunState {
+    number: u64,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Partition {
+    /// First offset that is still retained.
+    start: u64,
+    /// Offset of the next record to be read.
+    next: u64,
+    holes: u64,
+}
+
+/// Gathers evidence, and gives the verdict.
+#[derive(Default)]
+pub struct Judge {
+    runs: Vec<RunState>,
+    /// Streams of the ledger's current run, by their number there.
+    current: Vec<StreamKey>,
+    streams: FxHashMap<StreamKey, Stream>,
+    partitions: FxHashMap<PartitionId, Partition>,
+    read: u64,
+    corrupted: u64,
+    findings: Vec<String>,
+}
+
+impl Judge {
+    /// Takes the next entry of a ledger.
+    pub fn entry(&mut self, entry: &Entry) {
+        match entry {
+            Entry::RunStarted(info) => {
+                self.runs.push(RunState { number: info.run, ended: false });
+                self.current.clear();
+            }
+            Entry::StreamOpened(info) => self.opened(info),
+            Entry::Sent { stream, first, count } => {
+                if let Some(stream) = self.stream(*stream) {
+                    stream.sent_end = stream.sent_end.max(first.saturating_add(*count));
+                }
+            }
+            Entry::Acked { stream, first, count, offset } => {
+                if let Some(stream) = self.stream(*stream).filter(|_| *count > 0) {
+                    stream.sent_end = stream.sent_end.max(first.saturating_add(*count));
+                    stream.acked.push(Run { first: *first, count: *count, offset: *offset });
+                }
+            }
+            Entry::Refused { stream, first, count, .. } => {
+                if let Some(stream) = self.stream(*stream).filter(|_| *count > 0) {
+                    stream.refused.push(Run { first: *first, count: *count, offset: NO_OFFSET });
+                }
+            }
+            // Unknown is what is left of the sent ones.
+            Entry::Unknown { stream, first, count } => {
+                if let Some(stream) = self.stream(*stream) {
+                    stream.sent_end = stream.sent_end.max(first.saturating_add(*count));
+                }
+            }
+            Entry::RunEnded => {
+                if let Some(run) = self.runs.last_mut() {
+                    run.ended = true;
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, info: &StreamInfo) {
+        let key = (info.producer, info.partition);
+        let run = self.runs.len().saturating_sub(1);
+        self.current.push(key);
+        let stream = self.streams.entry(key).or_default();
+        stream.opened = Some(Opened { run, index: info.index, first: info.first_sequence });
+        stream.sent_end = stream.sent_end.max(info.first_sequence);
+    }
+
+    fn stream(&mut self, number: u32) -> Option<&mut Stream> {
+        let key = self.current.get(number as usize)?;
+        self.streams.get_mut(key)
+    }
+
+    /// The partitions that the ledger speaks of, each once.
+    pub fn partitions(&self) -> Vec<PartitionId> {
+        let distinct: HashSet<PartitionId> = self.streams.keys().map(|&(_, partition)| partition).collect();
+        let mut all: Vec<PartitionId> = distinct.into_iter().collect();
+        all.sort();
+        all
+    }
+
+    /// Says which offset of a partition is the first that is still retained:
+    /// what was acknowledged below it is not lost.
+    pub fn retained_from(&mut self, partition: PartitionId, start: u64) {
+        let state = self.partitions.entry(partition).or_default();
+        state.start = state.start.max(start);
+        state.next = state.next.max(start);
+    }
+
+    /// Reading begins at this offset: what is before it was not looked at.
+    pub fn begin_at(&mut self, partition: PartitionId, offset: u64) {
+        self.partitions.entry(partition).or_default().next = offset;
+    }
+
+    /// Offset of the next record to read in a partition.
+    pub fn position(&self, partition: PartitionId) -> u64 {
+        self.partitions.get(&partition).map_or(0, |p| p.next)
+    }
+
+    /// Takes the next record batch that a partition gave back, and calls
+    /// `each` with the stamp of every intact record. Records below
+    /// [`position`](Self::position) are passed over, as an answer may begin
+    /// with a batch that starts before the offset asked for.
+    pub fn batch(&mut self, batch: &BatchView<'_>, mut each: impl FnMut(Stamp)) {
+        let header = batch.header();
+        let (base, partition) = (header.base_offset().0, header.partition());
+        let state = self.partitions.entry(partition).or_default();
+        let end = base.saturating_add(u64::from(header.count()));
+        if end <= state.next {
+            return;
+        }
+        let skip = state.next.saturating_sub(base);
+        if base > state.next {
+            state.holes += base - state.next;
+            self.findings
+                .push(format!("offsets {}..{base} of partition {partition} are missing", state.next));
+            self.findings.truncate(MAX_FINDINGS);
+        }
+        state.next = end;
+
+        let stream = self.streams.entry((header.producer_id(), partition)).or_default();
+        let first = header.base_sequence().0;
+        for (i, (_, record)) in (0u64..).zip(batch.records()).skip(skip as usize) {
+            self.read += 1;
+            let intact = Stamp::check(record.value).ok().filter(|stamp| {
+                let sender = *stream.stamped.get_or_insert((stamp.run, stamp.producer));
+                sender == (stamp.run, stamp.producer)
+                    && stamp.sequence == first.wrapping_add(i)
+                    && stamp.partition == partition.index
+            });
+            match intact {
+                Some(stamp) => each(stamp),
+                None => stream.corrupted += 1,
+            }
+        }
+        let run = Run { first: first.saturating_add(skip), count: end - base - skip, offset: base + skip };
+        stream.seen.push(run);
+    }
+
+    /// Notes that a partition could not be read on, and why; counts as one
+    /// corrupted record, at least.
+    pub fn unreadable(&mut self, partition: PartitionId, why: impl std::fmt::Display) {
+        let at = self.position(partition);
+        self.corrupted += 1;
+        self.findings.push(format!("partition {partition} cannot be read at offset {at}: {why}"));
+        self.findings.truncate(MAX_FINDINGS);
+    }
+
+    /// Weighs everything.
+    pub fn verdict(self) -> Verdict {
+        let mut verdict = Verdict {
+            read: self.read,
+            corrupted: self.corrupted,
+            complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
+            findings: self.findings,
+            holes: self.partitions.values().map(|p| p.holes).sum(),
+            ..Verdict::default()
+        };
+        let mut streams: Vec<_> = self.streams.into_iter().collect();
+        streams.sort_by_key(|&(key, _)| key);
+        for (key, stream) in streams {
+            let start = self.partitions.get(&key.1).map_or(0, |p| p.start);
+            match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
+                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, start),
+                None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
+            }
+        }
+        verdict
+    }
+}
+
+fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
+    runs.into_iter().map(|run| run.borrow().count).sum()
+}
+
+impl Stream {
+    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, start: u64) {
+        let name = format!("producer {} on partition {}", key.0, key.1);
+        let seen_total = count(self.seen.rising()) + count(self.seen.late());
+        let mut corrupted = self.corrupted;
+        if self.stamped.is_some_and(|stamped| stamped != (run.number, opened.index)) {
+            corrupted = seen_total;
+        }
+        if corrupted > 0 {
+            verdict.find(|| format!("{name}: {corrupted} records do not carry what was sent"));
+        }
+        let late = count(self.seen.late());
+        let first_late = self.seen.late().first().copied();
+        let (seen, duplicated) = self.seen.settle();
+        let reordered = late - duplicated;
+        if let Some(late) = first_late {
+            let Run { first, offset, .. } = late;
+            verdict.find(|| format!("{name}: sequence {first} comes out of turn at offset {offset}"));
+        }
+
+        let (acked, _) = self.acked.settle();
+        let mut refused = RunList::default();
+        for run in self.refused {
+            refused.push(run);
+        }
+        let (refused, _) = refused.settle();
+        let bounds = Run { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
+
+        let acked_present = weigh_acked(verdict, &name, &acked, &seen, start);
+        let (mut refused_present, mut sent_present, mut before) = (0, 0, 0);
+        compare(refused.rising(), seen.rising(), |s| {
+            refused_present += if s.found.is_some() { s.run.count } else { 0 };
+        });
+        for run in seen.rising() {
+            let from = run.first.clamp(bounds.first, bounds.end());
+            let to = run.end().clamp(bounds.first, bounds.end());
+            sent_present += to - from;
+            before += run.end().min(bounds.first).saturating_sub(run.first);
+        }
+        let beyond = count(seen.rising()) - sent_present - before;
+        // A ledger that was not closed may lack the last sends.
+        let (phantom, late_sends) = if run.ended { (before + beyond, 0) } else { (before, beyond) };
+        let phantom = phantom + refused_present;
+        if phantom > 0 {
+            verdict.find(|| format!("{name}: {phantom} records are there that were never sent, or refused"));
+        }
+
+        let (acked, refused) = (count(acked.rising()), count(refused.rising()));
+        let unknown = bounds.count.saturating_sub(acked + refused);
+        let unknown_present = sent_present.saturating_sub(acked_present + refused_present);
+        verdict.sent += bounds.count;
+        verdict.acked += acked;
+        verdict.refused += refused;
+        verdict.duplicated += duplicated;
+        verdict.reordered += reordered;
+        verdict.corrupted += corrupted;
+        verdict.phantom += phantom;
+        verdict.unknown_present += unknown_present + late_sends;
+        verdict.unknown_absent += unknown.saturating_sub(unknown_present);
+    }
+}
+
+/// Compares what was acknowledged with what is there; returns how much of it is.
+fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, start: u64) -> u64 {
+    let mut present = 0;
+    compare(acked.rising(), seen.rising(), |s| {
+        let Run { first, count, offset } = s.run;
+        match s.found {
+            Some(found) => {
+                present += count;
+                if offset != NO_OFFSET && found != offset {
+                    verdict.misplaced += count;
+                    verdict.find(|| {
+                        format!("{name}: sequence {first} was acknowledged at {offset} and is at {found}")
+                    });
+                }
+            }
+            None => {
+                // Without an offset the benefit of the doubt is the ledger's.
+                let expired = if offset == NO_OFFSET { 0 } else { start.saturating_sub(offset).min(count) };
+                verdict.expired += expired;
+                verdict.lost += count - expired;
+                if count > expired {
+                    let end = s.run.end();
+                    verdict
+                        .find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));
+                }
+            }
+        }
+    });
+    present
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

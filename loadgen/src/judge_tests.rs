@@ -1,0 +1,251 @@
+//! Every fault that the judge should see is planted here and seen.
+
+use proptest::prelude::*;
+use ringbolt_wire::{BatchBuilder, BatchHeader, Epoch, Offset, Sequence, TopicId};
+
+use super::*;
+use crate::ledger::RunInfo;
+use crate::payload::Filler;
+
+const RUN: u64 = 0xabc;
+const PARTITION: PartitionId = PartitionId { topic: TopicId(1), index: 0 };
+
+fn record(stamp: Stamp, damage: bool) -> Vec<u8> {
+    let filler = Filler::new(1, 64);
+    let (bytes, crc) = filler.get(stamp.sequence);
+    let mut value = [bytes, &stamp.trailer(crc)].concat();
+    value[3] ^= u8::from(damage);
+    value
+}
+
+/// A case: one producer (number 9), records written by one after the other.
+struct Case {
+    judge: Judge,
+    next_offset: u64,
+    damage: bool,
+}
+
+impl Case {
+    fn new() -> Case {
+        let mut judge = Judge::default();
+        judge.entry(&Entry::RunStarted(Box::new(RunInfo { run: RUN, ..RunInfo::default() })));
+        judge.entry(&Entry::StreamOpened(StreamInfo {
+            index: 3,
+            partition: PARTITION,
+            producer: ProducerId(9),
+            epoch: Epoch(1),
+            first_sequence: 0,
+        }));
+        Case { judge, next_offset: 0, damage: false }
+    }
+
+    fn sent(mut self, count: u64) -> Case {
+        self.judge.entry(&Entry::Sent { stream: 0, first: 0, count });
+        self
+    }
+
+    fn acked(mut self, first: u64, count: u64, offset: u64) -> Case {
+        self.judge.entry(&Entry::Acked { stream: 0, first, count, offset });
+        self
+    }
+
+    fn refused(mut self, first: u64, count: u64) -> Case {
+        self.judge.entry(&Entry::Refused { stream: 0, first, count, code: 35 });
+        self
+    }
+
+    fn ended(mut self) -> Case {
+        self.judge.entry(&Entry::RunEnded);
+        self
+    }
+
+    /// The broker gives back a batch with these sequences.
+    fn there(mut self, first: u64, count: u64) -> Case {
+        let stamps = (first..first + count).map(|sequence| Stamp {
+            run: RUN,
+            producer: 3,
+            partition: 0,
+            sequence,
+            sent_ns: 0,
+        });
+        self.give(first, stamps.collect(), ProducerId(9));
+        self
+    }
+
+    fn give(&mut self, first: u64, stamps: Vec<Stamp>, producer: ProducerId) {
+        let mut builder = BatchBuilder::new();
+        for &stamp in &stamps {
+            builder.push(1, None, &record(stamp, self.damage), &[]);
+        }
+        let mut bytes = builder.finish(PARTITION, producer, Epoch(1), Sequence(first));
+        BatchHeader::set_placement(&mut bytes, Offset(self.next_offset), 1);
+        self.next_offset += stamps.len() as u64;
+        self.judge.batch(&BatchView::parse(&bytes, u32::MAX).unwrap(), |_| {});
+    }
+
+    fn damaged(mut self) -> Case {
+        self.damage = true;
+        self
+    }
+
+    fn skip_offsets(mut self, count: u64) -> Case {
+        self.next_offset += count;
+        self
+    }
+
+    fn verdict(self) -> Verdict {
+        let verdict = self.judge.verdict();
+        assert_eq!(verdict.is_good(), verdict.findings.is_empty(), "{verdict:?}");
+        verdict
+    }
+}
+
+#[test]
+fn a_faithful_broker_is_acquitted() {
+    let v = Case::new().sent(10).acked(0, 10, 0).ended().there(0, 4).there(4, 6).verdict();
+    assert!(v.is_good() && v.complete);
+    assert_eq!((v.sent, v.acked, v.read, v.unknown()), (10, 10, 10, 0));
+}
+
+#[test]
+fn a_lost_record_is_seen_at_the_start_in_the_middle_and_at_the_end() {
+    let sent = || Case::new().sent(10).acked(0, 10, NO_OFFSET).ended();
+    assert_eq!(sent().there(1, 9).verdict().lost, 1);
+    assert_eq!(sent().there(0, 4).there(6, 4).verdict().lost, 2);
+    assert_eq!(sent().there(0, 7).verdict().lost, 3);
+    assert_eq!(sent().verdict().lost, 10);
+}
+
+#[test]
+fn a_duplicate_is_seen_next_to_the_original_and_long_after() {
+    let v = Case::new().sent(6).acked(0, 6, 0).ended().there(0, 6).there(4, 2).there(0, 1).verdict();
+    assert_eq!((v.duplicated, v.reordered, v.lost), (3, 0, 0));
+}
+
+#[test]
+fn records_out_of_turn_are_seen() {
+    let v = Case::new().sent(6).acked(0, 6, NO_OFFSET).ended().there(0, 2).there(4, 2).there(2, 2).verdict();
+    assert_eq!((v.reordered, v.duplicated, v.lost), (2, 0, 0));
+}
+
+#[test]
+fn damaged_values_are_seen_and_not_called_lost() {
+    let v = Case::new().sent(4).acked(0, 4, 0).ended().there(0, 2).damaged().there(2, 2).verdict();
+    assert_eq!((v.corrupted, v.lost), (2, 0));
+}
+
+#[test]
+fn a_value_that_speaks_for_another_message_is_damaged() {
+    let good = Stamp { run: RUN, producer: 3, partition: 0, sequence: 0, sent_ns: 0 };
+    for bad in [
+        Stamp { sequence: 1, ..good },
+        Stamp { partition: 1, ..good },
+        Stamp { producer: 4, ..good },
+        Stamp { run: 1, ..good },
+    ] {
+        let mut case = Case::new().sent(1).acked(0, 1, 0).ended();
+        case.give(0, vec![bad], ProducerId(9));
+        assert_eq!(case.verdict().corrupted, 1, "{bad:?}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_named_another_offset_is_seen() {
+    let v = Case::new().sent(4).acked(0, 4, 7).ended().there(0, 4).verdict();
+    assert_eq!((v.misplaced, v.lost), (4, 0));
+}
+
+#[test]
+fn a_record_that_was_never_sent_is_a_phantom() {
+    let v = Case::new().sent(2).acked(0, 2, 0).ended().there(0, 3).verdict();
+    assert_eq!((v.phantom, v.unknown_present), (1, 0));
+}
+
+#[test]
+fn a_refused_record_that_is_there_is_a_phantom() {
+    let v = Case::new().sent(3).acked(0, 2, 0).refused(2, 1).ended().there(0, 3).verdict();
+    assert_eq!((v.phantom, v.refused, v.unknown()), (1, 1, 0));
+}
+
+#[test]
+fn missing_offsets_are_seen() {
+    let v =
+        Case::new().sent(2).acked(0, 2, NO_OFFSET).ended().there(0, 1).skip_offsets(3).there(1, 1).verdict();
+    assert_eq!(v.holes, 3);
+}
+
+#[test]
+fn what_was_not_answered_is_unknown_whether_there_or_not() {
+    let v = Case::new().sent(10).acked(0, 4, 0).refused(8, 2).ended().there(0, 6).verdict();
+    assert!(v.is_good());
+    assert_eq!((v.unknown_present, v.unknown_absent, v.refused), (2, 2, 2));
+}
+
+#[test]
+fn a_ledger_cut_short_accuses_nobody_of_the_sends_that_it_lacks() {
+    let v = Case::new().sent(2).acked(0, 2, 0).there(0, 5).verdict();
+    assert!(v.is_good() && !v.complete);
+    assert_eq!(v.unknown_present, 3);
+}
+
+#[test]
+fn what_retention_removed_is_expired_and_not_lost() {
+    let mut case = Case::new().sent(10).acked(0, 10, 0).ended();
+    case.judge.retained_from(PARTITION, 6);
+    case.next_offset = 6;
+    let v = case.there(6, 4).verdict();
+    assert!(v.is_good());
+    assert_eq!((v.expired, v.lost), (6, 0));
+}
+
+#[test]
+fn strangers_records_are_counted_apart() {
+    let mut case = Case::new().sent(1).acked(0, 1, 0).ended().there(0, 1);
+    case.damage = true;
+    case.give(0, vec![Stamp::default(); 3], ProducerId(77));
+    case.give(0, vec![Stamp::default(); 2], ProducerId::NONE);
+    let v = case.verdict();
+    assert!(v.is_good());
+    assert_eq!((v.foreign, v.read), (5, 6));
+}
+
+#[test]
+fn a_batch_that_begins_before_the_position_counts_once() {
+    let mut case = Case::new().sent(4).acked(0, 4, 0).ended().there(0, 2);
+    case.next_offset = 0;
+    assert!(case.there(0, 4).verdict().is_good());
+}
+
+proptest! {
+    /// Takes a faithful history, loses some acknowledged batches and repeats
+    /// some others, and wants exactly those reported; and it does not matter
+    /// whether the ledger or the records come first.
+    #[test]
+    fn what_was_planted_is_what_is_found(
+        batches in prop::collection::vec((1u64..5, 0u8..10), 1..60),
+        ledger_first in any::<bool>(),
+    ) {
+        let total: u64 = batches.iter().map(|(n, _)| n).sum();
+        let (mut lost, mut duplicated, mut first) = (0, 0, 0);
+        let mut case = Case::new();
+        if ledger_first {
+            case = case.sent(total).acked(0, total, NO_OFFSET).ended();
+        }
+        for (count, fate) in batches {
+            match fate {
+                0 => lost += count,
+                1 => {
+                    duplicated += count;
+                    case = case.there(first, count).there(first, count);
+                }
+                _ => case = case.there(first, count),
+            }
+            first += count;
+        }
+        if !ledger_first {
+            case = case.sent(total).acked(0, total, NO_OFFSET).ended();
+        }
+        let v = case.verdict();
+        prop_assert_eq!((v.lost, v.duplicated, v.reordered, v.corrupted), (lost, duplicated, 0, 0));
+    }
+}

@@ -1,0 +1,28 @@
+//! Ringbolt's load generator: measures acknowledgement latency, and proves that
+//! nothing acknowledged was lost.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod args;
+pub mod consumer;
+pub mod embedded;
+pub mod engine;
+pub mod error;
+pub mod fleet;
+pub mod frame;
+pub mod judge;
+pub mod ledger;
+pub mod payload;
+pub mod peer;
+pub mod producer;
+pub mod read;
+pub mod report;
+pub mod run;
+pub mod runs;
+pub mod schedule;
+pub mod signals;
+pub mod sinks;
+pub mod stats;
+mod varint;
+pub mod verify;

@@ -1,0 +1,181 @@
+//! What a producer is connected to: a broker, through the client's session
+//! state machine, or a bare echo peer.
+//!
+//! An echo peer knows no protocol: it returns the produce frame, and the frame
+//! that comes back is the answer to itself. Answers come in the order of the
+//! requests, so a queue stands where the session has its table.
+
+use std::collections::VecDeque;
+
+use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
+use ringbolt_wire::frame::FRAME_HEADER_LEN;
+use ringbolt_wire::{FrameError, FrameHeader, PartitionId};
+
+use super::Tag;
+use crate::frame::FrameMaker;
+
+/// Why a connection's bytes make no sense.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+pub enum LinkError {
+    /// See [`SessionError`].
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The echo peer returned something else.
+    #[error("the echo peer returned something that is not a frame: {0}")]
+    Echo(#[from] FrameError),
+    /// The echo peer returned a frame that was not sent, or out of turn.
+    #[error("the echo peer returned frame {found:?} instead of {wanted}")]
+    EchoOrder {
+        /// Its number.
+        found: u64,
+        /// The number of the oldest frame that was not returned.
+        wanted: u64,
+    },
+}
+
+/// The other end.
+pub enum Link {
+    /// A broker.
+    Broker(Box<Session<Tag>>),
+    /// An echo peer.
+    Echo(Echo),
+}
+
+/// What a link received.
+pub enum LinkEvent {
+    /// From a broker.
+    Session(SessionEvent<Tag>),
+    /// A frame came back.
+    Echoed(Tag),
+}
+
+impl Link {
+    /// A link to a broker that will mostly be used for this partition.
+    pub fn broker(index: u32, affinity: PartitionId) -> Link {
+        Link::Broker(Box::new(Session::new(SessionConfig {
+            client_name: format!("loadgen-{index}"),
+            affinity: Some(affinity),
+            ..SessionConfig::default()
+        })))
+    }
+
+    /// Requests that can be made now.
+    #[inline]
+    pub fn credit(&self) -> u32 {
+        match self {
+            Link::Broker(session) => session.credit(),
+            Link::Echo(_) => u32::MAX,
+        }
+    }
+
+    /// Appends the head of a produce frame to `out`, as far as the batch.
+    /// Returns false if the session does not take it now.
+    #[inline]
+    pub fn put_head(&mut self, out: &mut Vec<u8>, maker: &FrameMaker, tag: Tag, count: u32) -> bool {
+        match self {
+            Link::Broker(session) => {
+                let taken = session.produce_head(maker.batch_len(count), 0, tag).is_ok();
+                drain(session, out);
+                taken
+            }
+            Link::Echo(echo) => {
+                maker.put_head(out, echo.next, count);
+                echo.next += 1;
+                echo.sent.push_back(tag);
+                true
+            }
+        }
+    }
+
+    /// The next thing in `input`, which is advanced past it; `None` when more
+    /// bytes are needed.
+    #[inline]
+    pub fn receive(&mut self, input: &mut &[u8]) -> Result<Option<LinkEvent>, LinkError> {
+        match self {
+            Link::Broker(session) => Ok(session.receive_slice(input)?.map(LinkEvent::Session)),
+            Link::Echo(echo) => Ok(echo.receive(input)?.map(LinkEvent::Echoed)),
+        }
+    }
+
+    /// The requests without answer.
+    pub fn into_unanswered(self) -> Vec<Tag> {
+        match self {
+            Link::Broker(session) => session.into_unanswered().collect(),
+            Link::Echo(echo) => echo.sent.into(),
+        }
+    }
+}
+
+/// Moves everything that the session has to send to the end of `out`.
+#[inline]
+pub fn drain(session: &mut Session<Tag>, out: &mut Vec<u8>) {
+    while let Some(piece) = session.poll_transmit() {
+        out.extend_from_slice(piece.as_ref());
+        if let ringbolt_client::session::Transmit::Buffer(buffer) = piece {
+            session.recycle(buffer);
+        }
+    }
+}
+
+/// The state towards an echo peer.
+#[derive(Default)]
+pub struct Echo {
+    /// Number of the next frame to be sent.
+    next: u64,
+    sent: VecDeque<Tag>,
+    /// The head of a frame whose rest is to come.
+    partial: Vec<u8>,
+    /// Bytes of the current frame's payload that are still to come.
+    body_left: usize,
+    current: Option<Tag>,
+}
+
+impl Echo {
+    fn receive(&mut self, input: &mut &[u8]) -> Result<Option<Tag>, LinkError> {
+        loop {
+            let body = self.body_left.min(input.len());
+            *input = &input[body..];
+            self.body_left -= body;
+            if self.body_left > 0 {
+                return Ok(None);
+            }
+            if let Some(tag) = self.current.take() {
+                return Ok(Some(tag));
+            }
+            let Some(header) = self.head(input)? else { return Ok(None) };
+            let wanted = self.next - self.sent.len() as u64;
+            let tag = self.sent.pop_front().filter(|_| header.correlation == wanted);
+            self.current = Some(tag.ok_or(LinkError::EchoOrder { found: header.correlation, wanted })?);
+            self.body_left = header.payload_len as usize;
+        }
+    }
+
+    /// The next head, checked, if all of it is there.
+    fn head(&mut self, input: &mut &[u8]) -> Result<Option<FrameHeader>, FrameError> {
+        if self.partial.is_empty() {
+            if let Some(header) = FrameHeader::decode(input, u32::MAX)?
+                && input.len() >= header.head_len()
+            {
+                header.verify(input)?;
+                *input = &input[header.head_len()..];
+                return Ok(Some(header));
+            }
+        }
+        loop {
+            let header = FrameHeader::decode(&self.partial, u32::MAX)?;
+            let len = header.as_ref().map_or(FRAME_HEADER_LEN, FrameHeader::head_len);
+            let taken = (len - self.partial.len()).min(input.len());
+            self.partial.extend_from_slice(&input[..taken]);
+            *input = &input[taken..];
+            match header {
+                Some(header) if self.partial.len() == len => {
+                    header.verify(&self.partial)?;
+                    self.partial.clear();
+                    return Ok(Some(header));
+                }
+                None if self.partial.len() == len => {}
+                _ => return Ok(None),
+            }
+        }
+    }
+}

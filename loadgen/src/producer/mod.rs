@@ -1,0 +1,541 @@
+//! One producer on one connection, as a state machine: bytes in, bytes out,
+//! time as an argument. Knows no socket; both engines drive this same code.
+//!
+//! A batch keeps its sequence from the first attempt to the last. What is sent
+//! again is made again, byte for byte, from the few numbers that are kept of
+//! it, so nothing that was sent needs to be stored.
+
+mod context;
+mod link;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use context::{Context, Parameters, Phase, Tally};
+pub use link::{Link, LinkError};
+pub use stream::{Batch, Stream, Use};
+
+use ringbolt_client::session::SessionEvent;
+use ringbolt_wire::message::ErrorResponse;
+use ringbolt_wire::message::{OpenProducer, ProduceAck, ProducerOpened};
+use ringbolt_wire::{PartitionId, ProducerId, Request, Response};
+
+use crate::frame::Place;
+use crate::ledger::{Entry, StreamInfo};
+use crate::payload::Stamp;
+use crate::schedule::Schedule;
+use link::{Echo, LinkEvent, drain};
+
+/// A note that travels with a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Tag {
+    /// Opens the producer's stream of this number.
+    Open(u32),
+    /// Produces.
+    Batch(Batch),
+}
+
+/// First wait before a connection is made again, in ns; it doubles.
+const FIRST_RECONNECT: u64 = 5_000_000;
+/// Longest wait before a connection is made again, in ns.
+const LONGEST_RECONNECT: u64 = 200_000_000;
+
+/// See the [module](self).
+pub struct Producer {
+    index: u32,
+    /// As the broker knows it, once it does.
+    identity: ProducerId,
+    streams: Vec<Stream>,
+    /// Streams that are not opened; the last is the next.
+    to_open: Vec<u32>,
+    opening: u32,
+    /// The stream of the next new batch.
+    turn: usize,
+    link: Option<Link>,
+    out: Vec<u8>,
+    spare: Vec<u8>,
+    /// Batches without a final answer.
+    unsettled: u32,
+    /// Streams in which batches wait to be sent again.
+    again: u32,
+    /// Records that may still be sent, if a number ends the run.
+    budget: Option<u64>,
+    schedule: Option<Schedule>,
+    /// When the window last had no room, and got it: lag counts from there.
+    room_since: u64,
+    last_progress: u64,
+    reconnect_at: u64,
+    failures: u32,
+    /// Streams with sends that the ledger does not know of.
+    untold: Vec<u32>,
+    stopped: bool,
+}
+
+impl Producer {
+    /// Producer `index`, which writes to these partitions.
+    pub fn new(
+        index: u32,
+        partitions: impl IntoIterator<Item = PartitionId>,
+        budget: Option<u64>,
+    ) -> Producer {
+        let place = |partition| Place { partition, ..Place::default() };
+        let streams: Vec<Stream> = partitions.into_iter().map(|p| Stream::new(place(p))).collect();
+        assert!(!streams.is_empty(), "a producer writes somewhere");
+        Producer {
+            index,
+            identity: ProducerId::NONE,
+            to_open: (0..streams.len() as u32).rev().collect(),
+            opening: 0,
+            streams,
+            turn: 0,
+            link: None,
+            out: Vec::new(),
+            spare: Vec::new(),
+            unsettled: 0,
+            again: 0,
+            budget,
+            schedule: None,
+            room_since: 0,
+            last_progress: 0,
+            reconnect_at: 0,
+            failures: 0,
+            untold: Vec::new(),
+            stopped: false,
+        }
+    }
+
+    /// Whether every stream is open, or never will be.
+    pub fn is_ready(&self) -> bool {
+        self.stopped || (self.to_open.is_empty() && self.opening == 0)
+    }
+
+    /// Whether nothing is left to wait for, when no new messages are sent.
+    pub fn is_settled(&self) -> bool {
+        self.stopped || self.unsettled == 0
+    }
+
+    /// Whether its share of a counted run is sent.
+    pub fn has_spent(&self) -> bool {
+        self.stopped || self.budget == Some(0)
+    }
+
+    /// Starts to send, from `now` on.
+    pub fn begin(&mut self, ctx: &Context, now: u64) {
+        let p = &ctx.parameters;
+        self.schedule = p.rate.map(|rate| Schedule::new(now, rate, p.batch, self.index, p.producers));
+        (self.last_progress, self.room_since) = (now, now);
+    }
+
+    /// When a connection should be made; `None` if there is one, or none is
+    /// wanted any more.
+    pub fn connect_at(&self) -> Option<u64> {
+        (self.link.is_none() && !self.stopped).then_some(self.reconnect_at)
+    }
+
+    /// Notes a new connection.
+    pub fn connected(&mut self, ctx: &mut Context, now: u64) {
+        self.out.clear();
+        if self.last_progress == 0 {
+            self.last_progress = now;
+        }
+        if ctx.parameters.echo {
+            self.link = Some(Link::Echo(Echo::default()));
+            while let Some(number) = self.to_open.pop() {
+                self.opening += 1;
+                let producer = ProducerId(u64::from(self.index) + 1);
+                self.opened(ctx, number, ProducerOpened { producer, ..nothing_opened() });
+            }
+        } else {
+            let mut link = Link::broker(self.index, self.streams[0].place.partition);
+            if let Link::Broker(session) = &mut link {
+                drain(session, &mut self.out);
+            }
+            self.link = Some(link);
+        }
+        self.fill(ctx, now);
+    }
+
+    /// Notes that there is no connection any more, or none could be made.
+    pub fn disconnected(&mut self, ctx: &mut Context, now: u64) {
+        let wait = (FIRST_RECONNECT << self.failures.min(8)).min(LONGEST_RECONNECT);
+        self.failures += 1;
+        self.reconnect_at = now + wait;
+        self.out.clear();
+        let Some(link) = self.link.take() else { return };
+        ctx.tally.reconnects += 1;
+        for tag in link.into_unanswered() {
+            match tag {
+                Tag::Open(number) => {
+                    self.opening -= 1;
+                    self.to_open.push(number);
+                }
+                Tag::Batch(batch) => {
+                    let stream = &mut self.streams[batch.stream as usize];
+                    self.again += u32::from(!stream.has_again());
+                    stream.interrupted(batch);
+                }
+            }
+        }
+    }
+
+    /// Takes received bytes.
+    ///
+    /// # Errors
+    /// When the bytes make no sense; the connection is of no further use.
+    pub fn received(&mut self, ctx: &mut Context, mut bytes: &[u8], now: u64) -> Result<(), LinkError> {
+        while let Some(link) = &mut self.link {
+            match link.receive(&mut bytes)? {
+                Some(LinkEvent::Echoed(Tag::Batch(batch))) => self.echoed(ctx, batch, now),
+                Some(LinkEvent::Session(event)) => self.event(ctx, event, now),
+                Some(LinkEvent::Echoed(Tag::Open(_))) | None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, ctx: &mut Context, event: SessionEvent<Tag>, now: u64) {
+        match event {
+            SessionEvent::Produced { tag: Tag::Batch(batch), ack } => self.acked(ctx, batch, ack, now),
+            SessionEvent::Answer { tag, response, .. } => match (tag, response) {
+                (Tag::Open(number), Response::ProducerOpened(opened)) => self.opened(ctx, number, opened),
+                (Tag::Open(number), Response::Error(error)) => self.not_opened(ctx, number, &error),
+                (Tag::Batch(batch), Response::Error(error)) => self.refused(ctx, batch, &error, now),
+                // The session sees to it that answers belong to their requests.
+                _ => {}
+            },
+            SessionEvent::Connected(_) => self.failures = 0,
+            // The connection is closed next, which says all that matters here.
+            SessionEvent::Goodbye(_) | SessionEvent::Produced { tag: Tag::Open(_), .. } => {}
+        }
+    }
+
+    #[inline]
+    fn settle(&mut self, ctx: &Context, batch: Batch, now: u64) {
+        self.streams[batch.stream as usize].settled();
+        if self.unsettled == ctx.parameters.in_flight {
+            self.room_since = now;
+        }
+        self.unsettled -= 1;
+        self.last_progress = now;
+    }
+
+    #[inline]
+    fn echoed(&mut self, ctx: &mut Context, batch: Batch, now: u64) {
+        self.settle(ctx, batch, now);
+        self.record(ctx, batch, now);
+    }
+
+    #[inline]
+    fn record(&self, ctx: &mut Context, batch: Batch, now: u64) {
+        let count = u64::from(batch.count);
+        ctx.tally.acked += count;
+        let bytes = count * ctx.maker.value_len() as u64;
+        ctx.recorder.answered(now.saturating_sub(batch.due), count, bytes);
+    }
+
+    #[inline]
+    fn acked(&mut self, ctx: &mut Context, batch: Batch, ack: ProduceAck, now: u64) {
+        self.settle(ctx, batch, now);
+        let stream = &self.streams[batch.stream as usize];
+        let (ledger, partition) = (stream.ledger, stream.place.partition.index);
+        let offset = ctx.acked_up_to(partition, ack.base_offset, batch.count);
+        let count = u64::from(batch.count);
+        ctx.note(Entry::Acked { stream: ledger, first: batch.first, count, offset });
+        self.record(ctx, batch, now);
+    }
+
+    fn refused(&mut self, ctx: &mut Context, batch: Batch, error: &ErrorResponse, now: u64) {
+        let stream = &mut self.streams[batch.stream as usize];
+        if error.is_retryable() && stream.usable == Use::Open {
+            self.again += u32::from(!stream.has_again());
+            stream.refused(batch, now, u64::from(error.retry_after_ms) * 1_000_000);
+            return;
+        }
+        let partition = stream.place.partition;
+        ctx.fail(|| format!("producer {} was refused on partition {partition}: {error}", self.index));
+        self.settle(ctx, batch, now);
+        self.given_up(ctx, batch, Some(error.code));
+        self.stop_stream(ctx, batch.stream, Some(error.code));
+    }
+
+    /// Books a batch that is not tried any more.
+    fn given_up(&mut self, ctx: &mut Context, batch: Batch, code: Option<u16>) {
+        let stream = self.streams[batch.stream as usize].ledger;
+        let (first, count) = (batch.first, u64::from(batch.count));
+        match code {
+            Some(code) if !batch.doubtful => {
+                ctx.tally.refused += count;
+                ctx.note(Entry::Refused { stream, first, count, code });
+            }
+            _ => {
+                ctx.tally.unknown += count;
+                ctx.note(Entry::Unknown { stream, first, count });
+            }
+        }
+    }
+
+    /// Uses a stream no more; what waits in it to be sent again is given up.
+    fn stop_stream(&mut self, ctx: &mut Context, number: u32, code: Option<u16>) {
+        let stream = &mut self.streams[number as usize];
+        stream.usable = Use::Stopped;
+        self.again -= u32::from(stream.has_again());
+        for batch in stream.take_again() {
+            self.unsettled -= 1;
+            self.given_up(ctx, batch, code);
+        }
+        self.stopped = self.streams.iter().all(|s| s.usable == Use::Stopped);
+    }
+
+    /// Gives up everything, as after a time without any progress.
+    pub fn stop(&mut self, ctx: &mut Context) {
+        if self.stopped {
+            return;
+        }
+        if let Some(link) = self.link.take() {
+            for tag in link.into_unanswered() {
+                if let Tag::Batch(batch) = tag {
+                    self.unsettled -= 1;
+                    self.given_up(ctx, batch, None);
+                }
+            }
+        }
+        self.tell(ctx);
+        // Without a code: whatever was refused last may have been done before.
+        (0..self.streams.len() as u32).for_each(|number| self.stop_stream(ctx, number, None));
+        assert_eq!(self.unsettled, 0, "every batch has an outcome");
+        self.stopped = true;
+    }
+
+    /// Gives up if nothing was answered for too long.
+    pub fn check_timeout(&mut self, ctx: &mut Context, now: u64) {
+        let waits = self.unsettled > 0 || !self.is_ready();
+        if !self.stopped && waits && now.saturating_sub(self.last_progress) > ctx.parameters.timeout {
+            let seconds = ctx.parameters.timeout / 1_000_000_000;
+            let index = self.index;
+            ctx.fail(|| format!("producer {index} got no answer for {seconds} s and gave up"));
+            self.stop(ctx);
+        }
+    }
+
+    fn opened(&mut self, ctx: &mut Context, number: u32, opened: ProducerOpened) {
+        self.opening -= 1;
+        self.identity = opened.producer;
+        let stream = &mut self.streams[number as usize];
+        stream.place.producer = opened.producer;
+        stream.place.epoch = opened.epoch;
+        (stream.next, stream.told) = (opened.next_sequence.0, opened.next_sequence.0);
+        stream.usable = Use::Open;
+        stream.ledger = ctx.streams;
+        ctx.streams += 1;
+        let info = StreamInfo {
+            index: self.index,
+            partition: stream.place.partition,
+            producer: opened.producer,
+            epoch: opened.epoch,
+            first_sequence: opened.next_sequence.0,
+        };
+        ctx.note(Entry::StreamOpened(info));
+    }
+
+    fn not_opened(&mut self, ctx: &mut Context, number: u32, error: &ErrorResponse) {
+        self.opening -= 1;
+        if error.is_retryable() {
+            self.to_open.push(number);
+            return;
+        }
+        let partition = self.streams[number as usize].place.partition;
+        ctx.fail(|| format!("producer {} cannot open partition {partition}: {error}", self.index));
+        self.stop_stream(ctx, number, None);
+    }
+
+    /// Appends what can be sent now to the output.
+    pub fn fill(&mut self, ctx: &mut Context, now: u64) {
+        if self.stopped || self.link.is_none() {
+            return;
+        }
+        if !self.to_open.is_empty() {
+            self.open_streams();
+        }
+        if self.again > 0 {
+            self.send_again(ctx, now);
+        }
+        if ctx.phase == Phase::Sending {
+            self.send_new(ctx, now);
+        }
+    }
+
+    fn open_streams(&mut self) {
+        let Some(Link::Broker(session)) = &mut self.link else { return };
+        // The first answer brings the identity that the others need.
+        let most = if self.identity == ProducerId::NONE { 1 } else { u32::MAX };
+        while self.opening < most && session.credit() > 0 {
+            let Some(number) = self.to_open.pop() else { break };
+            let partition = self.streams[number as usize].place.partition;
+            let open = OpenProducer { partition, producer: self.identity, take_over: false };
+            if session.request(&Request::OpenProducer(open), Tag::Open(number)).is_err() {
+                self.to_open.push(number);
+                break;
+            }
+            self.opening += 1;
+        }
+        drain(session, &mut self.out);
+    }
+
+    fn send_again(&mut self, ctx: &mut Context, now: u64) {
+        for number in 0..self.streams.len() {
+            if self.streams[number].again_at().is_none_or(|at| at > now) {
+                continue;
+            }
+            let batches = self.streams[number].take_again();
+            let mut batches = batches.into_iter();
+            for batch in batches.by_ref() {
+                if !self.put(ctx, batch) {
+                    // No credit left: the rest keeps its place.
+                    let stream = &mut self.streams[number];
+                    stream.keep(std::iter::once(batch).chain(batches));
+                    return;
+                }
+                ctx.tally.retries += 1;
+            }
+            self.again -= 1;
+        }
+    }
+
+    fn send_new(&mut self, ctx: &mut Context, now: u64) {
+        let open_loop = self.schedule.is_some();
+        while self.unsettled < ctx.parameters.in_flight && self.budget != Some(0) {
+            let due = match &self.schedule {
+                Some(schedule) if schedule.due() > now => return,
+                Some(schedule) => schedule.due(),
+                None => now,
+            };
+            let Some(number) = self.next_stream() else { return };
+            let batch = u64::from(ctx.parameters.batch);
+            let count = self.budget.map_or(batch, |left| left.min(batch)) as u32;
+            let stream = &self.streams[number];
+            let batch = Batch { stream: number as u32, count, first: stream.next, due, doubtful: false };
+            if !self.put(ctx, batch) {
+                return;
+            }
+            if open_loop {
+                // The time now, not that of the turn: making frames takes time.
+                let sent = ctx.clock.now();
+                ctx.recorder.lagged(sent.saturating_sub(due.max(self.room_since)));
+            }
+            self.booked(ctx, batch);
+        }
+    }
+
+    /// The stream whose turn it is, of those that take new batches.
+    #[inline]
+    fn next_stream(&mut self) -> Option<usize> {
+        for _ in 0..self.streams.len() {
+            let number = self.turn;
+            self.turn += 1;
+            if self.turn == self.streams.len() {
+                self.turn = 0;
+            }
+            if self.streams[number].takes_new() {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Books a batch that was sent for the first time.
+    #[inline]
+    fn booked(&mut self, ctx: &mut Context, batch: Batch) {
+        let count = u64::from(batch.count);
+        let stream = &mut self.streams[batch.stream as usize];
+        if stream.next == stream.told && ctx.ledger.is_kept() {
+            self.untold.push(batch.stream);
+        }
+        stream.next += count;
+        self.unsettled += 1;
+        ctx.tally.sent += count;
+        if let Some(budget) = &mut self.budget {
+            *budget -= count;
+        }
+        if let Some(schedule) = &mut self.schedule {
+            schedule.advance();
+        }
+    }
+
+    /// Appends a batch's frame to the output, unless the link takes none now.
+    #[inline]
+    fn put(&mut self, ctx: &mut Context, batch: Batch) -> bool {
+        let Some(link) = self.link.as_mut().filter(|link| link.credit() > 0) else { return false };
+        if !link.put_head(&mut self.out, &ctx.maker, Tag::Batch(batch), batch.count) {
+            return false;
+        }
+        let stream = &mut self.streams[batch.stream as usize];
+        stream.sent();
+        let stamp = Stamp {
+            run: ctx.parameters.run,
+            producer: self.index,
+            partition: stream.place.partition.index,
+            sequence: batch.first,
+            sent_ns: batch.due,
+        };
+        let timestamp_us = ctx.parameters.wall_us + batch.due / 1000;
+        ctx.maker.put_batch(&mut self.out, stream.place, stamp, timestamp_us, batch.count);
+        true
+    }
+
+    /// Tells the ledger what was sent since the last time.
+    pub fn tell(&mut self, ctx: &mut Context) {
+        for number in self.untold.drain(..) {
+            let stream = &mut self.streams[number as usize];
+            let (first, count) = (stream.told, stream.next - stream.told);
+            stream.told = stream.next;
+            ctx.note(Entry::Sent { stream: stream.ledger, first, count });
+        }
+    }
+
+    /// When `fill` has something to do although nothing arrived.
+    pub fn wake_at(&self, ctx: &Context) -> Option<u64> {
+        if self.stopped || self.link.is_none() {
+            return None;
+        }
+        let mut at = None;
+        if self.again > 0 {
+            at = self.streams.iter().filter_map(Stream::again_at).min();
+        }
+        if let Some(schedule) = &self.schedule
+            && ctx.phase == Phase::Sending
+            && self.unsettled < ctx.parameters.in_flight
+            && self.budget != Some(0)
+        {
+            at = Some(at.map_or(schedule.due(), |a: u64| a.min(schedule.due())));
+        }
+        at
+    }
+
+    /// The bytes to send, if there are any. Give them back with
+    /// [`recycle`](Self::recycle).
+    #[inline]
+    pub fn take_output(&mut self) -> Option<Vec<u8>> {
+        if self.out.is_empty() {
+            return None;
+        }
+        Some(std::mem::replace(&mut self.out, std::mem::take(&mut self.spare)))
+    }
+
+    /// Takes a sent buffer back, for reuse.
+    #[inline]
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.capacity() < buffer.capacity() {
+            buffer.clear();
+            self.spare = buffer;
+        }
+    }
+}
+
+fn nothing_opened() -> ProducerOpened {
+    ProducerOpened {
+        producer: ProducerId::NONE,
+        epoch: ringbolt_wire::Epoch(0),
+        next_sequence: ringbolt_wire::Sequence(0),
+        last_offset: ringbolt_wire::Offset::UNKNOWN,
+    }
+}

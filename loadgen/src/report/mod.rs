@@ -1,0 +1,219 @@
+//! What a run is reported as: table, JSON, percentile file, page with charts.
+
+mod chart;
+mod hgrm;
+mod html;
+mod progress;
+mod table;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+pub use hgrm::write_hgrm;
+pub use html::render as render_html;
+pub use progress::Progress;
+pub use table::{judgement, results};
+
+use crate::judge::Verdict;
+use crate::stats::{Totals, micros};
+
+/// Everything that a run is reported from, and its JSON.
+///
+/// Counts that only a judge can give are `null` when the run was not judged.
+#[derive(Serialize)]
+pub struct Report {
+    /// Records acknowledged, warm-up included; in an echo run, returned.
+    pub acked: u64,
+    /// Records acknowledged per second of what was measured.
+    pub acked_per_s: f64,
+    /// 10^6 bytes of record values acknowledged per second of what was
+    /// measured.
+    pub mb_per_s: f64,
+    /// See [`Verdict`].
+    pub lost: Option<u64>,
+    /// See [`Verdict`].
+    pub duplicated: Option<u64>,
+    /// See [`Verdict`].
+    pub reordered: Option<u64>,
+    /// See [`Verdict`].
+    pub corrupted: Option<u64>,
+    /// Records without an answer at the end.
+    pub unknown: u64,
+    /// Whether the generator fell behind its own schedule.
+    pub invalid: bool,
+    /// From sending, or from when it was to be sent, to the answer.
+    pub latency_us: Quantiles,
+    /// How late the generator itself was.
+    pub schedule_lag_us: Lag,
+    /// Why `invalid`.
+    pub invalid_reason: Option<String>,
+    /// Records sent, warm-up included.
+    pub sent: u64,
+    /// Records refused for good.
+    pub refused: u64,
+    /// Record batches sent again.
+    pub retries: u64,
+    /// Connections made again.
+    pub reconnects: u64,
+    /// Seconds of what was measured.
+    pub measured_s: f64,
+    /// Which engine drove the producers.
+    pub engine: &'static str,
+    /// Whether the peer was an echo peer.
+    pub echo: bool,
+    /// The command line.
+    pub command: String,
+    /// What consumers or a reading run fetched, if there were any.
+    pub fetched: Option<Fetched>,
+    /// The whole verdict, if the run was judged.
+    pub verdict: Option<Verdict>,
+    /// Distributions and series, for the other outputs.
+    #[serde(skip)]
+    pub totals: Totals,
+}
+
+impl Report {
+    /// Adds the verdict.
+    pub fn judged(&mut self, verdict: Verdict) {
+        self.lost = Some(verdict.lost);
+        self.duplicated = Some(verdict.duplicated);
+        self.reordered = Some(verdict.reordered);
+        self.corrupted = Some(verdict.corrupted);
+        self.verdict = Some(verdict);
+    }
+
+    /// The report as JSON.
+    pub fn to_json(&self) -> String {
+        to_json(self)
+    }
+}
+
+/// Any part of a report as JSON.
+pub fn to_json(value: &impl Serialize) -> String {
+    let mut json = serde_json::to_string_pretty(value).expect("numbers, strings and lists are always JSON");
+    json.push('\n');
+    json
+}
+
+/// What was fetched.
+#[derive(Serialize, Clone, Debug, Default)]
+pub struct Fetched {
+    /// Records.
+    pub records: u64,
+    /// 10^6 bytes of record batches per second.
+    pub mb_per_s: f64,
+    /// Records per second.
+    pub records_per_s: f64,
+    /// From when a record was to be sent to when it was checked; for a reading
+    /// run, from a fetch request to its last byte.
+    pub latency_us: Quantiles,
+}
+
+/// Percentiles of a latency in µs.
+#[derive(Serialize, Clone, Copy, Debug, Default)]
+pub struct Quantiles {
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// 99.9th percentile.
+    pub p999: f64,
+    /// 99.99th percentile.
+    pub p9999: f64,
+    /// Highest.
+    pub max: f64,
+}
+
+/// Schedule lag in µs.
+#[derive(Serialize, Clone, Copy, Debug, Default)]
+pub struct Lag {
+    /// 99th percentile.
+    pub p99: f64,
+    /// Highest.
+    pub max: f64,
+}
+
+impl Quantiles {
+    /// Of a histogram of nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Quantiles {
+        let at = |q| micros(histogram.value_at_quantile(q).min(histogram.max()));
+        Quantiles {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            p9999: at(0.9999),
+            max: micros(histogram.max()),
+        }
+    }
+}
+
+impl Lag {
+    /// Of a histogram of nanoseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Lag {
+        Lag { p99: micros(histogram.value_at_quantile(0.99)), max: micros(histogram.max()) }
+    }
+}
+
+/// A report that could not be written.
+#[derive(thiserror::Error, Debug)]
+#[error("cannot write {path}: {source}")]
+pub struct WriteError {
+    /// Which file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Writes `contents` to `path`.
+pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
+    std::fs::write(path, contents).map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+/// A number for people: thousands apart, digits that matter.
+pub fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 1000.0 => 0,
+        v if v >= 100.0 => 1,
+        _ => 2,
+    };
+    let text = format!("{value:.digits$}");
+    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), None), |(w, f)| (w, Some(f)));
+    let mut out = String::new();
+    for (i, c) in whole.chars().enumerate() {
+        let left = whole.len() - i;
+        if i > 0 && left % 3 == 0 && !out.ends_with('-') {
+            out.push(' ');
+        }
+        out.push(c);
+    }
+    match fraction {
+        Some(fraction) if !fraction.bytes().all(|b| b == b'0') => format!("{out}.{fraction}"),
+        _ => out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.126, "0.13"),
+            (12.0, "12"),
+            (999.96, "1000"),
+            (1234.5, "1 234"),
+            (1_234_567.0, "1 234 567"),
+            (-123_456.0, "-123 456"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The tables that end a run on the terminal.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use super::{Quantiles, Report, number};
+use crate::judge::Verdict;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn quantiles(name: &str, q: &Quantiles) -> Vec<String> {
+    let mut row = vec![name.to_owned()];
+    row.extend([q.p50, q.p90, q.p99, q.p999, q.p9999, q.max].map(number));
+    row
+}
+
+/// Latency, throughput and what went wrong.
+pub fn results(report: &Report) -> String {
+    let mut latency = table(&["latency (µs)", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
+    if report.acked > 0 {
+        let name = if report.echo { "echo" } else { "acknowledgement" };
+        latency.add_row(quantiles(name, &report.latency_us));
+    }
+    if let Some(fetched) = &report.fetched {
+        let name = if report.acked > 0 { "end to end" } else { "fetch" };
+        latency.add_row(quantiles(name, &fetched.latency_us));
+    }
+    let mut out = latency.to_string();
+
+    let mut rates = table(&["", "messages", "messages/s", "MB/s", "seconds"]);
+    if report.acked > 0 {
+        rates.add_row(vec![
+            "acknowledged".to_owned(),
+            number(report.totals.records as f64),
+            number(report.acked_per_s),
+            number(report.mb_per_s),
+            number(report.measured_s),
+        ]);
+    }
+    if let Some(fetched) = &report.fetched {
+        rates.add_row(vec![
+            "fetched".to_owned(),
+            number(fetched.records as f64),
+            number(fetched.records_per_s),
+            number(fetched.mb_per_s),
+            number(report.measured_s),
+        ]);
+    }
+    out = format!("{out}\n{rates}");
+    for (count, what) in [
+        (report.retries, "record batches sent again"),
+        (report.reconnects, "connections made again"),
+        (report.refused, "messages refused for good"),
+        (report.unknown, "messages with an unknown outcome"),
+    ] {
+        if count > 0 {
+            out = format!("{out}\n{} {what}", number(count as f64));
+        }
+    }
+    if report.schedule_lag_us.max > 0.0 {
+        let (p99, max) = (number(report.schedule_lag_us.p99), number(report.schedule_lag_us.max));
+        out = format!("{out}\nschedule lag p99 {p99} µs, max {max} µs");
+    }
+    if let Some(reason) = &report.invalid_reason {
+        out = format!("{out}\nINVALID: {reason}");
+    }
+    out
+}
+
+/// What became of the messages.
+pub fn judgement(verdict: &Verdict) -> String {
+    let columns = [
+        ("acknowledged", verdict.acked),
+        ("lost", verdict.lost),
+        ("duplicated", verdict.duplicated),
+        ("reordered", verdict.reordered),
+        ("corrupted", verdict.corrupted),
+        ("unknown, present", verdict.unknown_present),
+        ("unknown, absent", verdict.unknown_absent),
+    ];
+    let mut out = table(&columns.map(|(name, _)| name));
+    out.add_row(columns.map(|(_, count)| number(count as f64)));
+    let mut out = out.to_string();
+    for (count, what) in [
+        (verdict.misplaced, "messages are at another offset than was acknowledged"),
+        (verdict.phantom, "messages are there that were refused or never sent"),
+        (verdict.holes, "offsets between messages have no record"),
+        (verdict.expired, "acknowledged messages were removed by retention"),
+        (verdict.foreign, "messages are of other producers and were not judged"),
+    ] {
+        if count > 0 {
+            out = format!("{out}\n{} {what}", number(count as f64));
+        }
+    }
+    if !verdict.complete {
+        out = format!(
+            "{out}\nthe ledger was not closed: more may have been sent and acknowledged than it knows"
+        );
+    }
+    for finding in &verdict.findings {
+        out = format!("{out}\n  {finding}");
+    }
+    let word = match verdict {
+        v if !v.is_good() => "FAILED: the broker did not keep its word",
+        v if v.acked == 0 => "nothing was acknowledged, so nothing could be lost",
+        _ => "every acknowledged message is there, once, in order, and undamaged",
+    };
+    format!("{out}\n{word}")
+}

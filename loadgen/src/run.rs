@@ -1,0 +1,341 @@
+//! `loadgen run`: puts peer, topic, ledger, producers and consumers together,
+//! watches them, and reports.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ringbolt_wire::{PartitionId, TopicId};
+
+use crate::admin::Admin;
+use crate::args::{EngineChoice, RunArgs};
+use crate::consumer::Consumer;
+use crate::engine::{self, Engine, EngineConfig, EngineError, consume};
+use crate::error::Error;
+use crate::fleet::{Finished, Fleet, Plan};
+use crate::frame::FrameMaker;
+use crate::judge::{Judge, Verdict};
+use crate::ledger::{Entry, LedgerReader, LedgerSink, LedgerWriter, RunInfo};
+use crate::payload::Filler;
+use crate::peer::Peer;
+use crate::producer::{Context, Parameters, Phase, Producer, Tally};
+use crate::report::{Fetched, Lag, Progress, Quantiles, Report};
+use crate::schedule;
+use crate::signals::Signals;
+use crate::sinks::JudgeSink;
+use crate::stats::{Clock, Intervals, Totals, recorder};
+
+/// What a run leaves behind.
+pub struct Outcome {
+    /// The figures.
+    pub report: Report,
+    /// What kept the run from going as planned, if something did.
+    pub failure: Option<String>,
+}
+
+/// Everything of a run that does not change.
+struct Run<'a> {
+    args: &'a RunArgs,
+    config: EngineConfig,
+    clock: Clock,
+    signals: Arc<Signals>,
+    /// The run's random number.
+    number: u64,
+    wall_us: u64,
+    partitions: Vec<PartitionId>,
+    command: &'a str,
+}
+
+/// Loads `peer` with producers as asked for; consumers read along.
+///
+/// `ledger` is where the ledger goes, whatever the arguments say.
+pub fn run(args: &RunArgs, peer: &Peer, ledger: Option<&Path>, command: &str) -> Result<Outcome, Error> {
+    let topic = match peer {
+        Peer::Echo(_) => TopicId(1),
+        _ => Admin::connect(peer.addr())?.topic(&args.topic, Some(args.partitions))?.id,
+    };
+    let clock = Clock::start();
+    let run = Run {
+        args,
+        config: EngineConfig { addr: peer.addr(), core: args.core, busy_poll: args.busy_poll },
+        clock,
+        signals: Arc::new(Signals::default()),
+        number: uuid::Uuid::new_v4().as_u64_pair().0,
+        wall_us: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64,
+        partitions: (0..args.partitions).map(|index| PartitionId::new(topic, index)).collect(),
+        command,
+    };
+    run.go(ledger)
+}
+
+/// The ledger of a run: asked for, or only for the time being, since what
+/// consumers read is judged by it.
+struct LedgerFile {
+    path: PathBuf,
+    /// Removed with this value.
+    _temporary: Option<tempfile::TempPath>,
+}
+
+impl LedgerFile {
+    fn of(args: &RunArgs, path: Option<&Path>) -> Result<Option<LedgerFile>, Error> {
+        if let Some(path) = path {
+            return Ok(Some(LedgerFile { path: path.to_owned(), _temporary: None }));
+        }
+        if args.consumers == 0 {
+            return Ok(None);
+        }
+        let file = tempfile::Builder::new().prefix("loadgen-").suffix(".ledger").tempfile();
+        let path = file.map_err(Error::Temporary)?.into_temp_path();
+        Ok(Some(LedgerFile { path: path.to_path_buf(), _temporary: Some(path) }))
+    }
+}
+
+type ConsumerThread = JoinHandle<Result<(JudgeSink, Option<String>), EngineError>>;
+
+impl Run<'_> {
+    fn go(&self, ledger: Option<&Path>) -> Result<Outcome, Error> {
+        let ledger = LedgerFile::of(self.args, ledger)?;
+        let (writer, mut sink) = match &ledger {
+            Some(file) => {
+                let (writer, sink) = LedgerWriter::start(&file.path)?;
+                (Some(writer), sink)
+            }
+            None => (None, LedgerSink::none()),
+        };
+        sink.push(Entry::RunStarted(Box::new(self.info())))?;
+
+        let consumers = self.start_consumers()?;
+        let (fleet, intervals) = self.fleet(sink);
+        let (engine, name) = self.engine();
+        let config = self.config;
+        let producers = std::thread::Builder::new()
+            .name("producers".into())
+            .spawn(move || engine(fleet, config).map(Fleet::finish))
+            .map_err(|error| EngineError::Ring(error.to_string()))?;
+        let totals = self.watch(&intervals);
+        let Finished { tally, mut failure, ledger_error } = producers.join().map_err(|_| Error::Panic)??;
+        if let Some(writer) = writer {
+            writer.finish()?;
+        }
+        if let Some(error) = ledger_error {
+            return Err(error.into());
+        }
+
+        let mut verdict = None;
+        let mut fetched = None;
+        if let (Some(consumers), Some(ledger)) = (consumers, &ledger) {
+            let (sink, stopped) = self.catch_up(consumers)?;
+            failure = failure.or(stopped);
+            fetched = Some(sink.fetched());
+            verdict = Some(judge(sink.into_judge(), &ledger.path, Some(self.number))?);
+        }
+        let report = self.report(totals, tally, name, fetched, verdict);
+        Ok(Outcome { report, failure })
+    }
+
+    fn info(&self) -> RunInfo {
+        RunInfo {
+            run: self.number,
+            started_us: self.wall_us,
+            addr: self.config.addr.to_string(),
+            topic: self.args.topic.clone(),
+            command: self.command.to_owned(),
+        }
+    }
+
+    fn engine(&self) -> (Engine, &'static str) {
+        match self.args.engine {
+            EngineChoice::Auto | EngineChoice::Raw => (engine::raw::run, "raw"),
+            EngineChoice::TokioUring => (engine::tokio_uring::run, "tokio-uring"),
+        }
+    }
+
+    fn fleet(&self, ledger: LedgerSink) -> (Fleet, Intervals) {
+        let args = self.args;
+        let (recorder, intervals) = recorder();
+        let ctx = Context {
+            parameters: Parameters {
+                run: self.number,
+                batch: args.batch,
+                in_flight: args.in_flight,
+                timeout: nanos(args.timeout),
+                rate: args.rate,
+                producers: args.producers,
+                echo: args.echo,
+                wall_us: self.wall_us,
+            },
+            maker: FrameMaker::new(Filler::new(self.number, args.size as usize)),
+            clock: self.clock,
+            recorder,
+            ledger,
+            tally: Tally::default(),
+            phase: Phase::Opening,
+            acked_end: vec![0; self.partitions.len()],
+            streams: 0,
+            failure: None,
+            ledger_error: None,
+        };
+        let producers = (0..args.producers)
+            .map(|index| Producer::new(index, self.partitions_of(index), self.budget_of(index)))
+            .collect();
+        let plan = Plan { warmup: nanos(args.warmup()), measured: args.measured().map(nanos) };
+        (Fleet::new(producers, ctx, plan, self.signals.clone()), intervals)
+    }
+
+    /// With more partitions than producers each cycles over a share of its own;
+    /// otherwise producers share partitions.
+    fn partitions_of(&self, producer: u32) -> Vec<PartitionId> {
+        share(&self.partitions, producer as usize, self.args.producers as usize)
+    }
+
+    /// A producer's part of a counted run: as even as it gets.
+    fn budget_of(&self, producer: u32) -> Option<u64> {
+        let (index, producers) = (u64::from(producer), u64::from(self.args.producers));
+        self.args.count.map(|count| count / producers + u64::from(index < count % producers))
+    }
+
+    fn start_consumers(&self) -> Result<Option<ConsumerThread>, Error> {
+        if self.args.consumers == 0 {
+            return Ok(None);
+        }
+        let count = (self.args.consumers as usize).min(self.partitions.len());
+        let mut admin = Admin::connect(self.config.addr)?;
+        let mut judge = Judge::default();
+        // Only what this run produces is of interest.
+        let mut from = Vec::with_capacity(self.partitions.len());
+        for &partition in &self.partitions {
+            let end = admin.end(partition)?;
+            judge.begin_at(partition, end);
+            from.push((partition, end));
+        }
+        let consumers = (0..count)
+            .map(|c| Consumer::new(from.iter().copied().skip(c).step_by(count), self.args.fetch_bytes))
+            .collect();
+        let (config, clock, signals) = (self.config, self.clock, self.signals.clone());
+        let sink = JudgeSink::new(judge, Some((self.number, clock)), signals.clone());
+        let thread = std::thread::Builder::new()
+            .name("consumers".into())
+            .spawn(move || consume::run(consumers, sink, config, clock, signals))
+            .map_err(|error| EngineError::Ring(error.to_string()))?;
+        Ok(Some(thread))
+    }
+
+    fn catch_up(&self, consumers: ConsumerThread) -> Result<(JudgeSink, Option<String>), Error> {
+        let progress = Progress::new(self.args.quiet, None);
+        progress.say("the consumers catch up");
+        self.signals.freeze(self.clock.now());
+        let result = consumers.join().map_err(|_| Error::Panic)?;
+        progress.finish();
+        Ok(result?)
+    }
+
+    /// Sums up and shows the intervals until the producers are done.
+    fn watch(&self, intervals: &Intervals) -> Totals {
+        let length = self.args.measured().map(|measured| measured + self.args.warmup());
+        watch(intervals, &Progress::new(self.args.quiet, length), "opening")
+    }
+
+    fn report(
+        &self,
+        totals: Totals,
+        tally: Tally,
+        engine: &'static str,
+        fetched: Option<Fetched>,
+        verdict: Option<Verdict>,
+    ) -> Report {
+        let reason = self.args.rate.and_then(|_| schedule::invalid(&totals.lag, &totals.latency));
+        let mut report = Report {
+            acked: tally.acked,
+            acked_per_s: totals.per_second(),
+            mb_per_s: totals.mb_per_second(),
+            lost: None,
+            duplicated: None,
+            reordered: None,
+            corrupted: None,
+            unknown: tally.unknown,
+            invalid: reason.is_some(),
+            latency_us: Quantiles::of(&totals.latency),
+            schedule_lag_us: Lag::of(&totals.lag),
+            invalid_reason: reason,
+            sent: tally.sent,
+            refused: tally.refused,
+            retries: tally.retries,
+            reconnects: tally.reconnects,
+            measured_s: totals.seconds,
+            engine,
+            echo: self.args.echo,
+            command: self.command.to_owned(),
+            fetched,
+            verdict: None,
+            totals,
+        };
+        if let Some(verdict) = verdict {
+            report.judged(verdict);
+        }
+        report
+    }
+}
+
+/// Sums up intervals until there are no more, and shows each.
+pub fn watch(intervals: &Intervals, progress: &Progress, first: &str) -> Totals {
+    let mut totals = Totals::default();
+    progress.say(first);
+    while let Ok(next) = intervals.next(Duration::from_millis(200)) {
+        let Some(interval) = next else { continue };
+        if let Some(point) = totals.add(&interval) {
+            progress.show(&point);
+        }
+        intervals.recycle(interval);
+    }
+    totals
+}
+
+/// Every `of`-th of the partitions, from the `index`-th on; or, if there are
+/// fewer than `of`, one that several share.
+fn share(partitions: &[PartitionId], index: usize, of: usize) -> Vec<PartitionId> {
+    match partitions.len() {
+        len if len > of => partitions.iter().copied().skip(index).step_by(of).collect(),
+        len => vec![partitions[index % len]],
+    }
+}
+
+/// Lets a judge with evidence from a broker read a ledger, and decide. Of a
+/// file with several runs only `only` counts, if it is given.
+pub fn judge(mut judge: Judge, ledger: &Path, only: Option<u64>) -> Result<Verdict, Error> {
+    let mut relevant = only.is_none();
+    LedgerReader::open(ledger)?.for_each(|entry| {
+        if let (Entry::RunStarted(info), Some(only)) = (&entry, only) {
+            relevant = info.run == only;
+        }
+        if relevant {
+            judge.entry(&entry);
+        }
+    })?;
+    Ok(judge.verdict())
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_partition_has_a_producer_and_every_producer_a_partition() {
+        for (partitions, producers) in [(1u32, 64usize), (64, 64), (100, 64), (10_000, 64), (7, 3), (3, 7)] {
+            let all: Vec<_> = (0..partitions).map(|i| PartitionId::new(TopicId(1), i)).collect();
+            let shares: Vec<_> = (0..producers).map(|p| share(&all, p, producers)).collect();
+            assert!(shares.iter().all(|s| !s.is_empty()));
+            let mut covered: Vec<_> = shares.concat();
+            covered.sort();
+            covered.dedup();
+            assert_eq!(covered.len(), all.len());
+            if partitions as usize >= producers {
+                assert_eq!(shares.concat().len(), all.len(), "no partition has two producers");
+            }
+        }
+    }
+}

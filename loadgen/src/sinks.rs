@@ -1,0 +1,126 @@
+//! What becomes of what consumers read: judged, or only counted.
+
+use std::sync::Arc;
+
+use hdrhistogram::Histogram;
+use ringbolt_wire::{BatchView, PartitionId};
+
+use crate::consumer::Reader;
+use crate::engine::consume::Sink;
+use crate::judge::Judge;
+use crate::report::{Fetched, Quantiles};
+use crate::signals::Signals;
+use crate::stats::{Clock, Recorder, histogram};
+
+/// Hands every record to the judge, and takes the time from when it was to be
+/// sent to when it was read.
+pub struct JudgeSink {
+    judge: Judge,
+    /// The run's number and clock, if it is this process that sends: only then
+    /// do the records' times mean anything.
+    live: Option<(u64, Clock)>,
+    signals: Arc<Signals>,
+    latency: Histogram<u64>,
+    records: u64,
+    bytes: u64,
+}
+
+impl JudgeSink {
+    /// A sink for a judge. `live` is the number of this process's own run.
+    pub fn new(judge: Judge, live: Option<(u64, Clock)>, signals: Arc<Signals>) -> JudgeSink {
+        JudgeSink { judge, live, signals, latency: histogram(), records: 0, bytes: 0 }
+    }
+
+    /// The judge, with all evidence.
+    pub fn into_judge(self) -> Judge {
+        self.judge
+    }
+
+    /// The figures.
+    pub fn fetched(&self) -> Fetched {
+        let seconds = self.signals.measured_seconds();
+        let rate = |n: u64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
+        Fetched {
+            records: self.records,
+            mb_per_s: rate(self.bytes) / 1e6,
+            records_per_s: rate(self.records),
+            latency_us: Quantiles::of(&self.latency),
+        }
+    }
+}
+
+impl Reader for JudgeSink {
+    fn batch(&mut self, batch: &BatchView<'_>) {
+        let JudgeSink { judge, live, signals, latency, records, .. } = self;
+        let Some((run, clock)) = live else { return judge.batch(batch, |_| {}) };
+        let now = clock.now();
+        let counts = signals.is_measured(now);
+        judge.batch(batch, |stamp| {
+            if counts && stamp.run == *run {
+                *records += 1;
+                latency.saturating_record(now.saturating_sub(stamp.sent_ns));
+            }
+        });
+    }
+
+    fn retained_from(&mut self, partition: PartitionId, start: u64) {
+        self.judge.retained_from(partition, start);
+    }
+
+    fn unreadable(&mut self, partition: PartitionId, why: String) {
+        self.judge.unreadable(partition, why);
+    }
+}
+
+impl Sink for JudgeSink {
+    fn fetched(&mut self, _asked: u64, now: u64, bytes: usize) {
+        if self.signals.is_measured(now) {
+            self.bytes += bytes as u64;
+        }
+    }
+}
+
+/// Only counts.
+pub struct CountSink {
+    recorder: Recorder,
+    signals: Arc<Signals>,
+    measuring: bool,
+    failure: Option<String>,
+}
+
+impl CountSink {
+    /// A sink that counts into this recorder what the signals call measured.
+    pub fn new(recorder: Recorder, signals: Arc<Signals>) -> CountSink {
+        CountSink { recorder, signals, measuring: false, failure: None }
+    }
+
+    /// Hands the last interval over, and tells what went wrong.
+    pub fn finish(mut self, now: u64) -> Option<String> {
+        self.recorder.cut(now, false);
+        self.failure
+    }
+}
+
+impl Reader for CountSink {
+    fn batch(&mut self, batch: &BatchView<'_>) {
+        self.recorder.read(u64::from(batch.header().count()));
+    }
+
+    fn retained_from(&mut self, _: PartitionId, _: u64) {}
+
+    fn unreadable(&mut self, partition: PartitionId, why: String) {
+        self.failure.get_or_insert(format!("partition {partition} cannot be read: {why}"));
+    }
+}
+
+impl Sink for CountSink {
+    fn fetched(&mut self, asked: u64, now: u64, bytes: usize) {
+        let measured = self.signals.is_measured(now);
+        if measured != self.measuring {
+            self.measuring = measured;
+            self.recorder.cut(now, measured);
+        }
+        self.recorder.fetched(now.saturating_sub(asked), bytes as u64);
+        self.recorder.tick(now);
+    }
+}

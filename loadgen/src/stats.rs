@@ -1,0 +1,332 @@
+//! Latency and throughput, second by second.
+//!
+//! The loop that sends and receives fills one [`Interval`] and swaps it for an
+//! empty one about once a second; whatever takes time (percentiles, sums,
+//! clearing half a megabyte of counters) happens on the receiving side.
+
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use hdrhistogram::Histogram;
+
+/// Highest latency that is told apart: an hour, in ns.
+const MAX_NS: u64 = 3_600_000_000_000;
+/// Significant decimal digits of a recorded latency.
+const DIGITS: u8 = 3;
+/// Length of an interval in ns.
+const INTERVAL_NS: u64 = 1_000_000_000;
+
+/// An empty histogram of nanoseconds.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MAX_NS, DIGITS).expect("the bounds are constants in order")
+}
+
+/// The run's clock: nanoseconds since the process set the run up.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Clock {
+        Clock { origin: Instant::now() }
+    }
+
+    /// Nanoseconds since the start.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        // 584 years fit.
+        self.origin.elapsed().as_nanos() as u64
+    }
+
+    /// The instant at which this clock reads `ns`.
+    pub fn instant(&self, ns: u64) -> Instant {
+        self.origin + Duration::from_nanos(ns)
+    }
+}
+
+/// What happened in about a second.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// First and last moment on the run's clock, ns.
+    pub start: u64,
+    /// See `start`.
+    pub end: u64,
+    /// Whether it belongs to what is measured, and not to warm-up or the wait
+    /// for the last answers.
+    pub measured: bool,
+    /// Time to the answer of each record, ns.
+    pub latency: Histogram<u64>,
+    /// How late the generator itself was with each batch, ns.
+    pub lag: Histogram<u64>,
+    /// Records answered well: acknowledged, or in echo and read runs returned.
+    pub records: u64,
+    /// Their bytes: values, or for reads the fetch payload.
+    pub bytes: u64,
+}
+
+impl Interval {
+    fn new() -> Interval {
+        Interval {
+            start: 0,
+            end: 0,
+            measured: false,
+            latency: histogram(),
+            lag: histogram(),
+            records: 0,
+            bytes: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.latency.reset();
+        self.lag.reset();
+        (self.records, self.bytes) = (0, 0);
+    }
+
+    /// Length in seconds.
+    pub fn seconds(&self) -> f64 {
+        (self.end - self.start) as f64 / 1e9
+    }
+}
+
+/// The filling side.
+pub struct Recorder {
+    current: Box<Interval>,
+    full: Sender<Box<Interval>>,
+    empty: Receiver<Box<Interval>>,
+    next_swap: u64,
+}
+
+/// The receiving side.
+pub struct Intervals {
+    full: Receiver<Box<Interval>>,
+    empty: Sender<Box<Interval>>,
+}
+
+/// Both sides.
+pub fn recorder() -> (Recorder, Intervals) {
+    let (full_tx, full) = unbounded();
+    let (empty, empty_rx) = bounded(4);
+    for _ in 0..2 {
+        let _ = empty.try_send(Box::new(Interval::new()));
+    }
+    let recorder = Recorder {
+        current: Box::new(Interval::new()),
+        full: full_tx,
+        empty: empty_rx,
+        next_swap: INTERVAL_NS,
+    };
+    (recorder, Intervals { full, empty })
+}
+
+impl Recorder {
+    /// Notes `records` answers of `bytes` bytes together, after `latency_ns`.
+    #[inline]
+    pub fn answered(&mut self, latency_ns: u64, records: u64, bytes: u64) {
+        self.current.latency.saturating_record_n(latency_ns, records);
+        self.current.records += records;
+        self.current.bytes += bytes;
+    }
+
+    /// Notes a fetch of `bytes` bytes, answered after `latency_ns`.
+    #[inline]
+    pub fn fetched(&mut self, latency_ns: u64, bytes: u64) {
+        self.current.latency.saturating_record(latency_ns);
+        self.current.bytes += bytes;
+    }
+
+    /// Notes records that a fetch brought.
+    #[inline]
+    pub fn read(&mut self, records: u64) {
+        self.current.records += records;
+    }
+
+    /// Notes how late a batch was sent.
+    #[inline]
+    pub fn lagged(&mut self, ns: u64) {
+        self.current.lag.saturating_record(ns);
+    }
+
+    /// Hands the interval over if a second is up.
+    #[inline]
+    pub fn tick(&mut self, now: u64) {
+        if now >= self.next_swap {
+            let measured = self.current.measured;
+            self.cut(now, measured);
+        }
+    }
+
+    /// Ends the interval here; the next one is part of what is measured, or
+    /// not.
+    pub fn cut(&mut self, now: u64, measured: bool) {
+        let fresh = self.empty.try_recv().unwrap_or_else(|_| Box::new(Interval::new()));
+        let mut full = std::mem::replace(&mut self.current, fresh);
+        full.end = now;
+        (self.current.start, self.current.measured) = (now, measured);
+        self.next_swap = now + INTERVAL_NS;
+        // Nobody listening means that nobody wants to know.
+        let _ = self.full.send(full);
+    }
+}
+
+impl Intervals {
+    /// The next interval, if one comes within `wait`; `Err` once the filling
+    /// side is gone and all was taken.
+    pub fn next(&self, wait: Duration) -> Result<Option<Box<Interval>>, ()> {
+        match self.full.recv_timeout(wait) {
+            Ok(interval) => Ok(Some(interval)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(_) => Err(()),
+        }
+    }
+
+    /// Gives an interval back to be filled again.
+    pub fn recycle(&self, mut interval: Box<Interval>) {
+        interval.clear();
+        let _ = self.empty.try_send(interval);
+    }
+}
+
+/// One point of the charts over time.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// Middle of the interval, seconds from the start of the run.
+    pub at: f64,
+    /// Records per second.
+    pub per_second: f64,
+    /// 10^6 bytes per second.
+    pub mb_per_second: f64,
+    /// Median latency, µs.
+    pub p50: f64,
+    /// 99th percentile of latency, µs.
+    pub p99: f64,
+    /// Highest latency, µs.
+    pub max: f64,
+    /// Whether it counts.
+    pub measured: bool,
+}
+
+/// Sums over a run.
+pub struct Totals {
+    /// Latencies of what is measured, ns.
+    pub latency: Histogram<u64>,
+    /// Lags of what is measured, ns.
+    pub lag: Histogram<u64>,
+    /// Records of what is measured.
+    pub records: u64,
+    /// Bytes of what is measured.
+    pub bytes: u64,
+    /// Seconds of what is measured.
+    pub seconds: f64,
+    /// Second by second.
+    pub points: Vec<Point>,
+    /// Start of the first interval, ns.
+    origin: Option<u64>,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Totals {
+            latency: histogram(),
+            lag: histogram(),
+            records: 0,
+            bytes: 0,
+            seconds: 0.0,
+            points: Vec::new(),
+            origin: None,
+        }
+    }
+}
+
+impl Totals {
+    /// Adds an interval, and returns its point if it has a length.
+    pub fn add(&mut self, interval: &Interval) -> Option<Point> {
+        if interval.measured {
+            // Same bounds on both sides: cannot fail.
+            let _ = self.latency.add(&interval.latency);
+            let _ = self.lag.add(&interval.lag);
+            self.records += interval.records;
+            self.bytes += interval.bytes;
+            self.seconds += interval.seconds();
+        }
+        let origin = *self.origin.get_or_insert(interval.start);
+        let seconds = interval.seconds();
+        // Too short for a rate: the rest of a second at the end of a phase.
+        if seconds < 0.2 {
+            return None;
+        }
+        let quantile = |q| micros(interval.latency.value_at_quantile(q));
+        let point = Point {
+            at: (interval.start - origin) as f64 / 1e9 + seconds / 2.0,
+            per_second: interval.records as f64 / seconds,
+            mb_per_second: interval.bytes as f64 / seconds / 1e6,
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            max: micros(interval.latency.max()),
+            measured: interval.measured,
+        };
+        self.points.push(point);
+        Some(point)
+    }
+
+    /// Records per second of what is measured.
+    pub fn per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.records as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// 10^6 bytes per second of what is measured.
+    pub fn mb_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.bytes as f64 / self.seconds / 1e6 } else { 0.0 }
+    }
+}
+
+/// Nanoseconds as µs.
+pub fn micros(ns: u64) -> f64 {
+    ns as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(intervals: &Intervals, totals: &mut Totals) {
+        while let Ok(Some(interval)) = intervals.next(Duration::ZERO) {
+            totals.add(&interval);
+            intervals.recycle(interval);
+        }
+    }
+
+    #[test]
+    fn warm_up_and_the_wait_for_the_last_answers_do_not_count() {
+        let (mut recorder, intervals) = recorder();
+        let mut totals = Totals::default();
+        recorder.cut(0, false);
+        recorder.answered(9_000_000, 5, 500);
+        recorder.cut(1_000_000_000, true);
+        recorder.answered(1_000, 10, 1000);
+        recorder.tick(2_500_000_000);
+        recorder.answered(3_000, 10, 1000);
+        recorder.cut(3_000_000_000, false);
+        recorder.answered(9_000_000, 5, 500);
+        recorder.cut(4_000_000_000, false);
+        drain(&intervals, &mut totals);
+        assert_eq!((totals.records, totals.bytes, totals.latency.len()), (20, 2000, 20));
+        assert_eq!((totals.seconds, totals.per_second(), totals.mb_per_second()), (2.0, 10.0, 0.001));
+        assert!(totals.latency.max() < 3_100);
+        assert_eq!(totals.points.iter().filter(|p| p.measured).count(), 2);
+    }
+
+    #[test]
+    fn an_interval_used_again_starts_empty() {
+        let (mut recorder, intervals) = recorder();
+        let mut totals = Totals::default();
+        for second in 1..20 {
+            recorder.answered(1_000, 1, 1);
+            recorder.cut(second * INTERVAL_NS, true);
+            drain(&intervals, &mut totals);
+        }
+        assert_eq!(totals.records, 18);
+    }
+}
