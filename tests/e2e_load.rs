@@ -1,0 +1,230 @@
+//! A broker under peers that use up what can be used up: connections, memory,
+//! patience. Others must not notice, and memory stays what it was given.
+
+mod net_common;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use net_common::*;
+use ringbolt_wire::message::{Hello, Request, Response};
+use ringbolt_wire::{ErrorCode, Offset, PartitionId};
+use tempfile::TempDir;
+
+const ZERO: Offset = Offset(0);
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_reader_that_never_reads_does_not_stop_producers() {
+    let broker = start(|config| config.memory = 96 * MIB);
+    let topic = broker.topic("t", 1);
+    let partition = PartitionId::new(topic.id, 0);
+    let mut writer = broker.connect();
+    let large = batch(partition, &[&vec![1; 200_000]]);
+    let mut readers: Vec<Peer> = (0..20).map(|_| broker.connect()).collect();
+    // Several times the broker's memory goes by, and each reader asks for
+    // another part of it, over and over, and reads nothing.
+    let mut slowest = Duration::ZERO;
+    for i in 0..1500usize {
+        let started = Instant::now();
+        let offset = writer.produce(&large);
+        slowest = slowest.max(started.elapsed());
+        if i % 20 == 19 {
+            let from = Offset(offset.0.saturating_sub(19));
+            let fetch = encode(&fetch_request(&[(partition, from)], 8 << 20, 0), 1);
+            // Refused once it was closed.
+            let _ = readers[i / 20 % 20].stream.write_all(&fetch.repeat(10));
+        }
+    }
+    assert!(slowest < Duration::from_secs(2), "an acknowledgement took {slowest:?}");
+    assert!(broker.stat("slow_readers_total") > 0, "readers that pin memory are closed");
+    assert_eq!(broker.connect().read_all(partition, Offset(1450)).len(), 50);
+    drop(readers);
+    broker.stop();
+}
+
+#[test]
+fn half_frames_cannot_use_up_the_memory() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let frame = produce_frame(1, &batch(partition, &[&vec![1; 900_000]]));
+    let mut halves = Vec::new();
+    for _ in 0..300 {
+        let mut peer = Peer::greeted(server.addr);
+        // Refused at some time: then it is closed while it sends.
+        let _ = peer.stream.write_all(&frame[..frame.len() - 1]);
+        halves.push(peer);
+    }
+    let started = Instant::now();
+    writer.produce(&batch(partition, &[b"goes on"]));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(writer.stat("violations_total") > 0, "the oldest halves are closed");
+    assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
+}
+
+#[test]
+fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
+    ringbolt::io::process::raise_open_files().unwrap();
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB", "--handshake-timeout", "20s"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let small = batch(partition, &[b"x"]);
+    writer.produce(&small);
+    let before = server.rss();
+    let mut silent: Vec<_> = (0..10_000).map(|_| Peer::silent(server.addr)).collect();
+    wait_until("all are accepted", || writer.stat("connections") >= 10_001);
+    for _ in 0..200 {
+        writer.produce(&small);
+    }
+    let grown = server.rss().saturating_sub(before);
+    assert!(grown <= 100 * MIB, "10,000 idle connections cost {} MiB", grown / MIB);
+    assert_eq!(silent[0].goodbye(), ErrorCode::HandshakeTimeout);
+    assert_eq!(silent[9_999].goodbye(), ErrorCode::HandshakeTimeout);
+    drop(silent);
+    wait_until("all are gone", || writer.stat("connections") == 1);
+}
+
+#[test]
+fn connections_beyond_the_limit_are_told_so() {
+    let broker = start(|config| config.max_connections = 3);
+    let mut peers: Vec<Peer> = (0..3).map(|_| broker.connect()).collect();
+    assert_eq!(Peer::silent(broker.addr).goodbye(), ErrorCode::TooManyConnections);
+    peers.pop();
+    wait_until("there is room again", || peers[0].stat("connections") <= 2);
+    assert_eq!(broker.connect().ask(&Request::Ping), Response::Pong);
+    broker.stop();
+}
+
+#[test]
+fn an_idle_broker_hardly_runs() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut peer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(peer.topic("t", 1).id, 0);
+    peer.produce(&batch(partition, &[b"x"]));
+    std::thread::sleep(Duration::from_millis(1500));
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(4));
+    // Ticks are 10 ms: two of them in 4 s are 0.5 % of a core.
+    assert!(ticks() - before <= 2, "{} ticks in 4 s", ticks() - before);
+}
+
+#[test]
+fn partitions_of_several_shards_are_one_topic_to_a_peer() {
+    let cpus = ringbolt::io::pin::available_cpus().unwrap();
+    for cores in 1..=cpus.len().min(2) {
+        let broker = start(|config| {
+            config.shards = Some(4);
+            config.memory = 160 * MIB;
+            config.cores = Some(cpus[..cores].to_vec());
+        });
+        let topic = broker.topic("t", 6);
+        let partition = |index| PartitionId::new(topic.id, index);
+        let mut peer = broker.connect();
+        for round in 0..3u8 {
+            for index in 0..6 {
+                let value = vec![round; 10 + 9000 * index as usize];
+                assert_eq!(peer.produce(&batch(partition(index), &[&value])), Offset(u64::from(round)));
+            }
+        }
+        let wanted: Vec<_> = (0..6).map(|index| (partition(index), Offset(1))).collect();
+        let (partitions, payload) = peer.fetch(&wanted, 8 << 20, 0);
+        let order: Vec<u32> = partitions.iter().map(|p| p.partition.index).collect();
+        assert_eq!(order, [0, 1, 2, 3, 4, 5]);
+        let found = records(&partitions, &payload);
+        let lens: Vec<usize> = found.iter().filter(|(o, _)| *o == Offset(1)).map(|(_, v)| v.len()).collect();
+        assert_eq!(lens, [10, 9010, 18_010, 27_010, 36_010, 45_010]);
+        match peer.ask(&Request::DescribeTopic { name: "t".to_owned() }) {
+            Response::Topic(description) => {
+                assert!(description.partitions.iter().all(|p| p.end_offset == Offset(3)), "{description:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        // A wait over several shards ends with the first that has something.
+        let at_end: Vec<_> = (0..6).map(|index| (partition(index), Offset(3))).collect();
+        peer.send(&encode(&fetch_request(&at_end, 1 << 20, 30_000), 99));
+        std::thread::sleep(Duration::from_millis(50));
+        let started = Instant::now();
+        broker.connect().produce(&batch(partition(4), &[b"news"]));
+        let answer = peer.answer();
+        assert!(matches!(answer.response, Response::Fetched(p) if p[4].end_offset == Offset(4)));
+        assert!(started.elapsed() < Duration::from_secs(10));
+        assert_eq!(peer.stat("shards"), 4);
+        assert_eq!(peer.stat("cores"), cores as u64);
+        broker.stop();
+    }
+}
+
+#[test]
+fn a_connection_moves_to_the_core_of_its_partition() {
+    let cpus = ringbolt::io::pin::available_cpus().unwrap();
+    if cpus.len() < 2 {
+        return;
+    }
+    let broker = start(|config| {
+        config.shards = Some(2);
+        config.cores = Some(cpus[..2].to_vec());
+        config.memory = 160 * MIB;
+    });
+    let topic = broker.topic("t", 2);
+    for index in [0, 1, 0, 1, 1, 0] {
+        let partition = PartitionId::new(topic.id, index);
+        let before = broker.stat("forwarded_bytes_total");
+        let mut peer = Peer::silent(broker.addr);
+        peer.greet(Hello { affinity: Some(partition), ..hello() });
+        for _ in 0..5 {
+            peer.produce(&batch(partition, &[&[1; 30_000]]));
+        }
+        assert_eq!(broker.stat("forwarded_bytes_total"), before, "nothing crosses cores");
+    }
+    broker.stop();
+}
+
+#[test]
+fn requests_of_many_connections_on_two_cores_keep_their_order() {
+    let cpus = ringbolt::io::pin::available_cpus().unwrap();
+    let broker = start(|config| {
+        config.shards = Some(2);
+        config.cores = Some(cpus[..cpus.len().min(2)].to_vec());
+        config.memory = 160 * MIB;
+    });
+    let topic = broker.topic("t", 16);
+    let threads: Vec<_> = (0..16u32)
+        .map(|index| {
+            let mut peer = broker.connect();
+            let partition = PartitionId::new(topic.id, index);
+            std::thread::spawn(move || {
+                for round in 0..20u64 {
+                    let frames: Vec<u8> = (0..50)
+                        .flat_map(|i| {
+                            let value = [&(round * 50 + i).to_le_bytes()[..], &[9; 500]].concat();
+                            produce_frame(i, &batch(partition, &[&value]))
+                        })
+                        .collect();
+                    peer.send(&frames);
+                    for i in 0..50 {
+                        let answer = peer.answer();
+                        assert_eq!(answer.header.correlation, i);
+                        assert!(
+                            matches!(answer.response, Response::Produced(a) if a.base_offset.0 == round * 50 + i)
+                        );
+                    }
+                }
+                let values = peer.read_all(partition, ZERO);
+                let numbers: Vec<u64> =
+                    values.iter().map(|v| u64::from_le_bytes(v[..8].try_into().unwrap())).collect();
+                assert!(numbers == (0..1000).collect::<Vec<_>>());
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+    broker.stop();
+}

@@ -1,0 +1,509 @@
+//! Drives shards through simulated time: the reactor's twin.
+//!
+//! It carries events and actions between shards, disks and clients, ends lives
+//! in every way in which a broker's life can end, and asks the checker about
+//! every answer. All that it decides comes from the seed.
+
+use ringbolt::catalog::CatalogUpdate;
+use ringbolt::limits::MAX_FETCH_BYTES;
+use ringbolt::log::{LogId, SegmentSeq};
+use ringbolt::shard::action::{Action, ReadToken, Reply, WriteToken};
+use ringbolt::shard::event::{Event, ReplyTo};
+use ringbolt_wire::{ProducerId, ShardId};
+
+use super::check_fetch::FetchAsked;
+use super::checker::{Asked, Checker, Open};
+use super::clock::{Agenda, Clock};
+use super::disk::Disk;
+use super::log_model::{LogModel, Print};
+use super::node::Node;
+use super::pool::{SimBuffer, SimPool};
+use super::profile::Profile;
+use super::rng::Rng;
+use super::trace::Trace;
+use super::workload::{Body, Client, Cx, Numbers, Outgoing, Wish};
+use super::{admin, consumer, producer};
+
+/// Rounds without time passing after which something runs in circles.
+const MAX_ROUNDS_AT_ONCE: u64 = 20_000;
+
+/// Rounds without an answer, while requests wait, after which nothing comes.
+const MAX_ROUNDS_PER_ANSWER: u64 = 30_000;
+
+/// No request may take longer, long polls and full disks included, µs.
+pub(super) const MAX_ANSWER_US: u64 = 20_000_000;
+
+/// What happens at a moment.
+#[derive(Debug)]
+pub(super) enum Due {
+    WriteEnds(usize, u64),
+    ReadEnds(usize, u64),
+    PrepareEnds(usize, SegmentSeq),
+    Catalog(usize, CatalogUpdate),
+    CatalogApplied(ShardId, u64),
+    /// A client's wake-up, unless it was set anew since.
+    Wake(usize, u64),
+    Arrives(usize, Outgoing),
+    Hears(usize, u64, u64, Reply),
+    DiskHasRoom,
+}
+
+/// A client and its connection.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) client: Box<dyn Client>,
+    pub(super) wakes_at_us: Option<u64>,
+    /// Requests of a session arrive in order.
+    pub(super) last_arrival_us: u64,
+    /// And so do their answers.
+    pub(super) last_answer_us: u64,
+    /// Arrived, and held back until the shard takes produce requests.
+    pub(super) held: std::collections::VecDeque<Outgoing>,
+}
+
+#[derive(Debug)]
+pub struct Simulation {
+    pub profile: Profile,
+    pub checker: Checker,
+    pub nodes: Vec<Node>,
+    pub trace: Trace,
+    pub clock: Clock,
+    pub rng: Rng,
+    pub(super) agenda: Agenda<Due>,
+    pub(super) seats: Vec<Seat>,
+    pub(super) numbers: Numbers,
+    /// New work is started.
+    pub(super) active: bool,
+    pub(super) answers: u64,
+    pub(super) term: u64,
+    /// Index of the next commit of each shard, as the last recovery said.
+    pub(super) recovered_next: Vec<u64>,
+    rounds_at_once: u64,
+    rounds_without_answer: u64,
+}
+
+impl Simulation {
+    pub fn new(seed: u64, profile: Profile, trace: Trace) -> Simulation {
+        let mut rng = Rng::new(seed);
+        let mut nodes = Vec::new();
+        let mut models = Vec::new();
+        for shard in 0..profile.shards {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&rng.next().to_le_bytes());
+            id[8..10].copy_from_slice(&shard.to_le_bytes());
+            models.push(LogModel::new(LogId(id), profile.segment_len));
+            let disk = Disk::new(profile.segment_len, profile.disk, rng.fork());
+            nodes.push(Node::new(disk, SimPool::new(profile.chunks)));
+        }
+        let mut sim = Simulation {
+            profile,
+            checker: Checker::new(models),
+            nodes,
+            trace,
+            clock: Clock::new(),
+            rng,
+            agenda: Agenda::new(),
+            seats: Vec::new(),
+            numbers: Numbers::default(),
+            active: true,
+            answers: 0,
+            term: 0,
+            recovered_next: Vec::new(),
+            rounds_at_once: 0,
+            rounds_without_answer: 0,
+        };
+        sim.seat_clients();
+        sim
+    }
+
+    fn seat_clients(&mut self) {
+        let p = self.profile.clone();
+        let mut clients: Vec<Box<dyn Client>> = Vec::new();
+        let mut cx = Self::cx(&mut self.rng, &mut self.numbers, &[], &p, &self.clock, true);
+        clients.push(Box::new(admin::Admin::new(&mut cx)));
+        let producers = [
+            (p.nameless, producer::Kind::Nameless),
+            (p.named, producer::Kind::Named),
+            (p.rivals, producer::Kind::Rival),
+        ];
+        for (count, kind) in producers {
+            for _ in 0..count {
+                clients.push(Box::new(producer::Producer::new(kind, &mut cx)));
+            }
+        }
+        for i in 0..p.consumers {
+            let kind = [consumer::Kind::Tail, consumer::Kind::Cold, consumer::Kind::Prober][i % 3];
+            clients.push(Box::new(consumer::Consumer::new(kind, &mut cx)));
+        }
+        for _ in 0..p.vandals {
+            clients.push(Box::new(admin::Vandal::new(&mut cx)));
+        }
+        for client in clients {
+            self.add_client(client);
+        }
+    }
+
+    /// Adds a client, for a scripted run.
+    pub fn add_client(&mut self, client: Box<dyn Client>) -> usize {
+        self.seats.push(Seat {
+            client,
+            wakes_at_us: None,
+            last_arrival_us: 0,
+            last_answer_us: 0,
+            held: std::collections::VecDeque::new(),
+        });
+        self.seats.len() - 1
+    }
+
+    pub(super) fn cx<'a>(
+        rng: &'a mut Rng,
+        numbers: &'a mut Numbers,
+        topics: &'a [ringbolt_wire::message::TopicInfo],
+        profile: &'a Profile,
+        clock: &Clock,
+        active: bool,
+    ) -> Cx<'a> {
+        let (now, habits, shards) = (clock.now(), &profile.habits, profile.shards);
+        Cx { now, rng, topics, shards, habits, active, wishes: Vec::new(), numbers }
+    }
+
+    /// One turn of the loop: time passes, things happen, shards act. False if
+    /// there is nothing left to happen.
+    pub fn round(&mut self) -> bool {
+        let deadlines = self.nodes.iter_mut().filter_map(|node| node.shard().next_deadline());
+        let Some(next) = deadlines.chain(self.agenda.next_at()).min() else { return false };
+        let before = self.clock.now().mono_us;
+        // A slow turn of the loop finds several events at once.
+        let late = if self.rng.percent(20) { self.rng.below(200) } else { 0 };
+        self.clock.advance_to(before.max(next + late));
+        let now = self.clock.now();
+        self.rounds_at_once = if now.mono_us == before { self.rounds_at_once + 1 } else { 0 };
+        assert!(self.rounds_at_once < MAX_ROUNDS_AT_ONCE, "the shards run in circles");
+        while let Some(due) = self.agenda.pop_due(now.mono_us) {
+            self.happen(due);
+        }
+        for node in &mut self.nodes {
+            if node.shard().next_deadline().is_some_and(|at| at <= now.mono_us) {
+                node.handle(Event::Deadline, now);
+            }
+        }
+        self.hand_in_held();
+        self.act();
+        self.check_waiting(now.mono_us);
+        true
+    }
+
+    fn check_waiting(&mut self, now_us: u64) {
+        self.rounds_without_answer += u64::from(!self.checker.is_idle());
+        let fruitless = self.rounds_without_answer > MAX_ROUNDS_PER_ANSWER;
+        assert!(!fruitless, "much happens, and no answer comes: {:?}", self.checker.open);
+        let mut waiting = self.checker.open.values().filter(|open| !open.may_be_dropped());
+        let late = waiting.find(|open| open.asked_at_us + MAX_ANSWER_US < now_us);
+        assert!(late.is_none(), "not answered: {late:?}");
+    }
+
+    fn happen(&mut self, due: Due) {
+        let now = self.clock.now();
+        match due {
+            Due::WriteEnds(i, token) => {
+                let result = self.nodes[i].disk.finish_write(token);
+                self.trace.line(now.mono_us, format_args!("s{i} written {token} {result:?}"));
+                match &result {
+                    Ok(()) => self.checker.logs[i].written(token),
+                    Err(_) => self.nodes[i].failed = true,
+                }
+                let token = WriteToken(token);
+                self.nodes[i].handle(Event::Written { token, result }, now);
+            }
+            Due::ReadEnds(i, token) => {
+                let result = self.nodes[i].disk.finish_read(token);
+                self.trace.line(now.mono_us, format_args!("s{i} read {token} {}", result.is_ok()));
+                self.checker.damaged |= result.is_err();
+                self.nodes[i].handle(Event::Read { token: ReadToken(token), result }, now);
+            }
+            Due::PrepareEnds(i, segment) => {
+                let result = self.nodes[i].disk.finish_prepare(segment);
+                self.checker.disk_full |= result.is_err();
+                self.trace.line(now.mono_us, format_args!("s{i} prepared {segment} {result:?}"));
+                self.nodes[i].handle(Event::SegmentPrepared { segment, result }, now);
+            }
+            Due::Catalog(i, update) => self.nodes[i].handle(Event::Catalog(update), now),
+            Due::CatalogApplied(shard, version) => {
+                self.nodes[0].handle(Event::CatalogApplied { shard, version }, now);
+            }
+            Due::Wake(seat, at_us) => {
+                if self.seats.get(seat).is_some_and(|seat| seat.wakes_at_us == Some(at_us)) {
+                    self.seats[seat].wakes_at_us = None;
+                    self.with_client(seat, |client, cx| client.wake(cx));
+                }
+            }
+            Due::Arrives(seat, outgoing) => self.arrive(seat, outgoing),
+            Due::Hears(seat, session, correlation, reply) => {
+                if self.seats[seat].client.session() == session {
+                    self.with_client(seat, |client, cx| client.hear(correlation, reply, cx));
+                    self.disturb(seat);
+                }
+            }
+            Due::DiskHasRoom => self.nodes.iter_mut().for_each(|node| node.disk.set_full(false)),
+        }
+    }
+
+    /// The world is not kind: after an answer, something may go wrong.
+    fn disturb(&mut self, seat: usize) {
+        let p = &self.profile;
+        let (loses, fills, jumps) = (p.loses_one_in, p.fills_one_in, p.jumps_one_in);
+        let mut one_in = |n: u64| self.active && n > 0 && self.rng.one_in(n);
+        let (loses, fills, jumps, hurries) = (one_in(loses), one_in(fills), one_in(jumps), one_in(20));
+        if loses {
+            let session = self.seats[seat].client.session();
+            self.close(seat, session);
+            self.with_client(seat, |client, cx| client.lose(cx));
+        }
+        if fills {
+            self.nodes.iter_mut().for_each(|node| node.disk.set_full(true));
+            let lasts = self.rng.between(1_000, 3_000_000);
+            self.agenda.add(self.clock.now().mono_us + lasts, Due::DiskHasRoom);
+        }
+        if jumps {
+            let by = self.rng.below(4_000_000) as i64 - 2_000_000;
+            self.clock.jump_wall(by);
+        }
+        if hurries {
+            self.hurry_a_fetch();
+        }
+    }
+
+    fn hurry_a_fetch(&mut self) {
+        let now = self.clock.now();
+        let waiting = self.checker.open.iter_mut().find_map(|(key, open)| match &mut open.asked {
+            Asked::Fetch(asked) => Some((*key, open.shard, asked)),
+            _ => None,
+        });
+        let Some(((session, correlation), shard, asked)) = waiting else { return };
+        asked.hurried = true;
+        let from = ReplyTo { core: 0, session, correlation };
+        self.nodes[shard].handle(Event::FetchNow { from }, now);
+    }
+
+    fn close(&mut self, seat: usize, session: u64) {
+        let now = self.clock.now();
+        self.trace.line(now.mono_us, format_args!("c{seat} closes session {session}"));
+        self.seats[seat].held.retain(|outgoing| outgoing.session != session);
+        self.checker.session_closed(session);
+        for node in &mut self.nodes {
+            node.handle(Event::SessionClosed { core: 0, session }, now);
+        }
+    }
+
+    pub(super) fn with_client(&mut self, seat: usize, act: impl FnOnce(&mut dyn Client, &mut Cx<'_>)) {
+        let topics = self.checker.topics.alive();
+        let mut cx =
+            Self::cx(&mut self.rng, &mut self.numbers, &topics, &self.profile, &self.clock, self.active);
+        act(self.seats[seat].client.as_mut(), &mut cx);
+        for wish in cx.wishes {
+            match wish {
+                Wish::WakeIn(us) => self.wake_in(seat, us),
+                Wish::Close(session) => self.close(seat, session),
+                Wish::Send(outgoing) => {
+                    let takes = self.rng.between(1, self.profile.network_us);
+                    let seat_mut = &mut self.seats[seat];
+                    let at = (self.clock.now().mono_us + takes).max(seat_mut.last_arrival_us);
+                    seat_mut.last_arrival_us = at;
+                    self.agenda.add(at, Due::Arrives(seat, outgoing));
+                }
+            }
+        }
+    }
+
+    pub(super) fn wake_in(&mut self, seat: usize, us: u64) {
+        let at = self.clock.now().mono_us + us;
+        let wakes_at_us = &mut self.seats[seat].wakes_at_us;
+        if wakes_at_us.is_none_or(|before| at < before) {
+            *wakes_at_us = Some(at);
+            self.agenda.add(at, Due::Wake(seat, at));
+        }
+    }
+
+    fn arrive(&mut self, seat: usize, outgoing: Outgoing) {
+        if self.seats[seat].client.session() != outgoing.session {
+            return;
+        }
+        if self.seats[seat].held.is_empty() && self.takes(&outgoing) {
+            self.hand_in(outgoing);
+        } else {
+            self.seats[seat].held.push_back(outgoing);
+        }
+    }
+
+    fn takes(&mut self, outgoing: &Outgoing) -> bool {
+        let is_produce = matches!(outgoing.body, Body::Produce { .. });
+        !is_produce || self.nodes[outgoing.shard].shard().accepts_produce()
+    }
+
+    fn hand_in_held(&mut self) {
+        for seat in 0..self.seats.len() {
+            while let Some(outgoing) = self.seats[seat].held.pop_front() {
+                if !self.takes(&outgoing) {
+                    self.seats[seat].held.push_front(outgoing);
+                    break;
+                }
+                self.hand_in(outgoing);
+            }
+        }
+    }
+
+    fn hand_in(&mut self, outgoing: Outgoing) {
+        let now = self.clock.now();
+        let asked = self.asked(&outgoing.body, outgoing.shard);
+        self.trace.line(
+            now.mono_us,
+            format_args!("s{} <- {}/{} {asked:?}", outgoing.shard, outgoing.session, outgoing.correlation),
+        );
+        let shard = outgoing.shard;
+        let open = Open { shard, asked_at_us: now.mono_us, asked, unheard: false };
+        self.checker.asked(outgoing.session, outgoing.correlation, open);
+        self.nodes[shard].request(&outgoing, now);
+    }
+
+    /// What is known at the moment when a request is handed in.
+    fn asked(&mut self, body: &Body, shard: usize) -> Asked {
+        let checker = &mut self.checker;
+        match body {
+            Body::Produce { batch, refusal, .. } => {
+                let print = Print::of_sent(batch);
+                let topic = print.partition.topic;
+                let (alive, gone) = (checker.topics.is_alive(topic), checker.topics.is_gone(topic));
+                if refusal.is_none() {
+                    checker.sent(print);
+                }
+                Asked::Produce { print, refusal: *refusal, alive, gone }
+            }
+            Body::Fetch(fetch) => {
+                let parts = &fetch.partitions;
+                let asked_at_us = self.clock.now().mono_us;
+                Asked::Fetch(FetchAsked {
+                    asked_at_us,
+                    ends: parts.iter().map(|part| checker.durable_end(part.partition)).collect(),
+                    alive: parts.iter().map(|part| checker.topics.is_alive(part.partition.topic)).collect(),
+                    gone: parts.iter().map(|part| checker.topics.is_gone(part.partition.topic)).collect(),
+                    hurried: checker.stopping,
+                    fetch: fetch.clone(),
+                })
+            }
+            Body::Offsets(partition, spec) => {
+                let (end, alive) =
+                    (checker.durable_end(*partition), checker.topics.is_alive(partition.topic));
+                Asked::Offsets { partition: *partition, spec: *spec, end, alive }
+            }
+            Body::Open(open) => {
+                let (durable_next, durable_epoch) = match open.producer {
+                    ProducerId::NONE => (0, 0),
+                    id => checker.durable_producer(open.partition, id.0),
+                };
+                let alive = checker.topics.is_alive(open.partition.topic);
+                Asked::Open { open: *open, durable_next, durable_epoch, alive }
+            }
+            Body::States(topic) => checker.asked_states(*topic, shard),
+            Body::Create { name, refusal, .. } => Asked::Create { name: name.clone(), refusal: *refusal },
+            Body::Delete(name) => Asked::Delete { name: name.clone() },
+            Body::List { settle } => Asked::List { settle: *settle },
+            Body::LookUp(name) => Asked::LookUp { name: name.clone() },
+        }
+    }
+
+    pub(super) fn act(&mut self) {
+        let now = self.clock.now();
+        self.observe_retention();
+        for i in 0..self.nodes.len() {
+            while let Some(action) = self.nodes[i].shard().poll_action(now) {
+                self.carry_out(i, action);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, i: usize, action: Action<SimBuffer>) {
+        let now = self.clock.now();
+        let at = now.mono_us;
+        match action {
+            Action::Reply { to, reply } => self.reply(i, to, reply),
+            Action::Write { token, segment, position, data } => {
+                assert!(!self.nodes[i].failed, "a shard writes after a write has failed");
+                let (len, crc) = (data.len(), ringbolt_wire::crc32c(&data));
+                self.trace
+                    .line(at, format_args!("s{i} writes {} {segment}:{position}+{len} {crc:08x}", token.0));
+                self.checker.write_submitted(i, token.0, segment, position, &data);
+                self.observe_retention();
+                let takes = self.nodes[i].disk.submit_write(token.0, segment, position, data);
+                self.agenda.add(at + takes, Due::WriteEnds(i, token.0));
+            }
+            Action::Read { token, segment, position, buffer } => {
+                let takes = self.nodes[i].disk.submit_read(token.0, segment, position, buffer);
+                self.trace.line(at, format_args!("s{i} reads {} {segment}:{position}", token.0));
+                self.agenda.add(at + takes, Due::ReadEnds(i, token.0));
+            }
+            Action::PrepareSegment { segment } => {
+                let takes = self.nodes[i].disk.submit_prepare(segment);
+                self.trace.line(at, format_args!("s{i} prepares {segment}"));
+                self.agenda.add(at + takes, Due::PrepareEnds(i, segment));
+            }
+            Action::RecycleSegment { segment } => {
+                self.trace.line(at, format_args!("s{i} recycles {segment}"));
+                self.checker.logs[i].recycled(segment);
+                self.nodes[i].disk.recycle(segment);
+            }
+            Action::PublishCatalog(update) => {
+                for other in 1..self.nodes.len() {
+                    // Changes reach a shard in order, as through a queue.
+                    self.agenda.add(at + self.profile.network_us, Due::Catalog(other, update.clone()));
+                }
+            }
+            Action::CatalogApplied { shard, version } => {
+                self.agenda.add(at + self.profile.network_us, Due::CatalogApplied(shard, version));
+            }
+            Action::Stop(error) => {
+                self.trace.line(at, format_args!("s{i} stops: {error}"));
+                assert!(self.nodes[i].failed, "the shard stops without a fault: {error}");
+                self.nodes[i].stopped = true;
+            }
+        }
+    }
+
+    /// Lets the log models know how much need not be retained.
+    fn observe_retention(&mut self) {
+        let wall_us = self.clock.now().wall_us;
+        let since_us = self.profile.retention_us.map(|age| wall_us.saturating_sub(age));
+        for log in &mut self.checker.logs {
+            log.observe(self.profile.retention_bytes, since_us);
+        }
+    }
+
+    fn reply(&mut self, i: usize, to: ReplyTo, reply: Reply) {
+        let at = self.clock.now().mono_us;
+        self.trace.line(at, format_args!("s{i} -> {}/{} {}", to.session, to.correlation, brief(&reply)));
+        assert!(!self.nodes[i].failed, "a shard answers after a write has failed: {reply:?}");
+        let open = self.checker.answered(i, to, &reply, at);
+        self.answers += 1;
+        self.rounds_without_answer = 0;
+        if open.is_none() {
+            return;
+        }
+        let seat = self.seats.iter().position(|seat| seat.client.session() == to.session);
+        let seat = seat.expect("a session that is not closed has a client");
+        // A slow reader keeps the memory of its answer.
+        let takes = self.rng.between(1, self.profile.network_us) * if self.rng.one_in(30) { 50 } else { 1 };
+        let at = (at + takes).max(self.seats[seat].last_answer_us);
+        self.seats[seat].last_answer_us = at;
+        self.agenda.add(at, Due::Hears(seat, to.session, to.correlation, reply));
+    }
+}
+
+fn brief(reply: &Reply) -> String {
+    match reply {
+        Reply::Fetched { partitions, payload } => {
+            let bytes: usize = payload.iter().map(|piece| piece.len()).sum();
+            assert!(bytes <= MAX_FETCH_BYTES as usize + (2 << 20), "an answer of {bytes} bytes");
+            format!("Fetched {bytes} bytes {partitions:?}")
+        }
+        other => format!("{other:?}"),
+    }
+}
