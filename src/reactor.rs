@@ -23,6 +23,10 @@ pub use snapshot::Snapshot;
 /// there is: look again after this time.
 const MAILBOX_RETRY_US: u64 = 200;
 
+/// While sessions wait for a shard, what it lacks may be memory that another
+/// core gives back, and nobody says so either.
+const STALL_RETRY_US: u64 = 1000;
+
 /// How long a stop waits for peers to take their answers.
 const STOP_PATIENCE_US: u64 = 10_000_000;
 
@@ -169,7 +173,10 @@ impl Reactor {
     fn sleep(&mut self, net_due: Option<u64>) -> Result<(), ReactorError> {
         let core = &mut self.core;
         let shard_due = core.shards.iter().filter_map(|s| s.shard.next_deadline()).min();
-        let retry = (core.mailbox.waiting() > 0).then_some(core.now.mono_us + MAILBOX_RETRY_US);
+        let retry = match core.mailbox.waiting() {
+            0 => core.holds_back().then_some(core.now.mono_us + STALL_RETRY_US),
+            _ => Some(core.now.mono_us + MAILBOX_RETRY_US),
+        };
         let patience = self.stopping_since.map(|since| since + STOP_PATIENCE_US + 1);
         let due = [net_due, shard_due, retry, patience].into_iter().flatten().min();
         let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(core.now.mono_us)));

@@ -1,7 +1,7 @@
 //! A broker: started, reached at an address, stopped.
 //!
-//! Start-up goes from what is cheap to find wrong to what is not: options,
-//! directory and lock, memory, rings; then every core recovers its shards at
+//! Start-up goes from what is cheap to find wrong to what is not: options, what
+//! the kernel offers, directory and lock, memory, rings; then every core recovers its shards at
 //! the same time; then shard 0's catalog goes to all, and the sockets listen.
 
 mod config;
@@ -23,6 +23,7 @@ use crate::io::mailbox::{Post, mailboxes};
 use crate::io::net::{ListenError, bind};
 use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError};
+use crate::io::probe::{self, probe_ring};
 use crate::io::ring::RingError;
 use crate::limits::MAX_SHARDS;
 use crate::log::recovery::RecoveryError;
@@ -51,6 +52,9 @@ pub enum ServeError {
     /// The memory.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// What this machine lets the broker do.
+    #[error(transparent)]
+    Probe(#[from] probe::RingError),
     /// A core's ring.
     #[error(transparent)]
     Ring(#[from] RingError),
@@ -140,6 +144,7 @@ impl Broker {
     /// Starts a broker and returns when it listens.
     pub fn start(config: Config) -> Result<Broker, ServeError> {
         config.check()?;
+        probe_ring()?.require()?;
         let available = available_cpus()?;
         let asked = config.cores.clone().unwrap_or_else(|| available.clone());
         let shards = config.shards.unwrap_or_else(|| asked.len().min(usize::from(MAX_SHARDS)) as u16);
@@ -184,9 +189,9 @@ impl Broker {
             goes.push(go);
             let thread =
                 std::thread::Builder::new().name(format!("core-{}", mailbox.core())).spawn(move || {
-                    let abort = AbortOnDrop { handle: abort, armed: true };
-                    let result = start.run(mailbox, cpu, &report, &gone);
-                    abort.end(result.is_ok());
+                    let guard = FailureGuard { handle: abort, report, armed: true };
+                    let result = start.run(mailbox, cpu, &guard.report, &gone);
+                    guard.end(result.is_ok());
                     result
                 });
             threads.push(thread.map_err(ServeError::io("starting a thread"))?);
@@ -215,6 +220,7 @@ impl Broker {
             match reports.recv().map_err(|_| None)? {
                 Recovered::Catalog(found) => catalog = Some(found),
                 Recovered::Others => {}
+                Recovered::Failed => return Err(None),
                 Recovered::Serving => unreachable!("no core serves before it was told to"),
             }
         }
@@ -224,7 +230,9 @@ impl Broker {
             go.send(Go { catalog: Arc::clone(&catalog), listener }).map_err(|_| None)?;
         }
         for _ in goes {
-            reports.recv().map_err(|_| None)?;
+            if !matches!(reports.recv(), Ok(Recovered::Serving)) {
+                return Err(None);
+            }
         }
         Ok(addr)
     }
@@ -276,20 +284,23 @@ fn join_all(threads: Vec<JoinHandle<Result<(), ServeError>>>) -> Result<(), Serv
 
 /// Ends the other cores when this one has failed, by whatever way: shards that
 /// go on without each other would answer half of what they are asked.
-struct AbortOnDrop {
+struct FailureGuard {
     handle: BrokerHandle,
+    report: mpsc::Sender<Recovered>,
     armed: bool,
 }
 
-impl AbortOnDrop {
+impl FailureGuard {
     fn end(mut self, is_ok: bool) {
         self.armed = !is_ok;
     }
 }
 
-impl Drop for AbortOnDrop {
+impl Drop for FailureGuard {
     fn drop(&mut self) {
         if self.armed {
+            // Nobody listens any more once the broker has started.
+            let _ = self.report.send(Recovered::Failed);
             self.handle.tell_all(|| Message::Abort);
         }
     }

@@ -82,7 +82,9 @@ fn run_damage(seed: u64, trace: &Trace) -> History {
     if running {
         sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
     }
-    let Some(flip) = sim.flip(&mut rng) else { return History { hash: trace.hash(), tally: sim.checker.tally } };
+    let Some(flip) = sim.flip(&mut rng) else {
+        return History { hash: trace.hash(), tally: sim.checker.tally };
+    };
     if running {
         sim.audit();
         sim.crash_damaged();
@@ -95,9 +97,15 @@ fn run_damage(seed: u64, trace: &Trace) -> History {
             sim.audit();
             let must_show = matches!(flip.hit, Hit::Batch(_) | Hit::Placement(_));
             let gone = sim.checker.logs[flip.shard].given_up >= Some(flip.segment);
-            assert!(!must_show || gone || sim.checker.tally.corrupt > before, "damage was not seen: {flip:?}");
+            assert!(
+                !must_show || gone || sim.checker.tally.corrupt > before,
+                "damage was not seen: {flip:?}"
+            );
             let may_show = flip.hit != Hit::Beyond;
-            assert!(may_show || sim.checker.tally.corrupt == before, "damage beyond the log was seen: {flip:?}");
+            assert!(
+                may_show || sim.checker.tally.corrupt == before,
+                "damage beyond the log was seen: {flip:?}"
+            );
         }
     }
     History { hash: trace.hash(), tally: sim.checker.tally }

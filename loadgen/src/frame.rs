@@ -112,19 +112,22 @@ impl FrameMaker {
         head.base_sequence = U64::new(stamp.sequence);
         head.first_timestamp_us = U64::new(timestamp_us);
         head.max_timestamp_us = U64::new(timestamp_us);
-        let mut crc = crc32c(&head.as_bytes()[CRC_START..]);
         out.extend_from_slice(head.as_bytes());
-
         let mut record = self.record;
         record[TIMESTAMP_AT..].copy_from_slice(&timestamp_us.to_le_bytes());
+        // Of the header and, in the same stride, the first record's.
+        out.extend_from_slice(&record);
+        let mut crc = crc32c(&out[start + CRC_START..]);
         for sequence in stamp.sequence..stamp.sequence + u64::from(count) {
             let (filler, filler_crc) = self.filler.get(sequence);
             let trailer: [u8; TRAILER_LEN] = Stamp { sequence, ..stamp }.trailer(filler_crc);
-            out.extend_from_slice(&record);
+            if sequence > stamp.sequence {
+                out.extend_from_slice(&record);
+                crc = crc32c_append(crc, &record);
+            }
             out.extend_from_slice(filler);
             out.extend_from_slice(&trailer);
-            crc = self.shift.apply(crc32c_append(crc, &record)) ^ filler_crc;
-            crc = crc32c_append(crc, &trailer);
+            crc = crc32c_append(self.shift.apply(crc) ^ filler_crc, &trailer);
         }
         let crc_at = start + std::mem::offset_of!(BatchHead, crc);
         out[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());

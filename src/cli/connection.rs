@@ -2,6 +2,7 @@
 //! their failures are told, and how they are interrupted.
 
 use std::future::Future;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use ringbolt_client::{Client, ClientConfig, Error, ErrorCode};
@@ -101,6 +102,7 @@ where
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .try_init();

@@ -86,13 +86,21 @@ pub fn examine(options: &Options, progress: &mut dyn FnMut(&str)) -> Report {
     let cores = choose_cores(options);
     let checks = checks::all(&sys, &data, &cores);
     let can_run = checks.iter().all(|check| check.verdict != Verdict::Required);
+    let waiting = checks::waiting_for_a_core(&sys).unwrap_or(0.0);
     let (figures, error) = match can_run.then(|| figures::measure(options, &data.path, &cores, progress)) {
         None => (Figures::default(), None),
         Some(Ok(figures)) => (figures, None),
         Some(Err(error)) => (Figures::default(), Some(error.to_string())),
     };
     let mut warnings = plausible::warnings(&data, &figures);
-    if cores.server == cores.client && can_run {
+    let measured = figures != Figures::default();
+    if measured && waiting >= checks::BUSY_PERCENT {
+        warnings.push(format!(
+            "Other programs keep the cores busy (some thread waited for one {waiting} % of the time), so these \
+             figures are worse than what the machine can do."
+        ));
+    }
+    if measured && cores.server == cores.client {
         warnings.push(
             "Broker and client share a core here, so the figures of the loopback are those of half a core."
                 .into(),

@@ -53,6 +53,16 @@ pub enum NetRingError {
     /// The kernel does not take the buffers.
     #[error("cannot register receive buffers with io_uring: {0}; Linux 5.19 or newer is needed")]
     Buffers(#[source] io::Error),
+    /// The kernel does not take so many sockets.
+    #[error(
+        "cannot register {connections} sockets with io_uring: {source}; raise the limit of open files (ulimit -n)"
+    )]
+    Files {
+        /// How many.
+        connections: usize,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// Something that happened to a connection.
@@ -97,6 +107,12 @@ impl NetRing {
     pub fn new(config: NetRingConfig) -> Result<NetRing, NetRingError> {
         assert!(config.connections <= MAX_CONNECTIONS, "a connection's number has 24 bits");
         let mut ring = Ring::new(RingConfig::default())?;
+        // Registered sockets spare every operation the counting of references
+        // to a file that several threads can see.
+        let connections = config.connections;
+        ring.submitter()
+            .register_files_sparse(connections as u32)
+            .map_err(|source| NetRingError::Files { connections, source })?;
         // SAFETY: the value is kept by the ring, which drops what it keeps only
         // when no operation is under way, and it is gone by then itself.
         let buffers =
@@ -118,15 +134,20 @@ impl NetRing {
 
     /// Takes a connected socket, and begins to receive.
     ///
+    /// # Errors
+    /// If the kernel does not take the socket.
+    ///
     /// # Panics
     /// If there is no connection of this number, or it is open.
-    pub fn open(&mut self, number: usize, stream: TcpStream) {
+    pub fn open(&mut self, number: usize, stream: TcpStream) -> io::Result<()> {
+        assert!(self.connections[number].stream.is_none(), "connection {number} is open");
+        self.ring.submitter().register_files_update(number as u32, &[stream.as_raw_fd()])?;
         let connection = &mut self.connections[number];
-        assert!(connection.stream.is_none(), "connection {number} is open");
         connection.generation = (connection.generation + 1) & GENERATION_MASK;
         connection.stream = Some(stream);
         (connection.receiving, connection.sent) = (false, None);
         self.unarmed.push(number);
+        Ok(())
     }
 
     /// Whether the connection can take something to send.
@@ -157,8 +178,10 @@ impl NetRing {
     pub fn close(&mut self, number: usize) {
         let connection = &mut self.connections[number];
         if let Some(stream) = connection.stream.take() {
-            // Ends what is under way. A peer that is gone already is as good.
+            // Ends what is under way. A peer that is gone already is as good,
+            // and a socket that stays registered goes with the next one.
             let _ = stream.shutdown(Shutdown::Both);
+            let _ = self.ring.submitter().register_files_update(number as u32, &[-1]);
         }
         connection.sent = None;
     }
@@ -276,9 +299,9 @@ impl NetRing {
     #[inline]
     fn address(&self, number: usize, kind: u64) -> Option<(Token, Target)> {
         let connection = &self.connections[number];
-        let fd = connection.stream.as_ref()?.as_raw_fd();
+        connection.stream.as_ref()?;
         let value = kind << 48 | u64::from(connection.generation) << 24 | number as u64;
-        Some((Token::new(Class::Net, value), Target::Fd(fd)))
+        Some((Token::new(Class::Net, value), Target::Fixed(number as u32)))
     }
 }
 
@@ -322,7 +345,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (ours, mut theirs) = pair(&listener);
         let mut net = NetRing::new(small()).unwrap();
-        net.open(1, ours);
+        net.open(1, ours).unwrap();
         let wanted: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
         let sent = wanted.clone();
         let writer = std::thread::spawn(move || theirs.write_all(&sent));
@@ -348,7 +371,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (ours, mut theirs) = pair(&listener);
         let mut net = NetRing::new(small()).unwrap();
-        net.open(0, ours);
+        net.open(0, ours).unwrap();
         let data: Vec<u8> = (0..8_000_000u32).map(|i| (i >> 5) as u8).collect();
         net.send(0, data.clone());
         assert!(!net.can_send(0));
@@ -374,7 +397,7 @@ mod tests {
         let mut net = NetRing::new(small()).unwrap();
         for round in 0..50u8 {
             let (ours, mut theirs) = pair(&listener);
-            net.open(0, ours);
+            net.open(0, ours).unwrap();
             theirs.write_all(&[round; 3000]).unwrap();
             if round % 2 == 0 {
                 // Closed with bytes unread and a send under way.

@@ -61,6 +61,15 @@ pub fn pin_thread(cpu: usize) -> Result<(), PinError> {
     Ok(())
 }
 
+/// Gives the calling thread the lowest priority: for work that should only fill
+/// the gaps that others leave.
+pub(in crate::io) fn yield_to_all() {
+    const LOWEST: i32 = 19;
+    // SAFETY: no memory; on Linux 0 names the calling thread. Refused only
+    // where priorities are not to be had, and then nothing changes.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,32 +3,45 @@
 //! Everything that payload passes through is a piece of a chunk, so the bound
 //! given at start is the bound. A piece may be dropped on any thread; its chunk
 //! is free when the last piece of it is.
+//!
+//! Touching memory for the first time is slow: on a virtual machine whose host
+//! has to find it as well, 512 MiB took 1.3 s of processor time. So a broker
+//! starts when the first chunks are warm, and a thread of the lowest priority
+//! warms the others.
 
 mod region;
+mod registration;
 #[cfg(test)]
 mod tests;
+mod warming;
 
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use io_uring::Submitter;
 
 use crate::buffer::{Buffer, BufferPool};
 use crate::limits::{BLOCK_LEN, CHUNK_LEN};
 use region::Region;
+pub(in crate::io) use registration::Registered;
+pub use registration::RegistrationError;
 
-/// Longest piece of memory that the kernel registers as one buffer.
-const REGISTERED_LEN: usize = 1 << 30;
+/// Unit in which the pool is registered with a ring, in bytes: each as soon as
+/// it is warm.
+const SLICE_LEN: usize = 32 << 20;
 
-/// Registered buffers are numbered by 16 bits, and the kernel takes 16,384.
-const MAX_CHUNKS: usize = 16_384 * (REGISTERED_LEN / CHUNK_LEN);
+/// The kernel takes 16,384 registered buffers.
+const MAX_CHUNKS: usize = 16_384 * (SLICE_LEN / CHUNK_LEN);
 
-const _: () = assert!(REGISTERED_LEN.is_multiple_of(CHUNK_LEN));
+/// Chunks that are warm before the pool can be used: enough for receiving and
+/// for a recovery.
+const FIRST_CHUNKS: usize = SLICE_LEN / CHUNK_LEN;
+
+const _: () = assert!(SLICE_LEN.is_multiple_of(CHUNK_LEN));
 
 /// Why there is no pool.
 #[derive(thiserror::Error, Debug)]
@@ -51,44 +64,19 @@ pub enum PoolError {
         /// What the kernel said.
         source: io::Error,
     },
-}
-
-/// Why the pool's memory could not be registered with a ring.
-#[derive(thiserror::Error, Debug)]
-pub enum RegistrationError {
-    /// More than this process may lock.
-    #[error(
-        "the kernel refuses to lock {bytes} bytes of memory for io_uring ({source}); the limit is {}, \
-         and each core counts once: raise it (`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the \
-         service's unit), give less with --memory, or run with --unregistered-memory",
-        show_limit(*.limit)
-    )]
-    Memlock {
-        /// Length of the pool.
-        bytes: usize,
-        /// `RLIMIT_MEMLOCK` in bytes; `u64::MAX` is none.
-        limit: u64,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Something else.
-    #[error("cannot register {bytes} bytes of memory with io_uring: {source}")]
-    Other {
-        /// Length of the pool.
-        bytes: usize,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn show_limit(limit: u64) -> String {
-    if limit == u64::MAX { "unlimited".to_owned() } else { format!("{limit} bytes") }
+    /// The thread that warms the memory cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
 }
 
 struct Shared {
     region: Region,
-    /// Chunks that nobody holds.
+    /// Chunks that nobody holds, warm or at least used before.
     free: ArrayQueue<u32>,
+    /// This chunk and all after it were never touched, and nobody holds them.
+    first_cold: AtomicUsize,
+    /// Chunks before this one are warm.
+    warm: AtomicUsize,
     /// Pieces that are alive, for each chunk.
     pieces: Box<[AtomicU32]>,
 }
@@ -100,8 +88,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Maps `bytes` of memory, rounded down to whole chunks; the kernel finds
-    /// the pages when they are first used, or registered.
+    /// Maps `bytes` of memory, rounded down to whole chunks. The first 32 MiB
+    /// are warm when this returns, the rest soon after; a chunk can be taken
+    /// before it is.
     pub fn new(bytes: usize) -> Result<Pool, PoolError> {
         let chunks = bytes / CHUNK_LEN;
         if chunks == 0 || chunks > MAX_CHUNKS {
@@ -109,12 +98,17 @@ impl Pool {
         }
         let region =
             Region::map(chunks * CHUNK_LEN, CHUNK_LEN).map_err(|source| PoolError::Map { bytes, source })?;
-        let free = ArrayQueue::new(chunks);
-        for chunk in 0..chunks as u32 {
-            free.push(chunk).expect("the queue has a place for each chunk");
-        }
-        let pieces = (0..chunks).map(|_| AtomicU32::new(0)).collect();
-        Ok(Pool { shared: Arc::new(Shared { region, free, pieces }) })
+        let shared = Arc::new(Shared {
+            region,
+            free: ArrayQueue::new(chunks),
+            first_cold: AtomicUsize::new(0),
+            warm: AtomicUsize::new(0),
+            pieces: (0..chunks).map(|_| AtomicU32::new(0)).collect(),
+        });
+        let map_error = |source| PoolError::Map { bytes, source };
+        shared.warm_up_to(FIRST_CHUNKS).map_err(map_error)?;
+        warming::start(&shared).map_err(PoolError::Thread)?;
+        Ok(Pool { shared })
     }
 
     /// Length in bytes.
@@ -132,13 +126,14 @@ impl Pool {
         self.shared.pieces.len()
     }
 
-    /// Finds all pages now, which registering would do otherwise.
+    /// Warms the memory now, where waiting for it is no matter.
     pub fn prefault(&self) -> io::Result<()> {
-        self.shared.region.prefault()
+        self.shared.warm_up_to(self.chunks())
     }
 
-    /// In which of the buffers that [`Pool::register`] registers these bytes
-    /// lie; `None` if they are other memory.
+    /// In which slice of the pool these bytes lie, which is the number of the
+    /// registered buffer once that slice is registered; `None` if they are
+    /// other memory.
     #[inline]
     pub fn fixed_index(&self, bytes: &[u8]) -> Option<u16> {
         let start = (bytes.as_ptr() as usize).checked_sub(self.shared.region.base().as_ptr() as usize)?;
@@ -146,38 +141,10 @@ impl Pool {
         if bytes.is_empty() || end > self.shared.region.len() {
             return None;
         }
-        let index = start / REGISTERED_LEN;
+        let index = start / SLICE_LEN;
         // In range: MAX_CHUNKS bounds it to 16,384.
-        ((end - 1) / REGISTERED_LEN == index).then_some(index as u16)
+        ((end - 1) / SLICE_LEN == index).then_some(index as u16)
     }
-
-    /// Registers the region with a ring, in buffers of 1 GiB at most. The ring
-    /// must keep a handle on the pool.
-    pub(in crate::io) fn register(&self, submitter: &Submitter<'_>) -> Result<(), RegistrationError> {
-        let (base, bytes) = (self.shared.region.base().as_ptr(), self.len());
-        let buffers: Vec<libc::iovec> = (0..bytes)
-            .step_by(REGISTERED_LEN)
-            .map(|at| libc::iovec {
-                iov_base: base.wrapping_add(at).cast(),
-                iov_len: REGISTERED_LEN.min(bytes - at),
-            })
-            .collect();
-        // SAFETY: the buffers lie in the region, which stays mapped as long as
-        // the ring, which keeps a handle on it.
-        unsafe { submitter.register_buffers(&buffers) }.map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOMEM | libc::EPERM) => {
-                RegistrationError::Memlock { bytes, limit: memlock_limit(), source }
-            }
-            _ => RegistrationError::Other { bytes, source },
-        })
-    }
-}
-
-fn memlock_limit() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit fills the one struct that it is given.
-    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
-    limit.rlim_cur
 }
 
 impl BufferPool for Pool {
@@ -185,7 +152,7 @@ impl BufferPool for Pool {
 
     #[inline]
     fn take(&mut self) -> Option<PoolBuffer> {
-        let chunk = self.shared.free.pop()?;
+        let chunk = self.shared.free.pop().or_else(|| self.shared.claim_cold())?;
         let previous = self.shared.pieces[chunk as usize].swap(1, Ordering::Relaxed);
         assert_eq!(previous, 0, "a free chunk has no pieces");
         let start = self.shared.region.at(chunk as usize * CHUNK_LEN);
@@ -194,7 +161,7 @@ impl BufferPool for Pool {
 
     #[inline]
     fn available(&self) -> usize {
-        self.shared.free.len()
+        self.shared.free.len() + self.shared.cold()
     }
 }
 

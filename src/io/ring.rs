@@ -22,7 +22,7 @@ use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue};
 use slab::Slab;
 
-use crate::io::pool::{Pool, RegistrationError};
+use crate::io::pool::{Pool, Registered, RegistrationError};
 pub use held::{Held, SendParts};
 pub use ops::Target;
 pub use token::{Class, OpId, Token};
@@ -137,7 +137,10 @@ pub struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Operations that still owe a final completion.
     outstanding: usize,
-    pool: ManuallyDrop<Option<Pool>>,
+    pool: ManuallyDrop<Option<Registered>>,
+    /// Stands for a kernel that takes no operation now.
+    #[cfg(test)]
+    refuses: bool,
     kept: ManuallyDrop<Vec<Box<dyn Any>>>,
     counters: RingCounters,
 }
@@ -173,17 +176,19 @@ impl Ring {
             backlog: VecDeque::new(),
             outstanding: 0,
             pool: ManuallyDrop::new(None),
+            #[cfg(test)]
+            refuses: false,
             kept: ManuallyDrop::new(Vec::new()),
             counters: RingCounters::default(),
         })
     }
 
     /// Registers the pool's memory: reads and writes of its pieces skip the
-    /// per-operation pinning of pages from then on.
+    /// per-operation pinning of pages. What is not warm yet follows as it gets
+    /// so.
     pub fn register_pool(&mut self, pool: &Pool) -> Result<(), RegistrationError> {
         assert!(self.pool.is_none(), "a ring has one pool");
-        pool.register(&self.submitter)?;
-        *self.pool = Some(pool.clone());
+        *self.pool = Some(Registered::new(pool, &self.submitter)?);
         Ok(())
     }
 
@@ -299,7 +304,7 @@ impl Ring {
         &mut self,
         token: Token,
         held: Held,
-        build: impl FnOnce(&mut Held, Option<&Pool>) -> squeue::Entry,
+        build: impl FnOnce(&mut Held, Option<&Registered>) -> squeue::Entry,
     ) -> OpId {
         self.generation = (self.generation + 1) & OpId::GENERATION_MASK;
         let generation = self.generation;
@@ -346,6 +351,9 @@ impl Ring {
     }
 
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        if let Some(pool) = &mut *self.pool {
+            pool.catch_up(&self.submitter);
+        }
         loop {
             self.drain_backlog();
             // What waits in the backlog may be what would end the wait.
@@ -359,6 +367,10 @@ impl Ring {
 
     /// One system call. Whether the kernel took any operation.
     fn enter_once(&mut self, want: u32, flags: EnterFlags, timeout: Option<Duration>) -> io::Result<bool> {
+        #[cfg(test)]
+        if self.refuses {
+            return Ok(false);
+        }
         self.sq.sync();
         self.cq.sync();
         let queued = self.sq.len();

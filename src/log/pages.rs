@@ -163,6 +163,11 @@ impl Pages {
         Some(page)
     }
 
+    /// Whether [`drop_oldest`](Self::drop_oldest) would find a page.
+    pub fn has_droppable(&self) -> bool {
+        self.order.iter().any(|page| !self.pinned.contains_key(page))
+    }
+
     /// Drops the oldest page that nobody needs, to give memory back. Returns
     /// whether there was one.
     pub fn drop_oldest(&mut self) -> bool {

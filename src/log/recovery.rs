@@ -206,6 +206,8 @@ pub fn recover<P: BufferPool>(
 ) -> Result<RecoveredLog, RecoveryError> {
     let buffer = pool.take().ok_or(RecoveryError::NoMemory(identity.shard))?;
     let mut recovery = Recovery::new(identity, reader, buffer);
+    // A log that still has its first segment starts at index 1.
+    recovery.started = segments.first() == Some(&SegmentSeq(0));
     for pair in segments.windows(2) {
         if pair[0].next() != pair[1] {
             return Err(RecoveryError::MissingSegment { shard: identity.shard, segment: pair[0].next() });
@@ -223,8 +225,8 @@ struct Recovery<'a, B> {
     reader: &'a dyn SegmentReader,
     window: Window<B>,
     log: RecoveredLog,
-    /// Whether any segment was read yet: the first one may start anywhere,
-    /// because older ones are deleted by retention.
+    /// Whether it is known which commit comes next: the oldest segment may start
+    /// anywhere, because older ones are deleted by retention.
     started: bool,
 }
 
@@ -257,11 +259,21 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
         }
         let trailer = self.block(segment, Trailer::position(segment_len))?;
         let trailer = Trailer::decode(trailer, &log_id, segment, segment_len);
+        // Behind a segment that had to be read commit by commit, so must all be:
+        // what is in memory of the index is newer than what is in footers.
         if let Some(trailer) = trailer
+            && self.log.unsealed.is_empty()
             && self.follows(&trailer)
             && self.footer(segment, &trailer)?
         {
             return Ok(true);
+        }
+        if !self.started {
+            // Only its footer knows what deleted segments had said. Retention
+            // leaves no oldest segment without one.
+            let (index, damage) = (trailer.map_or(0, |t| t.first_index), Damage::Footer);
+            let position = trailer.map_or(Trailer::position(segment_len), |t| t.end);
+            return Err(RecoveryError::Acknowledged { shard, segment, position, index, damage });
         }
         let end = trailer.map_or(Trailer::position(segment_len), |t| t.end);
         self.log.open_first_index = self.log.tail.next_index;
@@ -307,7 +319,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
     ) -> Result<(), RecoveryError> {
         let LogIdentity { log_id, shard, segment_len, .. } = self.log.identity;
         let refused = RecoveryError::Head { shard, segment, fault };
-        if matches!(fault, SegmentHeadFault::Format(_)) {
+        if matches!(fault, SegmentHeadFault::Format(_)) || !self.started {
             return Err(refused);
         }
         for &behind in later {
@@ -396,7 +408,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
     fn chain_fault(&self, header: &CommitHeader) -> Option<Damage> {
         let tail = &self.log.tail;
         let follows = header.index == tail.next_index && header.prev_crc == tail.last_crc;
-        (self.started && !follows).then_some(Damage::Chain { index: header.index })
+        (!follows).then_some(Damage::Chain { index: header.index })
     }
 
     /// Verifies a commit, then applies its batches.
@@ -416,15 +428,11 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
             return Err(RecoveryError::Inconsistent { shard, segment, position, damage });
         }
         if result.is_ok() {
-            if !self.started {
-                self.log.open_first_index = header.index;
-            }
             self.log.tail = LogTail {
                 next_index: header.index + 1,
                 last_crc: header.crc,
                 last_commit_time_us: header.commit_time_us,
             };
-            self.started = true;
         }
         Ok(result)
     }
@@ -433,7 +441,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
     /// far.
     fn goes_on_in(&mut self, later: &[SegmentSeq]) -> Result<bool, RecoveryError> {
         let LogIdentity { log_id, segment_len, .. } = self.log.identity;
-        let Some(&next) = later.first().filter(|_| self.started) else { return Ok(false) };
+        let Some(&next) = later.first() else { return Ok(false) };
         if check_head(self.block(next, 0)?, &log_id, next, segment_len).is_err() {
             return Ok(false);
         }
@@ -557,20 +565,12 @@ fn apply_batch(
 ) -> Result<(), Damage> {
     let (id, base) = (batch.header().partition(), batch.header().base_offset());
     let slot = state.slot_or_insert(id);
-    let partition = state.partition_mut(slot);
-    if partition.end_offset < base && is_fresh(partition) {
-        // The first segment that is retained may start in the middle.
-        (partition.start_offset, partition.end_offset, partition.open_base) = (base, base, base);
-    }
+    let partition = state.partition(slot);
     if partition.end_offset != base {
         return Err(Damage::Offset { partition: id, found: base, expected: partition.end_offset });
     }
     state.apply(slot, batch.header(), segment, at);
     if id == CATALOG_PARTITION { apply_catalog(state, batch) } else { Ok(()) }
-}
-
-fn is_fresh(partition: &super::state::Partition) -> bool {
-    partition.index.first_offset().is_none() && partition.end_offset.0 == 0
 }
 
 fn apply_catalog(state: &mut LogState, batch: &BatchView<'_>) -> Result<(), Damage> {

@@ -69,6 +69,9 @@ pub struct Core {
     stats: StatsRequests,
 }
 
+/// A session, its request, and the broker's counters for it.
+pub(super) type StatsAnswer = (u64, u64, Vec<(String, u64)>);
+
 /// Who waits for the broker's counters.
 #[derive(Default)]
 struct StatsRequests {
@@ -163,7 +166,7 @@ impl Core {
             Action::RecycleSegment { segment } => disk.recycle(ring, segment),
             Action::Reply { to, reply } => self.mailbox.send(ring, to.core, Message::Reply { to, reply }),
             Action::PublishCatalog(update) => {
-                self.to_other_cores(|| Message::Catalog(update.clone()));
+                self.tell_other_cores(|| Message::Catalog(update.clone()));
                 for other in self.shards.iter_mut().filter(|s| s.id != ShardId(0)) {
                     other.shard.handle(Event::Catalog(update.clone()), self.now);
                 }
@@ -233,6 +236,12 @@ impl Core {
         !self.held.is_empty()
     }
 
+    /// Whether anybody waits for a shard to take requests again.
+    #[inline]
+    pub(super) fn holds_back(&self) -> bool {
+        self.stalled_count > 0 || !self.held.is_empty()
+    }
+
     fn local(&mut self, shard: ShardId) -> &mut LocalShard {
         match self.places[usize::from(shard.0)] {
             Place::Here(index) => &mut self.shards[index],
@@ -251,7 +260,7 @@ impl Core {
         }
     }
 
-    fn to_other_cores(&mut self, mut message: impl FnMut() -> Message) {
+    fn tell_other_cores(&mut self, mut message: impl FnMut() -> Message) {
         let own = self.id();
         for core in (0..self.cores).filter(|&core| core != own) {
             self.mailbox.send(&mut self.ring, core, message());
@@ -285,7 +294,7 @@ impl Core {
     /// Says that this core has no connections left.
     pub(super) fn tell_drained(&mut self) {
         if self.shared.drained_one() == self.cores {
-            self.to_other_cores(|| Message::Wake);
+            self.tell_other_cores(|| Message::Wake);
         }
     }
 
@@ -322,7 +331,7 @@ impl Core {
     /// Gives this core's counters to those who asked; asks the other cores for
     /// theirs if a session wants the sum. Returns the sums that are complete:
     /// session, request, values.
-    pub(super) fn spread_snapshot(&mut self, snapshot: Snapshot) -> Vec<(u64, u64, Vec<(String, u64)>)> {
+    pub(super) fn spread_snapshot(&mut self, snapshot: Snapshot) -> Vec<StatsAnswer> {
         for core in std::mem::take(&mut self.stats.cores) {
             let message = Message::Snapshot(Box::new(snapshot.clone()));
             self.mailbox.send(&mut self.ring, core, message);
@@ -332,7 +341,7 @@ impl Core {
             self.stats.sum = Snapshot::default();
             self.stats.missing = self.cores - 1;
             let core = self.id();
-            self.to_other_cores(|| Message::SnapshotWanted { core });
+            self.tell_other_cores(|| Message::SnapshotWanted { core });
         }
         if self.stats.missing > 0 || self.stats.gathering.is_empty() {
             return Vec::new();
@@ -411,7 +420,7 @@ impl Host for Core {
     fn session_closed(&mut self, session: u64) {
         let core = self.id();
         self.handle_all(|| Event::SessionClosed { core, session });
-        self.to_other_cores(|| Message::SessionClosed { core, session });
+        self.tell_other_cores(|| Message::SessionClosed { core, session });
     }
 
     fn hand_over(&mut self, core: u16, connection: Handover) {

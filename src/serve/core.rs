@@ -36,6 +36,8 @@ pub(super) enum Recovered {
     Others,
     /// It serves.
     Serving,
+    /// It has ended with an error, which its thread returns.
+    Failed,
 }
 
 /// What a core needs to go on once all have recovered.

@@ -131,14 +131,12 @@ impl Fetches {
         });
         self.ready.retain(|job| *job != id);
         match job.cold {
-            Cold::No => {}
+            Cold::No => return job,
             Cold::Queued => self.cold.retain(|job| *job != id),
-            Cold::Reading => {
-                self.reading -= 1;
-                if let Some(&next) = self.cold.front() {
-                    self.make_ready(next);
-                }
-            }
+            Cold::Reading => self.reading -= 1,
+        }
+        if let Some(&next) = self.cold.front() {
+            self.make_ready(next);
         }
         job
     }

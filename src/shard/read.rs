@@ -164,7 +164,7 @@ impl LogReader {
         let mut base = next;
         while at < len {
             let corrupt = Unavailable::Corrupt { segment, position: u64::from(run.position) + at as u64 };
-            let (batch_len, end) = check_batch(&pieces, at, len, partition, next).ok_or(corrupt)?;
+            let (batch_len, end) = check_batch(&pieces, at, partition, next, &run).ok_or(corrupt)?;
             if end > from {
                 if start.is_none() {
                     base = next;
@@ -186,14 +186,15 @@ impl LogReader {
 }
 
 /// Length and end offset of the batch at `at`, if its header is what the index
-/// promises.
+/// promises: the batch's own CRC does not cover what the broker filled in.
 fn check_batch(
     pieces: &[Bytes],
     at: usize,
-    len: usize,
     partition: PartitionId,
     base: Offset,
+    run: &Run,
 ) -> Option<(usize, Offset)> {
+    let len = run.len as usize;
     let mut copy = [0; BATCH_HEADER_LEN];
     let header = if at + BATCH_HEADER_LEN <= pieces[0].len() {
         BatchHeader::decode(&pieces[0][at..]).ok()?
@@ -204,6 +205,7 @@ fn check_batch(
     };
     let fits = header.partition() == partition
         && header.base_offset() == base
+        && header.commit_time_us() == run.commit_time_us
         && header.len() <= len - at
         && header.len() <= MAX_BATCH_LEN as usize;
     fits.then(|| (header.len(), Offset(base.0 + u64::from(header.count()))))

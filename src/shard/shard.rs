@@ -226,7 +226,8 @@ impl<P: BufferPool> Shard<P> {
             && (self.rest.is_some()
                 || self.commits.has_open()
                 || self.pool.available() > 0
-                || self.reader.tail.bytes() > 0)
+                || self.reader.tail.bytes() > 0
+                || self.reader.pages.has_droppable())
     }
 
     /// Whether, after [`Event::Stop`], everything is durable and answered.

@@ -123,7 +123,7 @@ impl Client for Consumer {
             self.fetch(cx);
         }
         // Reading is cheap for the broker, and dear for the checker.
-        let pause = cx.rng.between(1, 8 * cx.habits.think_us);
+        let pause = cx.rng.between(200, 1_000 + 8 * cx.habits.think_us);
         cx.wake_in(pause);
     }
 
@@ -150,7 +150,7 @@ impl Client for Consumer {
             }
             (question, reply) => panic!("{reply:?} answers {question:?}"),
         }
-        let pause = cx.rng.between(1, 8 * cx.habits.think_us);
+        let pause = cx.rng.between(200, 1_000 + 8 * cx.habits.think_us);
         cx.wake_in(pause);
     }
 

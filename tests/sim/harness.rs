@@ -27,6 +27,10 @@ use super::{admin, consumer, producer};
 /// Rounds without time passing after which something runs in circles.
 const MAX_ROUNDS_AT_ONCE: u64 = 20_000;
 
+/// What is not due within this time is no reason to wait: nothing else happens,
+/// µs.
+const IDLE_US: u64 = 3_600_000_000;
+
 /// Rounds without an answer, while requests wait, after which nothing comes.
 const MAX_ROUNDS_PER_ANSWER: u64 = 30_000;
 
@@ -173,6 +177,9 @@ impl Simulation {
         let deadlines = self.nodes.iter_mut().filter_map(|node| node.shard().next_deadline());
         let Some(next) = deadlines.chain(self.agenda.next_at()).min() else { return false };
         let before = self.clock.now().mono_us;
+        if next > before.saturating_add(IDLE_US) {
+            return false;
+        }
         // A slow turn of the loop finds several events at once.
         let late = if self.rng.percent(20) { self.rng.below(200) } else { 0 };
         self.clock.advance_to(before.max(next + late));

@@ -80,7 +80,7 @@ impl Simulation {
         }
         let until = self.answers + answers;
         while self.answers < until && !self.nodes.iter().any(|node| node.stopped) {
-            assert!(self.round(), "nothing is left to happen, and the clients want more");
+            assert!(self.round(), "nothing is left to happen, and the clients want more: {}", self.waiting());
         }
     }
 
@@ -94,8 +94,17 @@ impl Simulation {
         let deadline = self.clock.now().mono_us + 4 * MAX_ANSWER_US;
         while !(self.checker.is_idle() && self.seats.iter().all(|seat| seat.client.is_done())) {
             assert!(self.clock.now().mono_us < deadline, "unanswered: {:?}", self.checker.open);
-            assert!(self.round(), "nothing is left to happen, and these wait: {:?}", self.checker.open);
+            assert!(self.round(), "nothing is left to happen, and these wait: {}", self.waiting());
         }
+    }
+
+    /// Who waits for what, for a report.
+    fn waiting(&self) -> String {
+        let held: Vec<_> = self.seats.iter().flat_map(|seat| seat.held.front()).collect();
+        let pools: Vec<_> =
+            self.nodes.iter().map(|node| (node.pool.taken(), node.pool.most_taken())).collect();
+        let open: Vec<_> = self.checker.open.iter().filter(|(_, open)| !open.may_be_dropped()).collect();
+        format!("held back {held:?}; chunks taken now and at most {pools:?}; unanswered {open:?}")
     }
 
     /// Reads every record back, with nothing else going on.

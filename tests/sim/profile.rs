@@ -52,13 +52,13 @@ impl Profile {
         Profile {
             shards: rng.pick(&[1, 1, 2, 3]),
             segment_len,
-            chunks: rng.between(10, 18) as usize,
+            chunks: rng.between(6, 16) as usize,
             commits_in_flight: rng.between(1, 4) as usize,
             commit_delay_us: rng.pick(&[0, 0, 0, 300]),
             retention_bytes: kept.then_some(retained),
             retention_us: rng.one_in(6).then_some(400_000),
             tail_cache_bytes: rng.pick(&[0, 1 << 20, 4 << 20]),
-            page_cache_bytes: rng.pick(&[12 << 20]),
+            page_cache_bytes: rng.pick(&[0, 4 << 20, 12 << 20]),
             disk: DiskHabits {
                 write_us: rng.pick(&[20, 100, 1_000]),
                 slow_one_in: rng.pick(&[20, 200, 5_000]),

@@ -53,7 +53,8 @@ impl Simulation {
         let shard = rng.below(self.nodes.len() as u64) as usize;
         let model = &self.checker.logs[shard];
         let files = self.nodes[shard].disk.segments();
-        let retained = |batch: &&BatchFact| model.given_up < Some(batch.segment) && batch.print.partition.topic.0 != 0;
+        let retained =
+            |batch: &&BatchFact| model.given_up < Some(batch.segment) && batch.print.partition.topic.0 != 0;
         let batches: Vec<BatchFact> =
             model.partitions.values().flat_map(|facts| facts.durable()).filter(retained).copied().collect();
         if batches.is_empty() || files.is_empty() {
@@ -111,7 +112,11 @@ impl Simulation {
     /// If damage to what was acknowledged is cut as if it were not.
     pub fn boot_damaged(&mut self, flip: &Flip) -> Start {
         if let Err(error) = self.boot() {
-            assert_ne!(flip.hit, Hit::Beyond, "damage to what is not in the log keeps the broker from starting");
+            assert_ne!(
+                flip.hit,
+                Hit::Beyond,
+                "damage to what is not in the log keeps the broker from starting"
+            );
             self.trace.line(self.clock.now().mono_us, format_args!("refused: {error}"));
             return Start::Refused(error);
         }

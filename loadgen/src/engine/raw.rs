@@ -108,14 +108,15 @@ impl Raw {
         if self.fleet.producers[index].connect_at().is_none() {
             return;
         }
-        let connected = TcpStream::connect_timeout(&self.config.addr, CONNECT_PATIENCE);
+        let connected = TcpStream::connect_timeout(&self.config.addr, CONNECT_PATIENCE).and_then(|stream| {
+            // Without it a lone message waits for the acknowledgement of the one
+            // before; a socket that refuses still works.
+            let _ = stream.set_nodelay(true);
+            self.net.open(index, stream)
+        });
         let now = self.fleet.ctx.clock.now();
         match connected {
-            Ok(stream) => {
-                // Without it a lone message waits for the acknowledgement of the
-                // one before; a socket that refuses still works.
-                let _ = stream.set_nodelay(true);
-                self.net.open(index, stream);
+            Ok(()) => {
                 self.down[index] = false;
                 self.fleet.connected(index, now);
             }

@@ -2,12 +2,13 @@
 
 use crate::doctor::check::{Check, Verdict};
 use crate::doctor::sys::Sys;
+use crate::io::pin::available_cpus;
 use crate::io::probe::{Resource, effective_capability, limit};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.
 const CAP_IPC_LOCK: u32 = 14;
 
-/// What `serve` registers per core unless told otherwise, in bytes.
+/// `serve --memory` unless told otherwise, in bytes.
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// Descriptors for 10,000 connections and the rest.
@@ -31,6 +32,33 @@ pub(super) fn version(sys: &Sys) -> Vec<Check> {
     ]
 }
 
+/// Share of the last ten seconds, in percent, in which some thread waited for a
+/// core; `None` where the kernel does not account for it.
+pub(crate) fn waiting_for_a_core(sys: &Sys) -> Option<f64> {
+    let text = sys.text("/proc/pressure/cpu")?;
+    let some = text.lines().find(|line| line.starts_with("some "))?;
+    some.split_whitespace().find_map(|field| field.strip_prefix("avg10=")?.parse().ok())
+}
+
+/// Share of waiting from which other programs are in the way, in percent: what
+/// an idle machine shows is below it.
+pub(crate) const BUSY_PERCENT: f64 = 10.0;
+
+fn contention(sys: &Sys) -> Check {
+    let waiting = waiting_for_a_core(sys);
+    let good = waiting.is_some_and(|percent| percent < BUSY_PERCENT);
+    Check::new("contention for cores", format!("below {BUSY_PERCENT} % of the time"))
+        .found(waiting.map(|percent| format!("{percent} % (last 10 s)")), Verdict::advice_unless(good))
+        .why(
+            "a thread that is woken for a completion waits until another program's time is up, which \
+              takes milliseconds; so does the kernel's own, which flushes",
+        )
+        .how(
+            "keep other programs off the broker's cores (AllowedCPUs= in their systemd units, cpusets); \
+              nice has no effect across sessions while kernel.sched_autogroup_enabled is 1",
+        )
+}
+
 /// `6.18.44-fc` to (6, 18).
 fn parse_release(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
@@ -41,12 +69,16 @@ pub(super) fn limits() -> Vec<Check> {
     let locked = limit(Resource::LockedMemory);
     let exempt = effective_capability(CAP_IPC_LOCK);
     let found = if exempt { format!("{locked}, lifted by CAP_IPC_LOCK") } else { locked.to_string() };
+    let needed = DEFAULT_MEMORY * available_cpus().map_or(1, |cpus| cpus.len() as u64);
     let files = limit(Resource::OpenFiles);
     vec![
-        Check::new("RLIMIT_MEMLOCK", format!("above --memory, once per core ({DEFAULT_MEMORY})"))
-            .found(Some(found), Verdict::advice_unless(exempt || locked.allows(DEFAULT_MEMORY)))
-            .why("buffers registered with io_uring are locked memory")
-            .how("ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; or CAP_IPC_LOCK"),
+        Check::new("RLIMIT_MEMLOCK", format!("{needed} or more (--memory once per core)"))
+            .found(Some(found), Verdict::advice_unless(exempt || locked.allows(needed)))
+            .why("memory registered with io_uring is locked, and counts once for each core that registers it")
+            .how(
+                "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; CAP_IPC_LOCK; or serve \
+                  --unregistered-memory, which is slower",
+            ),
         Check::new("RLIMIT_NOFILE", format!("{OPEN_FILES} or more"))
             .found(Some(files), Verdict::advice_unless(files.allows(OPEN_FILES)))
             .why("each connection and each segment is an open file")
@@ -54,8 +86,8 @@ pub(super) fn limits() -> Vec<Check> {
     ]
 }
 
-pub(super) fn memory(sys: &Sys) -> Vec<Check> {
-    vec![huge_pages(sys), dirty_pages(sys), swapping(sys)]
+pub(super) fn load_and_memory(sys: &Sys) -> Vec<Check> {
+    vec![contention(sys), huge_pages(sys), dirty_pages(sys), swapping(sys)]
 }
 
 fn huge_pages(sys: &Sys) -> Check {
@@ -121,6 +153,19 @@ mod tests {
         assert_eq!(parse_release("5.15.0-1-amd64"), Some((5, 15)));
         assert!(parse_release("6.2-rc1") < parse_release("6.12.0"));
         assert_eq!(parse_release("unknown"), None);
+    }
+
+    #[test]
+    fn waiting_threads_are_read_from_the_pressure_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = Sys::at(dir.path());
+        std::fs::create_dir_all(sys.path("/proc/pressure")).unwrap();
+        for (percent, ok) in [("0.35", true), ("98.40", false)] {
+            let text = format!("some avg10={percent} avg60=1.00 avg300=0.10 total=7\nfull avg10=0.00\n");
+            std::fs::write(sys.path("/proc/pressure/cpu"), text).unwrap();
+            assert_eq!(waiting_for_a_core(&sys), Some(percent.parse().unwrap()));
+            assert_eq!(contention(&sys).ok, ok);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ fn of_feature(feature: Feature, support: &RingSupport) -> Check {
         (false, true) => ("missing", Verdict::Required),
         (false, false) => ("missing", Verdict::Advice),
     };
-    let wanted = if feature.required() { "required" } else { "used where it works" };
+    let wanted = if feature.required() { "required" } else { "optional" };
     Check::new(format!("io_uring: {}", feature.name()), wanted)
         .found(Some(found), verdict)
         .why(feature.why())

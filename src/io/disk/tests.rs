@@ -448,7 +448,7 @@ fn dropping_a_disk_at_work_harms_no_other_file() {
         bench.turn();
     }
     // Writes of zeros are queued and not yet submitted.
-    let Bench { ring, disk, .. } = bench;
+    let Bench { mut ring, disk, .. } = bench;
     drop(disk);
     let others: Vec<_> = (0..16)
         .map(|n| {
@@ -457,7 +457,10 @@ fn dropping_a_disk_at_work_harms_no_other_file() {
             (File::options().read(true).write(true).open(&path).unwrap(), path)
         })
         .collect();
-    drop(ring);
+    while ring.outstanding() > 0 {
+        ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
+        while ring.next_completion().is_some() {}
+    }
     for (_, path) in &others {
         assert!(fs::read(path).unwrap().iter().all(|&byte| byte == 0xee), "{}", path.display());
     }

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 pub(super) struct Region {
     base: NonNull<u8>,
     len: usize,
+    #[cfg(miri)]
     align: usize,
 }
 
@@ -71,13 +72,15 @@ impl Region {
             libc::madvise(base.cast(), len, libc::MADV_DONTFORK);
         }
         let base = NonNull::new(base).expect("mmap never maps page zero");
-        Ok(Region { base, len, align })
+        Ok(Region { base, len })
     }
 
-    pub(super) fn prefault(&self) -> io::Result<()> {
-        // SAFETY: populating keeps the contents of pages that are there.
-        let done = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_POPULATE_WRITE) };
-        debug_assert!((self.base.as_ptr() as usize).is_multiple_of(self.align));
+    /// Has the kernel find the pages of `len` bytes from `at`.
+    pub(super) fn prefault(&self, at: usize, len: usize) -> io::Result<()> {
+        assert!(at + len <= self.len, "outside the region");
+        let start = self.at(at).as_ptr().cast();
+        // SAFETY: within the mapping; populating keeps what pages contain.
+        let done = unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
@@ -103,7 +106,7 @@ impl Region {
         Ok(Region { base, len, align })
     }
 
-    pub(super) fn prefault(&self) -> io::Result<()> {
+    pub(super) fn prefault(&self, _at: usize, _len: usize) -> io::Result<()> {
         Ok(())
     }
 }

@@ -63,16 +63,46 @@ fn pieces_know_their_registered_buffer_and_strangers_do_not() {
 }
 
 #[test]
-#[cfg(not(miri))]
-fn beyond_a_gibibyte_the_second_buffer_begins() {
-    // Only mapped, never touched: no memory is used.
-    let mut pool = Pool::new(REGISTERED_LEN + CHUNK_LEN).unwrap();
-    let all: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+fn every_slice_of_the_pool_has_a_number_of_its_own() {
+    let mut pool = pool(2 * SLICE_LEN / CHUNK_LEN + 3);
+    pool.prefault().unwrap();
     let mut counts = BTreeMap::new();
-    for piece in &all {
-        *counts.entry(pool.fixed_index(piece).unwrap()).or_insert(0) += 1;
+    let mut all = Vec::new();
+    while all.len() < pool.chunks() {
+        // One may be with the thread that warms it at this moment.
+        if let Some(piece) = pool.take() {
+            *counts.entry(pool.fixed_index(&piece).unwrap()).or_insert(0) += 1;
+            all.push(piece);
+        }
     }
-    assert_eq!(counts, BTreeMap::from([(0, REGISTERED_LEN / CHUNK_LEN), (1, 1)]));
+    assert_eq!(counts, BTreeMap::from([(0, 16), (1, 16), (2, 3)]));
+}
+
+/// While a thread warms the memory, others take and drop chunks of it: nobody
+/// gets one twice, and none is lost.
+#[test]
+fn chunks_can_be_taken_while_the_memory_gets_warm() {
+    let pool = pool(if cfg!(miri) { 20 } else { 100 });
+    let taken = std::thread::scope(|scope| {
+        let take_all = |_| {
+            let mut pool = pool.clone();
+            scope.spawn(move || {
+                (0..1000).for_each(|_| drop(pool.take()));
+                std::iter::from_fn(|| pool.take()).collect::<Vec<_>>()
+            })
+        };
+        let threads: Vec<_> = (0..2).map(take_all).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    // One may be with the thread that warms it at this moment.
+    assert!(taken.len() + 1 >= pool.chunks());
+    assert!(!overlap(&taken));
+    drop(taken);
+    let start = std::time::Instant::now();
+    while pool.available() < pool.chunks() || pool.warm_slices() * SLICE_LEN < pool.len() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{pool:?}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

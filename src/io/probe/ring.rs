@@ -93,12 +93,12 @@ impl Feature {
             Feature::ReadFixed => ("read to registered memory", "5.1", "stored records are read"),
             Feature::MsgRing => ("message to another ring", "5.18", "cores wake each other"),
             Feature::RegisteredRing => ("registered ring", "5.18", "saves a look-up per system call"),
-            Feature::SendZc => ("zero-copy send", "6.0", "large responses leave without a copy"),
+            Feature::SendZc => ("zero-copy send", "6.0", "large responses can leave without a copy"),
             Feature::SendZcReport => {
                 ("zero-copy report", "6.2", "shows whether a zero-copy send copied after all")
             }
             Feature::IncrementalBuffers => {
-                ("incremental buffer rings", "6.12", "large receive buffers take many small receives")
+                ("incremental buffer rings", "6.12", "a large receive buffer can take many small receives")
             }
         }
     }

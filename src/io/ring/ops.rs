@@ -59,7 +59,7 @@ impl Ring {
             self.push_held(token, data.into(), |held, pool| {
                 let bytes = held.as_slice();
                 let (at, len) = (bytes.as_ptr(), io_len(bytes.len()));
-                match pool.and_then(|pool| pool.fixed_index(bytes)) {
+                match pool.and_then(|pool| pool.index(bytes)) {
                     Some(index) => on!(file, |f| opcode::WriteFixed::new(f, at, len, index)
                         .offset(position)
                         .rw_flags(rw_flags)
@@ -79,7 +79,7 @@ impl Ring {
         // SAFETY: the entry points to the held buffer, which does not move.
         unsafe {
             self.push_held(token, Held::Buffer(buffer), |held, pool| {
-                let index = pool.and_then(|pool| pool.fixed_index(held.as_slice()));
+                let index = pool.and_then(|pool| pool.index(held.as_slice()));
                 let (at, len) = held_range(held, None);
                 match index {
                     Some(index) => {

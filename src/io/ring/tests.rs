@@ -58,11 +58,31 @@ fn no_operation_is_lost_when_far_more_are_pushed_than_the_queues_hold() {
     assert!(ring.next_completion().is_none());
     let counters = ring.counters();
     assert_eq!((counters.sqes, counters.cqes), (count, count));
-    assert!(counters.full_submits > 0, "{counters:?}");
+    assert!(counters.full_submits > 0 && counters.backlogged == 0, "{counters:?}");
     let mut bytes = Vec::new();
     (&file).read_to_end(&mut bytes).unwrap();
     let written: Vec<u8> = (0..count).flat_map(u64::to_le_bytes).collect();
     assert!(bytes == written);
+}
+
+#[test]
+fn operations_that_the_kernel_does_not_take_now_are_kept_in_order() {
+    let mut ring = small();
+    let file = tempfile::tempfile_in(".").unwrap();
+    ring.refuses = true;
+    for n in 0..20u64 {
+        ring.write(token(n), Target::Fd(file.as_raw_fd()), n, Bytes::from(vec![n as u8]), false);
+    }
+    ring.submit_and_wait(None).unwrap();
+    assert!(ring.next_completion().is_none());
+    assert_eq!(ring.counters().backlogged, 16);
+    ring.refuses = false;
+    let mut seen: Vec<_> = (0..20).map(|_| wait_one(&mut ring).token.value()).collect();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..20));
+    let mut bytes = Vec::new();
+    (&file).read_to_end(&mut bytes).unwrap();
+    assert!(bytes.into_iter().eq(0..20));
 }
 
 /// More completions than the completion queue holds, all at once: the kernel
@@ -167,6 +187,57 @@ fn dropping_the_ring_cancels_and_gives_the_memory_back() {
     let mut late = [0; 4];
     (&near).read_exact(&mut late).unwrap();
     assert_eq!(&late, b"late", "the cancelled receive took nothing");
+}
+
+/// The device reads the memory while it writes: who gets it back too early
+/// finds the next user's bytes on disk.
+#[test]
+fn dropping_the_ring_waits_for_writes_that_cannot_be_cancelled() {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT);
+    let path = dir.path().join("direct");
+    // Written once before, so that the writes go straight to the device.
+    std::fs::write(&path, vec![0; 16 * CHUNK_LEN]).unwrap();
+    File::open(&path).unwrap().sync_all().unwrap();
+    let file = options.write(true).open(&path).unwrap();
+    let mut pool = pool_with(16);
+    let mut ring = Ring::new(RingConfig { entries: 16, completions: 32 }).unwrap();
+    ring.register_pool(&pool).unwrap();
+    for n in 0..16 {
+        let mut chunk = pool.take().unwrap();
+        chunk.fill(0x11);
+        ring.write(token(n), Target::Fd(file.as_raw_fd()), n * CHUNK_LEN as u64, chunk.freeze(), true);
+    }
+    ring.submit().unwrap();
+    drop(ring);
+    assert_eq!(pool.available(), 16);
+    let mut again: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+    again.iter_mut().for_each(|chunk| chunk.fill(0x22));
+    let written = std::fs::read(&path).unwrap();
+    assert!(written.contains(&0x11), "some were on their way");
+    assert!(!written.contains(&0x22));
+}
+
+#[test]
+fn memory_that_gets_warm_later_is_registered_then() {
+    let mut ring = small();
+    // More than is warm at once.
+    let mut pool = pool_with(40);
+    ring.register_pool(&pool).unwrap();
+    let start = Instant::now();
+    let mut all: Vec<crate::io::pool::PoolBuffer> = Vec::new();
+    let registered = |ring: &Ring, chunk: &[u8]| ring.pool.as_ref().unwrap().index(chunk).is_some();
+    while all.len() < 40 || !all.iter().all(|chunk| registered(&ring, chunk)) {
+        all.extend(pool.take());
+        assert!(start.elapsed() < Duration::from_secs(20), "{pool:?}");
+        ring.submit_and_wait(Some(Duration::from_millis(1))).unwrap();
+    }
+    // And used: a write from the last chunk comes through whole.
+    let file = tempfile::tempfile_in(".").unwrap();
+    let last = all.pop().unwrap().freeze();
+    ring.write(token(0), Target::Fd(file.as_raw_fd()), 0, last, false);
+    assert_eq!(wait_one(&mut ring).result as usize, CHUNK_LEN);
 }
 
 #[test]

@@ -1,0 +1,133 @@
+//! `ringbolt serve` as a process: how it starts, refuses to, and ends.
+
+mod net_common;
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use net_common::*;
+use ringbolt::serve::Broker;
+use ringbolt_wire::message::Response;
+use ringbolt_wire::{ErrorCode, Offset, PartitionId};
+use tempfile::TempDir;
+
+const ZERO: Offset = Offset(0);
+
+fn signal(server: &Server, signal: &str) {
+    let sent = Command::new("kill").args([signal, &server.child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+fn ended(server: &mut Server) -> ExitStatus {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = server.child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(started.elapsed() < PATIENCE, "the broker does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut peer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(peer.topic("t", 1).id, 0);
+    let frames: Vec<u8> = (0..100).flat_map(|i| produce_frame(i, &batch(partition, &[&[3; 3000]]))).collect();
+    peer.send(&frames);
+    let first = peer.answer();
+    assert!(matches!(first.response, Response::Produced(_)));
+    signal(&server, "-TERM");
+    let mut acked = 1;
+    loop {
+        let answer = peer.answer();
+        match answer.response {
+            Response::Produced(_) => acked += 1,
+            Response::Error(error) => {
+                assert_eq!(error.error_code(), Some(ErrorCode::ShuttingDown));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(peer);
+    assert_eq!(ended(&mut server).code(), Some(0));
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let kept = Peer::greeted(server.addr).read_all(partition, ZERO).len();
+    assert!(kept >= acked, "{acked} batches were acknowledged, {kept} are there");
+}
+
+#[test]
+fn acknowledged_batches_survive_a_sigkill() {
+    let dir = TempDir::new().unwrap();
+    let mut expected = Vec::new();
+    let mut partition = None;
+    for round in 0..4u8 {
+        let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+        let mut peer = Peer::greeted(server.addr);
+        let partition = *partition.get_or_insert_with(|| PartitionId::new(peer.topic("t", 1).id, 0));
+        assert!(peer.read_all(partition, ZERO) == expected, "round {round}");
+        for i in 0..40u8 {
+            let value = vec![round ^ i; 1 + 3001 * usize::from(i)];
+            peer.produce(&batch(partition, &[&value]));
+            expected.push(value);
+        }
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_second_broker_and_a_taken_port_are_refused_with_the_reason() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let refused = |dir: &TempDir, listen: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringbolt"))
+            .args(["serve", "--memory", "96MiB", "--shards", "1", "--listen", listen, "--data"])
+            .arg(dir.path().join("data"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut text = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        text
+    };
+    let text = refused(&dir, "127.0.0.1:0");
+    assert!(text.contains(&server.child.id().to_string()), "{text}");
+    let elsewhere = TempDir::new().unwrap();
+    let text = refused(&elsewhere, &server.addr.to_string());
+    assert!(text.contains(&server.addr.to_string()) && text.contains("in use"), "{text}");
+}
+
+#[test]
+fn a_damaged_shard_refuses_the_start_of_all_cores() {
+    let cpus = ringbolt::io::pin::available_cpus().unwrap();
+    let broker = start(|config| {
+        config.shards = Some(2);
+        config.cores = Some(cpus[..cpus.len().min(2)].to_vec());
+        config.memory = 160 << 20;
+    });
+    let topic = broker.topic("t", 2);
+    let mut peer = broker.connect();
+    for index in [0, 1] {
+        let batch = batch(PartitionId::new(topic.id, index), &[&[5; 10_000]]);
+        (0..20).for_each(|_| assert!(peer.produce(&batch) >= ZERO));
+    }
+    drop(peer);
+    let dir = broker.stop();
+    let segment = dir.path().join("data/shard-001/segment-0000000000000000");
+    let file = std::fs::File::options().write(true).open(&segment).unwrap();
+    file.write_all_at(&[0xff; 100], 30_000).unwrap();
+    drop(file);
+    let mut config = small_config(&dir);
+    config.cores = Some(cpus[..cpus.len().min(2)].to_vec());
+    config.memory = 160 << 20;
+    let text = Broker::start(config).err().expect("the damage is seen").to_string();
+    assert!(text.contains("shard 1") && text.contains("segment 0"), "{text}");
+}
