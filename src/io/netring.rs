@@ -346,7 +346,7 @@ mod tests {
         let (ours, mut theirs) = pair(&listener);
         let mut net = NetRing::new(small()).unwrap();
         net.open(1, ours).unwrap();
-        let wanted: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let wanted: Vec<u8> = (0..1_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let sent = wanted.clone();
         let writer = std::thread::spawn(move || theirs.write_all(&sent));
         let mut got = Vec::new();

@@ -250,7 +250,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
             return Ok(Err(Damage::Header));
         };
         let len = header.commit_len as usize;
-        if len < BLOCK_LEN || len > CHUNK_LEN || position + len as u64 > end {
+        if !(BLOCK_LEN..=CHUNK_LEN).contains(&len) || position + len as u64 > end {
             return Ok(Err(Damage::Header));
         }
         // Behind a damaged place the chain starts anew, but never backwards:

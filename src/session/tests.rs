@@ -495,10 +495,13 @@ fn goodbye_header() -> FrameHeader {
     FrameHeader::decode(&bytes, u32::MAX).unwrap().unwrap()
 }
 
+/// Requests to shards, answers to the peer, and how the input stands.
+type Outcome = (Vec<(u16, u64, String)>, Vec<(FrameHeader, String)>, Input);
+
 /// What a session makes of `bytes` that come in pieces that end at `cuts`.
 ///
 /// Of a goodbye only the code: its text may quote the bytes that had come.
-fn outcome(bytes: &[u8], cuts: &[usize]) -> (Vec<(u16, u64, String)>, Vec<(FrameHeader, String)>, Input) {
+fn outcome(bytes: &[u8], cuts: &[usize]) -> Outcome {
     let (mut session, mut shards) = (Session::new(config()), Recorder::default());
     let mut at = 0;
     let mut input = Input::Open;

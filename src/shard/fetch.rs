@@ -86,7 +86,7 @@ pub(super) struct Fetches {
 enum Look {
     Answer(Reply),
     Wait,
-    Pages(SmallVec<[PageId; 8]>),
+    Pages(Vec<PageId>),
 }
 
 impl Fetches {
@@ -368,7 +368,7 @@ impl<P: BufferPool> Shard<P> {
     fn look_at_fetch(&mut self, fetch: &Fetch, late: bool) -> Look {
         let mut left = fetch.max_bytes.clamp(1, MAX_FETCH_BYTES) as usize;
         let (mut list, mut payload) = (Vec::with_capacity(fetch.partitions.len()), Pieces::new());
-        let (mut total, mut missing, mut refused) = (0, SmallVec::new(), false);
+        let (mut total, mut missing, mut refused) = (0, Vec::new(), false);
         for part in &fetch.partitions {
             let (fetched, pages) = self.look_at_partition(part, left, total == 0, &mut payload);
             missing.extend(pages);
@@ -398,7 +398,7 @@ impl<P: BufferPool> Shard<P> {
         left: usize,
         at_least_one: bool,
         payload: &mut Pieces,
-    ) -> (FetchedPartition, SmallVec<[PageId; 8]>) {
+    ) -> (FetchedPartition, Vec<PageId>) {
         let mut fetched = FetchedPartition {
             partition: part.partition,
             status: 0,
@@ -409,16 +409,16 @@ impl<P: BufferPool> Shard<P> {
         };
         let slot = match self.slot(part.partition) {
             Ok(slot) => slot,
-            Err(code) => return (FetchedPartition { status: code as u16, ..fetched }, SmallVec::new()),
+            Err(code) => return (FetchedPartition { status: code as u16, ..fetched }, Vec::new()),
         };
         let partition = self.state.partition(slot);
         (fetched.start_offset, fetched.end_offset) = (partition.start_offset, partition.durable_end);
         if part.offset < partition.start_offset || part.offset > partition.durable_end {
             fetched.status = ErrorCode::OffsetOutOfRange as u16;
-            return (fetched, SmallVec::new());
+            return (fetched, Vec::new());
         }
         let budget = left.min(part.max_bytes as usize);
-        let (mut offset, mut pages) = (part.offset, SmallVec::new());
+        let (mut offset, mut pages) = (part.offset, Vec::new());
         while offset < fetched.end_offset {
             let so_far = fetched.payload_len as usize;
             let first = so_far == 0 && at_least_one;

@@ -18,7 +18,7 @@ pub(super) type Pieces = SmallVec<[Bytes; 4]>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Unavailable {
     /// These pages must be read first. They are asked for, if that is allowed.
-    Pages(SmallVec<[PageId; 8]>),
+    Pages(Vec<PageId>),
     /// What is stored is not what was written.
     Corrupt {
         /// In which segment.
@@ -66,7 +66,7 @@ impl LogReader {
         if let Some(bytes) = self.tail.get(lsn, len) {
             return Ok(SmallVec::from_iter([bytes]));
         }
-        let (mut pieces, mut missing) = (Pieces::new(), SmallVec::new());
+        let (mut pieces, mut missing) = (Pieces::new(), Vec::new());
         let end = position + len as u64;
         let mut at = position;
         while at < end {

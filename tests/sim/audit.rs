@@ -8,7 +8,7 @@ use ringbolt::shard::action::Reply;
 use ringbolt_wire::message::{Fetch, FetchPartition, TopicInfo};
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId};
 
-use super::workload::{Body, Client, Cx};
+use super::workload::{Body, Client, Cx, whole};
 
 #[derive(Debug)]
 pub struct Auditor {
@@ -95,7 +95,7 @@ impl Client for Auditor {
                 );
             }
             Reply::Fetched { partitions, payload } => {
-                self.fetched(partitions[0].status, partitions[0].start_offset.0, &payload.concat());
+                self.fetched(partitions[0].status, partitions[0].start_offset.0, &whole(&payload));
             }
             other => panic!("an audit is answered with {other:?}"),
         }

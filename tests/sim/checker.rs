@@ -16,6 +16,7 @@ use ringbolt_wire::{ErrorCode, Offset, PartitionId, ProducerId, ShardId, TopicId
 use super::check_fetch::{FetchAsked, FetchContext, check_fetched};
 use super::log_model::{LogModel, PartitionFacts, Print};
 use super::topics::Topics;
+use super::workload::whole;
 
 /// A request that waits for its answer.
 #[derive(Clone, Debug)]
@@ -211,7 +212,7 @@ impl Checker {
                 self.check_ack(print, ack);
             }
             (Asked::Fetch(asked), Reply::Fetched { partitions, payload }) => {
-                let whole = payload.concat();
+                let whole = whole(payload);
                 let alive: Vec<bool> =
                     asked.fetch.partitions.iter().map(|p| self.topics.is_alive(p.partition.topic)).collect();
                 let (model, damaged) = (&self.logs[shard], self.damaged);

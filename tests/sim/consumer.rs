@@ -6,7 +6,7 @@ use ringbolt::shard::action::Reply;
 use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition, OffsetSpec};
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId};
 
-use super::workload::{Body, Client, Cx};
+use super::workload::{Body, Client, Cx, whole};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -137,7 +137,7 @@ impl Client for Consumer {
                 self.positions.remove(&partition);
             }
             (Question::Fetch(wanted), Reply::Fetched { partitions, payload }) => {
-                let payload = payload.concat();
+                let payload = whole(&payload);
                 let mut at = 0;
                 for (want, got) in wanted.iter().zip(&partitions) {
                     let end = at + got.payload_len as usize;

@@ -6,7 +6,7 @@
 //! once. It knows nothing of commits.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use ringbolt::limits::BLOCK_LEN;
@@ -23,6 +23,18 @@ const SECTOR_LEN: usize = 512;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+
+/// What becomes of an unfinished write at a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Lost,
+    Kept,
+    /// Only the sectors from the second one on, so that what remains has no
+    /// beginning.
+    Beheaded,
+    /// Only the first half of its sectors.
+    CutShort,
+}
 
 /// How a disk behaves.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +65,8 @@ pub struct Disk {
     prepares: BTreeSet<SegmentSeq>,
     full: bool,
     fail_next_write: bool,
+    /// What is to become of unfinished writes, oldest first, instead of chance.
+    fates: VecDeque<Fate>,
 }
 
 #[derive(Debug)]
@@ -85,7 +99,13 @@ impl Disk {
             prepares: BTreeSet::new(),
             full: false,
             fail_next_write: false,
+            fates: VecDeque::new(),
         }
+    }
+
+    /// Decides what the next crash does to unfinished writes, oldest first.
+    pub fn set_fates(&mut self, fates: &[Fate]) {
+        self.fates = fates.iter().copied().collect();
     }
 
     /// Starts a write; returns how long it will take, in µs.
@@ -233,6 +253,15 @@ impl Disk {
     }
 
     fn strike(&mut self, write: &PendingWrite) {
+        if let Some(fate) = self.fates.pop_front() {
+            let sectors = write.data.len() / SECTOR_LEN;
+            return self.store(write, |sector| match fate {
+                Fate::Lost => false,
+                Fate::Kept => true,
+                Fate::Beheaded => sector > 0,
+                Fate::CutShort => sector < sectors / 2,
+            });
+        }
         let mut rng = self.rng.fork();
         match rng.below(10) {
             0..4 => {}

@@ -159,6 +159,21 @@ impl Simulation {
         self.seats.len() - 1
     }
 
+    /// For a scripted run.
+    pub fn new_session(&mut self) -> u64 {
+        self.numbers.new_session()
+    }
+
+    /// For a scripted run.
+    pub fn new_correlation(&mut self) -> u64 {
+        self.numbers.new_correlation()
+    }
+
+    /// The session that a client has now.
+    pub fn session_of(&self, seat: usize) -> u64 {
+        self.seats[seat].client.session()
+    }
+
     pub(super) fn cx<'a>(
         rng: &'a mut Rng,
         numbers: &'a mut Numbers,
@@ -359,7 +374,7 @@ impl Simulation {
         }
     }
 
-    fn hand_in(&mut self, outgoing: Outgoing) {
+    pub fn hand_in(&mut self, outgoing: Outgoing) {
         let now = self.clock.now();
         let asked = self.asked(&outgoing.body, outgoing.shard);
         self.trace.line(

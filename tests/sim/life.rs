@@ -100,7 +100,8 @@ impl Simulation {
 
     /// Who waits for what, for a report.
     fn waiting(&self) -> String {
-        let held: Vec<_> = self.seats.iter().flat_map(|seat| seat.held.front()).collect();
+        let held = self.seats.iter().filter_map(|seat| seat.held.front());
+        let held: Vec<_> = held.map(|out| (out.shard, out.session, out.correlation)).collect();
         let pools: Vec<_> =
             self.nodes.iter().map(|node| (node.pool.taken(), node.pool.most_taken())).collect();
         let open: Vec<_> = self.checker.open.iter().filter(|(_, open)| !open.may_be_dropped()).collect();

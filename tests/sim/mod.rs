@@ -27,6 +27,7 @@ pub mod producer;
 pub mod profile;
 pub mod rng;
 pub mod rot;
+pub mod script;
 pub mod topics;
 pub mod trace;
 pub mod workload;

@@ -93,6 +93,18 @@ pub struct Numbers {
     last_nonce: u64,
 }
 
+impl Numbers {
+    pub fn new_session(&mut self) -> u64 {
+        self.last_session += 1;
+        self.last_session
+    }
+
+    pub fn new_correlation(&mut self) -> u64 {
+        self.last_correlation += 1;
+        self.last_correlation
+    }
+}
+
 /// How clients behave in one simulation.
 #[derive(Clone, Debug)]
 pub struct Habits {
@@ -139,15 +151,13 @@ pub trait Client: std::fmt::Debug {
 
 impl Cx<'_> {
     pub fn send(&mut self, session: u64, shard: usize, body: Body) -> u64 {
-        self.numbers.last_correlation += 1;
-        let correlation = self.numbers.last_correlation;
+        let correlation = self.numbers.new_correlation();
         self.wishes.push(Wish::Send(Outgoing { session, correlation, shard, body }));
         correlation
     }
 
     pub fn new_session(&mut self) -> u64 {
-        self.numbers.last_session += 1;
-        self.numbers.last_session
+        self.numbers.new_session()
     }
 
     pub fn wake_in(&mut self, us: u64) {
@@ -185,6 +195,14 @@ impl Cx<'_> {
         let room = MAX_BATCH_LEN as usize - BATCH_HEADER_LEN;
         let per_record = room / count as usize - RECORD_HEADER_LEN - KEY_LEN;
         BatchSpec { nonce, count: count as u32, value_len: (value_len as usize).min(per_record) }
+    }
+}
+
+/// The pieces of an answer's payload in one, copied only if there are several.
+pub fn whole(payload: &[Bytes]) -> Bytes {
+    match payload {
+        [one] => one.clone(),
+        pieces => pieces.concat().into(),
     }
 }
 

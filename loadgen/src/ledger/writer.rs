@@ -143,6 +143,14 @@ impl LedgerSink {
         if self.chunk.len() >= CHUNK { self.hand_over() } else { Ok(()) }
     }
 
+    /// A sink whose chunks can be looked at.
+    #[cfg(test)]
+    pub fn visible() -> (LedgerSink, Receiver<Vec<Entry>>) {
+        let (queue, chunks) = crossbeam::channel::unbounded();
+        let (_, recycled) = bounded(0);
+        (LedgerSink { queue: Some(queue), recycled, chunk: Vec::new() }, chunks)
+    }
+
     /// Whether anything is kept at all.
     pub fn is_kept(&self) -> bool {
         self.queue.is_some()

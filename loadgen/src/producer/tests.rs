@@ -1,1 +1,289 @@
-//! to come
+//! A fleet against a broker made of a few lines that refuses, forgets to answer
+//! and hangs up: every message must be there once, in order, and the books must
+//! say exactly what happened.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crossbeam::channel::Receiver;
+use proptest::prelude::*;
+use ringbolt_wire::message::{Hello, HelloAck, ProduceAck, ProducerOpened};
+use ringbolt_wire::{
+    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Response, Sequence, TopicId,
+};
+
+use super::*;
+use crate::fleet::{Fleet, Plan, Turn};
+use crate::frame::FrameMaker;
+use crate::judge::{Judge, Verdict};
+use crate::ledger::{LedgerSink, RunInfo};
+use crate::payload::Filler;
+use crate::signals::Signals;
+use crate::stats::{Clock, recorder};
+
+const RUN: u64 = 99;
+
+/// What the broker does with a produce request.
+#[derive(Clone, Copy, Debug)]
+enum Mood {
+    Store,
+    RefuseForNow,
+    RefuseForGood,
+    /// Stores, and hangs up before the answer is out.
+    StoreAndHangUp,
+    HangUp,
+}
+
+#[derive(Default)]
+struct FakeBroker {
+    log: HashMap<PartitionId, Vec<Vec<u8>>>,
+    ends: HashMap<PartitionId, u64>,
+    /// By producer and partition: the next sequence, and where each batch went.
+    next: HashMap<(ProducerId, PartitionId), (u64, HashMap<u64, u64>)>,
+    producers: u64,
+    moods: Vec<Mood>,
+}
+
+impl FakeBroker {
+    /// Answers to these requests, and whether the connection is kept.
+    fn serve(&mut self, mut input: &[u8]) -> (Vec<u8>, bool) {
+        let mut out = Vec::new();
+        while !input.is_empty() {
+            let header = FrameHeader::decode(input, u32::MAX).unwrap().unwrap();
+            header.verify(input).unwrap();
+            let (frame, rest) = input.split_at(header.frame_len());
+            input = rest;
+            let meta = &frame[32..header.head_len()];
+            let request = Request::decode(header.opcode, meta, header.payload_len).unwrap();
+            let answer = match request {
+                Request::Hello(hello) => Some(greet(&hello)),
+                Request::OpenProducer(open) => Some(self.open(open)),
+                Request::Produce { .. } => self.produce(&frame[header.head_len()..]),
+                other => panic!("{other:?}"),
+            };
+            let Some(answer) = answer else { return (out, false) };
+            answer.encode(&mut out, header.opcode, header.correlation, 0);
+        }
+        (out, true)
+    }
+
+    fn open(&mut self, open: OpenProducer) -> Response {
+        let mut producer = open.producer;
+        if producer == ProducerId::NONE {
+            self.producers += 1;
+            producer = ProducerId(self.producers);
+        }
+        let next = self.next.entry((producer, open.partition)).or_default().0;
+        Response::ProducerOpened(ProducerOpened {
+            producer,
+            epoch: Epoch(1),
+            next_sequence: Sequence(next),
+            last_offset: Offset::UNKNOWN,
+        })
+    }
+
+    fn produce(&mut self, batch: &[u8]) -> Option<Response> {
+        let view = BatchView::parse(batch, u32::MAX).unwrap();
+        let (header, partition) = (view.header(), view.header().partition());
+        let (first, count) = (header.base_sequence().0, u64::from(header.count()));
+        let mood = self.moods.pop().unwrap_or(Mood::Store);
+        match mood {
+            Mood::HangUp => return None,
+            Mood::RefuseForNow => return Some(Response::Error(ErrorResponse::new(ErrorCode::Overloaded, ""))),
+            Mood::RefuseForGood => {
+                return Some(Response::Error(ErrorResponse::new(ErrorCode::FencedProducer, "")));
+            }
+            Mood::Store | Mood::StoreAndHangUp => {}
+        }
+        let (next, places) = self.next.get_mut(&(header.producer_id(), partition)).expect("it was opened");
+        if first > *next {
+            return Some(Response::Error(ErrorResponse::new(ErrorCode::OutOfOrderSequence, "")));
+        }
+        let duplicate = first < *next;
+        if !duplicate {
+            *next = first + count;
+            let end = self.ends.entry(partition).or_default();
+            places.insert(first, *end);
+            let mut bytes = batch.to_vec();
+            BatchHeader::set_placement(&mut bytes, Offset(*end), 1);
+            *end += count;
+            self.log.entry(partition).or_default().push(bytes);
+        }
+        let ack =
+            ProduceAck { base_offset: Offset(places[&first]), commit_time_us: 1, copies: 1, duplicate };
+        (!matches!(mood, Mood::StoreAndHangUp)).then_some(Response::Produced(ack))
+    }
+}
+
+fn greet(hello: &Hello) -> Response {
+    assert!(hello.affinity.is_some());
+    Response::Hello(HelloAck {
+        version: 1,
+        copies: 1,
+        shards: 1,
+        features: 0,
+        max_frame_len: 64 << 20,
+        max_batch_len: 16 << 20,
+        max_in_flight: 5,
+        boot: 1,
+        broker_id: [0; 16],
+    })
+}
+
+struct Case {
+    fleet: Fleet,
+    broker: FakeBroker,
+    chunks: Receiver<Vec<Entry>>,
+    now: u64,
+    up: Vec<bool>,
+}
+
+impl Case {
+    fn new(producers: u32, partitions: u32, in_flight: u32, count: u64, moods: Vec<Mood>) -> Case {
+        let (mut ledger, chunks) = LedgerSink::visible();
+        ledger.push(Entry::RunStarted(Box::new(RunInfo { run: RUN, ..RunInfo::default() }))).unwrap();
+        let ctx = Context {
+            parameters: Parameters {
+                run: RUN,
+                batch: 3,
+                in_flight,
+                timeout: 60_000_000_000,
+                rate: None,
+                producers,
+                echo: false,
+                wall_us: 1_000,
+            },
+            maker: FrameMaker::new(Filler::new(1, 50)),
+            clock: Clock::start(),
+            recorder: recorder().0,
+            ledger,
+            tally: Tally::default(),
+            phase: Phase::Opening,
+            acked_end: vec![0; partitions as usize],
+            streams: 0,
+            failure: None,
+            ledger_error: None,
+        };
+        let all = |p: u32| (0..partitions).filter(move |i| i % producers == p % partitions.max(1));
+        let producers: Vec<Producer> = (0..producers)
+            .map(|p| {
+                let own: Vec<_> = all(p).map(|i| PartitionId::new(TopicId(1), i)).collect();
+                let own = if own.is_empty() { vec![PartitionId::new(TopicId(1), 0)] } else { own };
+                Producer::new(p, own, Some(count))
+            })
+            .collect();
+        let up = vec![false; producers.len()];
+        let plan = Plan { warmup: 0, measured: None };
+        let fleet = Fleet::new(producers, ctx, plan, Arc::new(Signals::default()));
+        let broker = FakeBroker { moods, ..FakeBroker::default() };
+        Case { fleet, broker, chunks, now: 1, up }
+    }
+
+    /// Drives the fleet, in an order that does not matter, until its run is over.
+    fn run(&mut self) {
+        for _ in 0..100_000 {
+            self.now += 200_000;
+            if self.fleet.poll(self.now) == Turn::Done {
+                return;
+            }
+            for index in 0..self.up.len() {
+                self.step(index);
+            }
+        }
+        panic!("the run does not end");
+    }
+
+    fn step(&mut self, index: usize) {
+        let now = self.now;
+        if !self.up[index] {
+            if self.fleet.producers[index].connect_at().is_some_and(|at| at <= now) {
+                self.fleet.connected(index, now);
+                self.up[index] = true;
+            }
+            return;
+        }
+        self.fleet.fill(index, now);
+        let Some(output) = self.fleet.producers[index].take_output() else { return };
+        let (answers, kept) = self.broker.serve(&output);
+        self.fleet.producers[index].recycle(output);
+        // In pieces, as a network would.
+        for piece in answers.chunks(37) {
+            assert!(self.fleet.received(index, piece, now), "{:?}", self.fleet.ctx.failure);
+        }
+        if !kept {
+            self.up[index] = false;
+            self.fleet.disconnected(index, now);
+        }
+    }
+
+    fn verdict(self) -> (Verdict, Tally, Option<String>) {
+        let finished = self.fleet.finish();
+        let mut judge = Judge::default();
+        while let Ok(chunk) = self.chunks.try_recv() {
+            chunk.iter().for_each(|entry| judge.entry(entry));
+        }
+        for batch in self.broker.log.values().flatten() {
+            judge.batch(&BatchView::parse(batch, u32::MAX).unwrap(), |stamp| assert_eq!(stamp.run, RUN));
+        }
+        (judge.verdict(), finished.tally, finished.failure)
+    }
+}
+
+fn mood() -> impl Strategy<Value = Mood> {
+    prop_oneof![
+        5 => Just(Mood::Store),
+        2 => Just(Mood::RefuseForNow),
+        1 => Just(Mood::StoreAndHangUp),
+        1 => Just(Mood::HangUp),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_refused_or_cut_off_is_sent_again_and_stored_once(
+        producers in 1u32..4,
+        partitions in 1u32..6,
+        in_flight in 1u32..9,
+        count in 1u64..80,
+        moods in prop::collection::vec(mood(), 0..120),
+    ) {
+        let mut case = Case::new(producers, partitions, in_flight, count, moods);
+        case.run();
+        let (verdict, tally, failure) = case.verdict();
+        prop_assert_eq!(failure, None);
+        prop_assert!(verdict.is_good() && verdict.complete, "{:?}", verdict);
+        let all = count * u64::from(producers);
+        prop_assert_eq!((verdict.sent, verdict.acked, verdict.read), (all, all, all));
+        prop_assert_eq!((tally.sent, tally.acked, tally.unknown, tally.refused), (all, all, 0, 0));
+    }
+
+    /// A final refusal ends a stream. What it leaves behind is refused or
+    /// unknown, and the judge finds that consistent with what is stored.
+    #[test]
+    fn a_final_refusal_leaves_no_contradiction_behind(
+        in_flight in 1u32..9,
+        before in prop::collection::vec(mood(), 0..20),
+    ) {
+        let mut moods = vec![Mood::RefuseForGood];
+        moods.extend(before);
+        let mut case = Case::new(2, 1, in_flight, 100, moods);
+        case.run();
+        let (verdict, tally, failure) = case.verdict();
+        prop_assert!(failure.is_some());
+        prop_assert!(verdict.is_good() && verdict.complete, "{:?}", verdict);
+        prop_assert_eq!(verdict.refused, tally.refused);
+        prop_assert_eq!(verdict.unknown(), tally.unknown);
+        prop_assert_eq!(verdict.acked, tally.acked);
+        prop_assert_eq!(tally.acked + tally.refused + tally.unknown, tally.sent);
+    }
+}
+
+#[test]
+fn a_broker_that_never_answers_again_leaves_unknowns() {
+    let mut case = Case::new(1, 1, 4, 1000, vec![Mood::HangUp; 100_000]);
+    case.run();
+    let (verdict, tally, failure) = case.verdict();
+    assert!(failure.unwrap().contains("gave up"));
+    assert_eq!((tally.acked, tally.unknown), (0, 12));
+    assert_eq!((verdict.unknown_absent, verdict.unknown_present), (12, 0));
+}

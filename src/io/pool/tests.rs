@@ -59,7 +59,7 @@ fn pieces_know_their_registered_buffer_and_strangers_do_not() {
     assert_eq!(pool.fixed_index(&rest), Some(0));
     assert_eq!(pool.fixed_index(&rest.freeze().slice(100..101)), Some(0));
     assert_eq!(pool.fixed_index(&[]), None);
-    assert_eq!(pool.fixed_index(&vec![0; 100]), None);
+    assert_eq!(pool.fixed_index(&[0; 100]), None);
 }
 
 #[test]
@@ -125,7 +125,8 @@ fn pieces_keep_their_contents_across_threads_and_all_return() {
     let rounds = if cfg!(miri) { 4 } else { 20_000 };
     let pool = pool(4);
     let threads = 3;
-    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel::<(u8, Bytes)>()).unzip();
+    type Marked = (u8, Bytes);
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel::<Marked>()).unzip();
     std::thread::scope(|scope| {
         for (me, receiver) in receivers.into_iter().enumerate() {
             let (mut pool, senders) = (pool.clone(), senders.clone());

@@ -285,6 +285,49 @@ fn a_first_attempt_answered_as_duplicate_was_not_written() {
 }
 
 #[test]
+fn while_late_attempts_may_come_batches_go_one_by_one() {
+    let mut state = producer(3, &[1, 2, 3, 4, 5, 6]);
+    sends(&mut state, 0);
+    state.on_disconnected();
+    connect(&mut state, false, 0, 0);
+    let sent = sends(&mut state, 0);
+    state.on_refused(sent[0].0, refusal(ErrorCode::Overloaded, 0), 0);
+    state.on_refused(sent[1].0, refusal(ErrorCode::MalformedBatch, 0), 0);
+    state.on_refused(sent[2].0, refusal(ErrorCode::OutOfOrderSequence, 0), 0);
+    let ended = finished(&mut state, 0);
+    assert!(matches!(&ended[..], [(2, Err(Failure::Unknown { .. }))]));
+    let at = retry_at(&mut state, 0);
+    reopen(&mut state, at, true, 1, 0);
+    let ended = finished(&mut state, at);
+    assert!(matches!(&ended[..], [(3, Err(Failure::Unknown { .. }))]), "a late attempt may fill the hole");
+    let sent = sends(&mut state, at);
+    assert_eq!(what(&sent), [(1, 0, 1)]);
+    // Found where the lost attempt put it: that says nothing of the new epoch.
+    state.on_acked(sent[0].0, ProduceAck { duplicate: true, ..ack(0) });
+    assert!(matches!(&finished(&mut state, at)[..], [(1, Ok(_))]));
+    let sent = sends(&mut state, at);
+    assert_eq!(what(&sent), [(1, 1, 4)]);
+    state.on_acked(sent[0].0, ack(1));
+    finished(&mut state, at);
+    assert_eq!(what(&sends(&mut state, at)), [(1, 2, 5), (1, 3, 6)]);
+}
+
+#[test]
+fn a_resumed_producer_sends_its_first_batch_alone() {
+    let config = ProducerConfig { producer: PRODUCER, resume: true, take_over: true, ..config(3) };
+    let mut state = ProducerState::new(PARTITION, config, 1);
+    for tag in [1, 2, 3] {
+        state.push(batch(tag, 1), 100 * SECOND, tag);
+    }
+    connect(&mut state, true, 4, 9);
+    let sent = sends(&mut state, 0);
+    assert_eq!(what(&sent), [(4, 9, 1)]);
+    state.on_acked(sent[0].0, ack(0));
+    finished(&mut state, 0);
+    assert_eq!(what(&sends(&mut state, 0)), [(4, 10, 2), (4, 11, 3)]);
+}
+
+#[test]
 fn silence_asks_for_a_new_connection() {
     let mut state = producer(1, &[1]);
     sends(&mut state, 0);
