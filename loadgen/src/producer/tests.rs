@@ -89,7 +89,9 @@ impl FakeBroker {
         let mood = self.moods.pop().unwrap_or(Mood::Store);
         match mood {
             Mood::HangUp => return None,
-            Mood::RefuseForNow => return Some(Response::Error(ErrorResponse::new(ErrorCode::Overloaded, ""))),
+            Mood::RefuseForNow => {
+                return Some(Response::Error(ErrorResponse::new(ErrorCode::Overloaded, "")));
+            }
             Mood::RefuseForGood => {
                 return Some(Response::Error(ErrorResponse::new(ErrorCode::FencedProducer, "")));
             }
@@ -109,8 +111,7 @@ impl FakeBroker {
             *end += count;
             self.log.entry(partition).or_default().push(bytes);
         }
-        let ack =
-            ProduceAck { base_offset: Offset(places[&first]), commit_time_us: 1, copies: 1, duplicate };
+        let ack = ProduceAck { base_offset: Offset(places[&first]), commit_time_us: 1, copies: 1, duplicate };
         (!matches!(mood, Mood::StoreAndHangUp)).then_some(Response::Produced(ack))
     }
 }

@@ -52,7 +52,6 @@ pub(super) fn checks(sys: &Sys, data: &DataDir) -> Vec<Check> {
         durable_write(data),
         file_system(data),
         mount_options(data),
-        file_times(sys, data),
         write_cache(data),
         scheduler(sys, data),
         queue_depth(sys, data),
@@ -102,34 +101,6 @@ fn mount_options(data: &DataDir) -> Check {
               acknowledged goes with the power",
         )
         .how("mount -o remount,barrier=1; strike the option from /etc/fstab")
-}
-
-/// A journal keeps the times of files out of a data flush; `lazytime` keeps them
-/// in memory.
-fn file_times(sys: &Sys, data: &DataDir) -> Check {
-    let ext4 = data.mount.as_ref().filter(|mount| mount.fs == "ext4");
-    let device = ext4.and_then(|mount| mount.source.strip_prefix("/dev/"));
-    let journals = sys.path("/proc/fs/jbd2");
-    let journal = device.filter(|name| sys.path(&format!("/proc/fs/ext4/{name}")).is_dir()).map(|name| {
-        let of_device = format!("{name}-");
-        let entries = std::fs::read_dir(&journals).into_iter().flatten().flatten();
-        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(&of_device))
-    });
-    let lazy = data.mount.as_ref().is_some_and(|mount| mount.options.split(',').any(|o| o == "lazytime"));
-    let (found, good) = match (ext4, journal) {
-        (None, _) => (data.mount.as_ref().map(|mount| format!("{}'s own way", mount.fs)), true),
-        (Some(_), Some(true)) => (Some("kept in the journal".into()), true),
-        (Some(_), Some(false)) if lazy => (Some("no journal; lazytime".into()), true),
-        (Some(_), Some(false)) => (Some("no journal; written at once".into()), false),
-        (Some(_), None) => (None, true),
-    };
-    Check::new("file times", "not written with a data flush")
-        .found(found, Verdict::advice_unless(good))
-        .why(
-            "ext4 without a journal writes a file's changed time, a block of its own, with the first flush \
-              in each tick of the clock",
-        )
-        .how("mount -o remount,lazytime; or a file system with a journal")
 }
 
 fn write_cache(data: &DataDir) -> Check {
@@ -195,20 +166,6 @@ mod tests {
             device: None,
             support: Ok(StorageSupport { mount: None, alignment: None }),
         }
-    }
-
-    #[test]
-    fn times_are_a_matter_only_of_ext4_without_journal_and_lazytime() {
-        let dir = tempfile::tempdir().unwrap();
-        let sys = Sys::at(dir.path());
-        assert_eq!(file_times(&sys, &data("ext4", "rw")).verdict, Verdict::Unknown);
-        std::fs::create_dir_all(sys.path("/proc/fs/ext4/sda")).unwrap();
-        std::fs::create_dir_all(sys.path("/proc/fs/jbd2/sdb-8")).unwrap();
-        assert!(!file_times(&sys, &data("ext4", "rw")).ok);
-        assert!(file_times(&sys, &data("ext4", "rw,lazytime")).ok);
-        assert!(file_times(&sys, &data("xfs", "rw")).ok);
-        std::fs::create_dir_all(sys.path("/proc/fs/jbd2/sda-8")).unwrap();
-        assert!(file_times(&sys, &data("ext4", "rw")).ok);
     }
 
     #[test]

@@ -50,8 +50,9 @@ pub enum StorageError {
     },
     /// The file system does not write around its cache.
     #[error(
-        "{} lies on {fs}, which does not support O_DIRECT. Use a directory on ext4, xfs or btrfs, \
-         or give serve --allow-buffered, which is slower",
+        "{} lies on {fs}, which does not support O_DIRECT as it is mounted (ext4's data=journal, for \
+         one, rules it out). Use a directory on ext4, xfs or btrfs, or give serve --allow-buffered, \
+         which is slower",
         dir.display()
     )]
     NoDirectIo {

@@ -197,19 +197,22 @@ fn dropping_the_ring_waits_for_writes_that_cannot_be_cancelled() {
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT);
     let path = dir.path().join("direct");
-    // Written once before, so that the writes go straight to the device.
-    std::fs::write(&path, vec![0; 16 * CHUNK_LEN]).unwrap();
-    File::open(&path).unwrap().sync_all().unwrap();
-    let file = options.write(true).open(&path).unwrap();
+    let file = options.write(true).create(true).truncate(true).open(&path).unwrap();
     let mut pool = pool_with(16);
     let mut ring = Ring::new(RingConfig { entries: 16, completions: 32 }).unwrap();
     ring.register_pool(&pool).unwrap();
-    for n in 0..16 {
-        let mut chunk = pool.take().unwrap();
-        chunk.fill(0x11);
-        ring.write(token(n), Target::Fd(file.as_raw_fd()), n * CHUNK_LEN as u64, chunk.freeze(), true);
-    }
-    ring.submit().unwrap();
+    let mut write_all = |ring: &mut Ring, byte| {
+        for n in 0..16 {
+            let mut chunk = pool.take().unwrap();
+            chunk.fill(byte);
+            ring.write(token(n), Target::Fd(file.as_raw_fd()), n * CHUNK_LEN as u64, chunk.freeze(), true);
+        }
+        ring.submit().unwrap();
+    };
+    // Once before, so that the writes go straight to the device.
+    write_all(&mut ring, 0);
+    (0..16).for_each(|_| assert_eq!(wait_one(&mut ring).result as usize, CHUNK_LEN));
+    write_all(&mut ring, 0x11);
     drop(ring);
     assert_eq!(pool.available(), 16);
     let mut again: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
