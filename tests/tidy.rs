@@ -190,7 +190,7 @@ fn names(line: &str, word: &str) -> bool {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
         let ends_open = word.ends_with(is_part);
-        !before.is_some_and(is_part) && !(ends_open && after.is_some_and(is_part))
+        !(before.is_some_and(is_part) || ends_open && after.is_some_and(is_part))
     })
 }
 
@@ -214,7 +214,7 @@ fn functions(code: &str) -> Vec<Function> {
         if !lines[i + body].trim_end().ends_with('{') {
             continue;
         }
-        let Some(end) = lines[i + body + 1..].iter().position(|l| closes(l)) else { continue };
+        let Some(end) = lines[i + body + 1..].iter().position(closes) else { continue };
         found.push(Function { name, lines: body + 1 + end + 1 });
     }
     found

@@ -113,6 +113,6 @@ fn consumers(args: &RunArgs, what: ReadFrom, peer: &Peer) -> Result<Vec<Consumer
     }
     let consumers = (args.consumers.max(1) as usize).min(ranges.len());
     Ok((0..consumers)
-        .map(|c| Consumer::cycling(ranges.iter().cloned().skip(c).step_by(consumers), args.fetch_bytes))
+        .map(|c| Consumer::cycling(ranges.iter().skip(c).step_by(consumers).cloned(), args.fetch_bytes))
         .collect())
 }

@@ -24,7 +24,7 @@ use crate::report::{Fetched, Lag, Progress, Quantiles, Report};
 use crate::schedule;
 use crate::signals::Signals;
 use crate::sinks::JudgeSink;
-use crate::stats::{Clock, Intervals, Totals, recorder};
+use crate::stats::{Clock, Intervals, Next, Totals, recorder};
 
 /// What a run leaves behind.
 pub struct Outcome {
@@ -281,14 +281,18 @@ impl Run<'_> {
 pub fn watch(intervals: &Intervals, progress: &Progress, first: &str) -> Totals {
     let mut totals = Totals::default();
     progress.say(first);
-    while let Ok(next) = intervals.next(Duration::from_millis(200)) {
-        let Some(interval) = next else { continue };
-        if let Some(point) = totals.add(&interval) {
-            progress.show(&point);
+    loop {
+        match intervals.next(Duration::from_millis(200)) {
+            Next::Interval(interval) => {
+                if let Some(point) = totals.add(&interval) {
+                    progress.show(&point);
+                }
+                intervals.recycle(interval);
+            }
+            Next::NotYet => {}
+            Next::Ended => return totals,
         }
-        intervals.recycle(interval);
     }
-    totals
 }
 
 /// Every `of`-th of the partitions, from the `index`-th on; or, if there are

@@ -172,13 +172,12 @@ impl Recorder {
 }
 
 impl Intervals {
-    /// The next interval, if one comes within `wait`; `Err` once the filling
-    /// side is gone and all was taken.
-    pub fn next(&self, wait: Duration) -> Result<Option<Box<Interval>>, ()> {
+    /// The next interval, if one comes within `wait`.
+    pub fn next(&self, wait: Duration) -> Next {
         match self.full.recv_timeout(wait) {
-            Ok(interval) => Ok(Some(interval)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(_) => Err(()),
+            Ok(interval) => Next::Interval(interval),
+            Err(error) if error.is_timeout() => Next::NotYet,
+            Err(_) => Next::Ended,
         }
     }
 
@@ -187,6 +186,17 @@ impl Intervals {
         interval.clear();
         let _ = self.empty.try_send(interval);
     }
+}
+
+/// What waiting for an interval brought.
+#[derive(Debug)]
+pub enum Next {
+    /// The next interval.
+    Interval(Box<Interval>),
+    /// None came in time.
+    NotYet,
+    /// The filling side is gone, and all was taken.
+    Ended,
 }
 
 /// One point of the charts over time.
@@ -292,7 +302,7 @@ mod tests {
     use super::*;
 
     fn drain(intervals: &Intervals, totals: &mut Totals) {
-        while let Ok(Some(interval)) = intervals.next(Duration::ZERO) {
+        while let Next::Interval(interval) = intervals.next(Duration::ZERO) {
             totals.add(&interval);
             intervals.recycle(interval);
         }

@@ -71,7 +71,7 @@ impl Profile {
             consumers: rng.between(1, 5) as usize,
             vandals: rng.below(2) as usize,
             network_us: rng.pick(&[5, 50, 500]),
-            lives: rng.between(3, 7),
+            lives: rng.between(3, 9),
             answers: rng.pick(&[40, 150, 500]),
             loses_one_in: rng.pick(&[0, 30, 100]),
             fills_one_in: rng.pick(&[0, 0, 100]),

@@ -152,14 +152,13 @@ impl Echo {
 
     /// The next head, checked, if all of it is there.
     fn head(&mut self, input: &mut &[u8]) -> Result<Option<FrameHeader>, FrameError> {
-        if self.partial.is_empty() {
-            if let Some(header) = FrameHeader::decode(input, u32::MAX)?
-                && input.len() >= header.head_len()
-            {
-                header.verify(input)?;
-                *input = &input[header.head_len()..];
-                return Ok(Some(header));
-            }
+        if self.partial.is_empty()
+            && let Some(header) = FrameHeader::decode(input, u32::MAX)?
+            && input.len() >= header.head_len()
+        {
+            header.verify(input)?;
+            *input = &input[header.head_len()..];
+            return Ok(Some(header));
         }
         loop {
             let header = FrameHeader::decode(&self.partial, u32::MAX)?;

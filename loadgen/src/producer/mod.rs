@@ -46,7 +46,7 @@ pub struct Producer {
     /// As the broker knows it, once it does.
     identity: ProducerId,
     streams: Vec<Stream>,
-    /// Streams that are not opened; the last is the next.
+    /// Streams that are not opened; the last is the next one to be.
     to_open: Vec<u32>,
     opening: u32,
     /// The stream of the next new batch.
@@ -111,7 +111,7 @@ impl Producer {
 
     /// Whether nothing is left to wait for, when no new messages are sent.
     pub fn is_settled(&self) -> bool {
-        self.stopped || self.unsettled == 0
+        self.unsettled == 0
     }
 
     /// Whether its share of a counted run is sent.
@@ -169,13 +169,22 @@ impl Producer {
                     self.opening -= 1;
                     self.to_open.push(number);
                 }
-                Tag::Batch(batch) => {
-                    let stream = &mut self.streams[batch.stream as usize];
-                    self.again += u32::from(!stream.has_again());
-                    stream.interrupted(batch);
-                }
+                Tag::Batch(batch) => self.interrupted(ctx, batch),
             }
         }
+    }
+
+    /// A batch's connection is gone.
+    fn interrupted(&mut self, ctx: &mut Context, batch: Batch) {
+        let stream = &mut self.streams[batch.stream as usize];
+        if stream.usable == Use::Open {
+            self.again += u32::from(!stream.has_again());
+            stream.interrupted(batch);
+            return;
+        }
+        stream.settled();
+        self.unsettled -= 1;
+        self.given_up(ctx, batch, None);
     }
 
     /// Takes received bytes.
@@ -288,9 +297,7 @@ impl Producer {
 
     /// Gives up everything, as after a time without any progress.
     pub fn stop(&mut self, ctx: &mut Context) {
-        if self.stopped {
-            return;
-        }
+        self.tell(ctx);
         if let Some(link) = self.link.take() {
             for tag in link.into_unanswered() {
                 if let Tag::Batch(batch) = tag {
@@ -299,7 +306,6 @@ impl Producer {
                 }
             }
         }
-        self.tell(ctx);
         // Without a code: whatever was refused last may have been done before.
         (0..self.streams.len() as u32).for_each(|number| self.stop_stream(ctx, number, None));
         assert_eq!(self.unsettled, 0, "every batch has an outcome");
@@ -309,7 +315,7 @@ impl Producer {
     /// Gives up if nothing was answered for too long.
     pub fn check_timeout(&mut self, ctx: &mut Context, now: u64) {
         let waits = self.unsettled > 0 || !self.is_ready();
-        if !self.stopped && waits && now.saturating_sub(self.last_progress) > ctx.parameters.timeout {
+        if waits && now.saturating_sub(self.last_progress) > ctx.parameters.timeout {
             let seconds = ctx.parameters.timeout / 1_000_000_000;
             let index = self.index;
             ctx.fail(|| format!("producer {index} got no answer for {seconds} s and gave up"));

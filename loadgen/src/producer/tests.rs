@@ -9,7 +9,7 @@ use crossbeam::channel::Receiver;
 use proptest::prelude::*;
 use ringbolt_wire::message::{Hello, HelloAck, ProduceAck, ProducerOpened};
 use ringbolt_wire::{
-    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Response, Sequence, TopicId,
+    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Response, Sequence, TopicId,
 };
 
 use super::*;
@@ -148,7 +148,7 @@ impl Case {
                 run: RUN,
                 batch: 3,
                 in_flight,
-                timeout: 60_000_000_000,
+                timeout: 5_000_000_000,
                 rate: None,
                 producers,
                 echo: false,

@@ -1,0 +1,110 @@
+//! The real broker is killed under load, again and again, and what the ledger
+//! says was acknowledged is looked for afterwards.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+const KILLS: usize = 20;
+
+/// The broker's binary: it lies beside the load generator's, and is built here
+/// when only this package's tests are.
+fn broker_binary() -> PathBuf {
+    let loadgen = Path::new(env!("CARGO_BIN_EXE_loadgen"));
+    let broker = loadgen.with_file_name("ringbolt");
+    if !broker.exists() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let built =
+            Command::new(env!("CARGO")).args(["build", "--bin", "ringbolt"]).current_dir(root).status();
+        assert!(built.expect("cargo runs").success());
+    }
+    broker
+}
+
+fn free_port() -> u16 {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("it is bound").port()
+}
+
+/// Starts a broker and waits until it listens.
+fn serve(data: &Path, port: u16) -> Child {
+    let mut broker = Command::new(broker_binary())
+        .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--memory", "96MiB"])
+        .args(["--segment-size", "16MiB", "--shards", "2", "--data"])
+        .arg(data)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the broker starts");
+    let out = broker.stdout.take().expect("it is piped");
+    let line = BufReader::new(out).lines().next().expect("the broker says that it listens").expect("UTF-8");
+    assert!(line.starts_with("listening on "), "{line}");
+    broker
+}
+
+fn loadgen(args: &[&str], ledger: &Path, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.args(args).args(["--addr", &format!("127.0.0.1:{port}"), "--ledger"]).arg(ledger);
+    command
+}
+
+/// Judges a ledger: the exit code, and the report.
+fn verify(ledger: &Path, port: u16, folder: &Path) -> (Option<i32>, Value) {
+    let json = folder.join("verify.json");
+    let status = loadgen(&["verify"], ledger, port).arg("--json").arg(&json).stdout(Stdio::null()).status();
+    let report = std::fs::read_to_string(&json).expect("verify writes its report");
+    (status.expect("loadgen runs").code(), serde_json::from_str(&report).expect("it is JSON"))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_over_twenty_kills_under_load() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let (data, ledger, port) = (folder.path().join("data"), folder.path().join("ledger"), free_port());
+    let mut broker = serve(&data, port);
+    let run =
+        ["run", "--producers", "8", "--in-flight", "16", "--partitions", "4", "--size", "500", "--quiet"];
+    let mut load = loadgen(&run, &ledger, port)
+        .args(["--duration", "18s", "--warmup", "0s"])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("loadgen starts");
+    for kill in 0..KILLS {
+        // Not in step with anything that the broker does at regular times.
+        std::thread::sleep(Duration::from_millis(300 + (kill as u64 * 173) % 500));
+        broker.kill().expect("SIGKILL");
+        broker.wait().expect("it was a child");
+        broker = serve(&data, port);
+    }
+    assert!(load.wait().expect("it was a child").success(), "loadgen outlives the broker's deaths");
+    let (code, report) = verify(&ledger, port, folder.path());
+    broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
+    for fault in ["lost", "duplicated", "reordered", "corrupted"] {
+        assert_eq!(report[fault], 0, "{fault}: {report}");
+    }
+    assert!(report["acked"].as_u64().is_some_and(|acked| acked > 10_000), "{report}");
+    assert_eq!(code, Some(0));
+}
+
+#[test]
+fn a_broker_that_lost_everything_is_found_out() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let (data, ledger, port) = (folder.path().join("data"), folder.path().join("ledger"), free_port());
+    let mut broker = serve(&data, port);
+    let run = ["run", "--producers", "2", "--count", "1000", "--quiet"];
+    let load = loadgen(&run, &ledger, port).stdout(Stdio::null()).status();
+    assert!(load.expect("loadgen runs").success());
+    broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
+    std::fs::remove_dir_all(&data).expect("the data directory can be removed");
+    let mut broker = serve(&data, port);
+    let create = ["topic", "create", "loadgen", "--addr", &format!("127.0.0.1:{port}")];
+    let created = Command::new(broker_binary()).args(create).stdout(Stdio::null()).status();
+    assert!(created.expect("the command runs").success());
+    let (code, report) = verify(&ledger, port, folder.path());
+    broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
+    assert_eq!(code, Some(1));
+    assert_eq!(report["lost"], 1000, "{report}");
+}
