@@ -377,6 +377,34 @@ fn recovery_damage_to_the_last_acknowledged_commit_is_refused_after_a_while() {
     assert!(matches!(refused, Err(RecoveryError::Acknowledged { .. })), "{refused:?}");
 }
 
+/// A footer sums up its segment. Where it is damaged, the segment itself still
+/// says all; what it holds must not be hidden behind later footers that are
+/// whole.
+#[test]
+fn recovery_damaged_footer_or_trailer_hides_nothing() {
+    for segment in 0..3 {
+        for from_the_end in [4096 + 30, 4096 - 20] {
+            let mut script = Script::new(calm_profile());
+            let partition = script.create("t");
+            fill_up_to(&mut script, partition, 3);
+            let end = script.end(partition);
+            crash(&mut script, &[]);
+            let len = script.sim.profile.segment_len as usize;
+            let trailer = script.sim.nodes[0].disk.file(SegmentSeq(segment)).expect("it is there");
+            let footer = u64::from_le_bytes(trailer[len - 4096 + 40..][..8].try_into().expect("eight bytes"));
+            let place = if from_the_end > 4096 { footer as usize + 30 } else { len - from_the_end };
+            script.sim.nodes[0].disk.flip(SegmentSeq(segment), place, 0);
+            script.sim.checker.damaged = true;
+            if let Err(refused) = script.sim.boot() {
+                assert!(matches!(refused, RecoveryError::Acknowledged { .. }), "{refused:?}");
+                continue;
+            }
+            script.sim.audit();
+            assert_eq!(script.end(partition), end);
+        }
+    }
+}
+
 #[test]
 fn stop_answers_what_is_under_way_and_refuses_what_comes_later() {
     let mut script = Script::new(calm_profile());

@@ -18,13 +18,13 @@ use sim::rot::{Hit, Start};
 use sim::trace::Trace;
 
 /// Seeds that every run of the tests covers.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 500;
 
 /// Lines of a trace that a failure shows.
 const SHOWN_LINES: u64 = 60;
 
 /// Seeds that end with a flipped bit.
-const DAMAGED_SEEDS: u64 = 150;
+const DAMAGED_SEEDS: u64 = 200;
 
 /// Something that runs one seed.
 type Run = fn(u64, &Trace) -> History;

@@ -120,6 +120,29 @@ fn the_list_of_long_functions_only_shrinks() {
     }
 }
 
+#[test]
+fn documentation_names_only_flags_that_exist() {
+    let flags: Vec<String> = sources().iter().flat_map(|source| defined_flags(&source.text)).collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    let mut report = String::new();
+    for (path, text) in documents() {
+        for (line, flag) in unknown_flags(&text, &flags) {
+            let _ = writeln!(report, "{path}:{line}: --{flag} is no flag of ringbolt or loadgen");
+        }
+    }
+    assert!(report.is_empty(), "\n{report}");
+}
+
+#[test]
+fn ci_runs_the_test_command_of_the_readme() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read =
+        |name: &str| std::fs::read_to_string(root.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let command = "cargo test --workspace";
+    assert!(read("README.md").lines().any(|line| line.trim() == command));
+    assert!(read(".ci/run").lines().any(|line| line.trim() == format!("step {command}")));
+}
+
 fn layers(source: &Source) -> Vec<String> {
     if !source.is_in(PURE) {
         return Vec::new();
@@ -169,6 +192,52 @@ fn unfinished(source: &Source) -> Vec<String> {
 /// A file opens by saying what it is.
 fn head_comment(source: &Source) -> Vec<String> {
     if source.text.starts_with("//! ") { Vec::new() } else { vec!["it does not open with //!".into()] }
+}
+
+/// Programs that documentation names beside ours, each with its own flags.
+const OTHER_PROGRAMS: &[&str] =
+    &["cargo", "redis-server", "redis-benchmark", "perf ", "docker", "podman", "fio "];
+
+/// The long flags that a file defines with clap: named, or after their field.
+fn defined_flags(text: &str) -> Vec<String> {
+    let mut flags = vec!["help".to_owned(), "version".to_owned()];
+    let mut rest = text;
+    while let Some(at) = rest.find("#[arg(") {
+        rest = &rest[at + "#[arg(".len()..];
+        let Some(end) = rest.find(")]\n") else { break };
+        let (attribute, after) = (&rest[..end], &rest[end + 3..]);
+        let named = attribute.split_once("long = \"").and_then(|(_, name)| name.split_once('"'));
+        let field = after.lines().map(str::trim).find(|line| !line.starts_with('#') && !line.is_empty());
+        let field = field.and_then(|line| line.strip_prefix("pub ").unwrap_or(line).split_once(':'));
+        match (named, field) {
+            (Some((name, _)), _) => flags.push(name.to_owned()),
+            (None, Some((field, _))) if names(attribute, "long") => flags.push(field.replace('_', "-")),
+            _ => {}
+        }
+    }
+    flags
+}
+
+/// The flags in a document that are not among those, with their lines. What
+/// other programs are given does not count, but for what cargo passes on.
+fn unknown_flags(text: &str, known: &[String]) -> Vec<(usize, String)> {
+    let mut unknown = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let ours = match line.split_once(" -- ") {
+            Some((_, passed_on)) if line.contains("cargo") => passed_on,
+            _ if OTHER_PROGRAMS.iter().any(|program| line.contains(program)) => continue,
+            _ => line,
+        };
+        for (at, _) in ours.match_indices("--") {
+            let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let flag: String = ours[at + 2..].chars().take_while(|c| is_part(*c)).collect();
+            let opens = ours[..at].chars().next_back().is_none_or(|c| !c.is_alphanumeric() && c != '-');
+            if opens && flag.starts_with(|c: char| c.is_ascii_lowercase()) && !known.contains(&flag) {
+                unknown.push((i + 1, flag));
+            }
+        }
+    }
+    unknown
 }
 
 /// The lines of `code` that name one of `words`, as a whole word.
@@ -324,6 +393,24 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// The documents for users, with their text.
+fn documents() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in [root.to_path_buf(), root.join("docs")] {
+        let entries =
+            std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        for entry in entries {
+            let path = entry.expect("a folder that can be read").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let text = std::fs::read_to_string(&path).expect("a document is text");
+                found.push((path.display().to_string(), text));
+            }
+        }
+    }
+    found
+}
+
 /// Asserts that a rule finds so many faults in a planted file.
 fn check(rule: Rule, path: &str, text: &str, faults: usize) {
     let found = rule(&Source::new(path, text));
@@ -400,4 +487,23 @@ fn comments_and_strings_are_blanked_and_lines_are_kept() {
     check(r#"f("a\"b", 'x', '\'', 'a)"#, "f(      ,    ,     , 'a)");
     check("r#\"a\"b\"# d", "         d");
     check("fn f<'a>(x: &'a str)", "fn f<'a>(x: &'a str)");
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_found() {
+    let source = "    #[arg(long, value_name = \"N\")]\n    pub in_flight: u32,\n\
+        #[arg(long = \"busy-poll\")]\n    spin: bool,\n    #[arg(short)]\n    quiet: bool,\n";
+    let known = defined_flags(source);
+    assert_eq!(known, ["help", "version", "in-flight", "busy-poll"]);
+    let check = |text: &str, unknown: &[(usize, &str)]| {
+        let found = unknown_flags(text, &known);
+        assert!(
+            found.iter().map(|(line, flag)| (*line, flag.as_str())).eq(unknown.iter().copied()),
+            "{found:?}"
+        );
+    };
+    check("`--in-flight 3` and\n`--inflight`", &[(2, "inflight")]);
+    check("cargo test --workspace", &[]);
+    check("cargo run --release -- serve --help --spin", &[(1, "spin")]);
+    check("|---|---|\na -- b --\n", &[]);
 }

@@ -83,6 +83,11 @@ impl Admin {
         Ok(admin)
     }
 
+    /// So many connections, which are of no use but that they exist.
+    pub fn connect_idle(addr: SocketAddr, count: u32) -> Result<Vec<Admin>, AdminError> {
+        (0..count).map(|_| Admin::connect(addr)).collect()
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors

@@ -139,6 +139,10 @@ pub struct RunArgs {
     /// Pin the embedded broker or the echo peer to this core
     #[arg(long, value_name = "N", conflicts_with = "addr")]
     pub peer_core: Option<usize>,
+    /// Connections that shake hands, and then stay silent until the run ends:
+    /// what they cost shows in the broker
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "echo")]
+    pub idle: u32,
     /// Never sleep: spin for completions at the price of a whole core
     #[arg(long)]
     pub busy_poll: bool,

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use loadgen::admin::Admin;
 use loadgen::args::{Cli, Command, RunArgs, VerifyArgs};
 use loadgen::error::Error;
 use loadgen::judge::Verdict;
@@ -17,6 +18,9 @@ const BROKEN: u8 = 1;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    // Thousands of connections need as many files; what cannot be had shows
+    // when it is missed.
+    let _ = ringbolt::io::process::raise_open_files();
     let done = match Cli::parse().command {
         None => everything(&RunArgs::defaults()),
         Some(Command::Run(args)) => single(&args),
@@ -52,6 +56,7 @@ fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
 /// `loadgen run`.
 fn single(args: &RunArgs) -> Result<ExitCode, Error> {
     let peer = Peer::of(args)?;
+    let _idle = Admin::connect_idle(peer.addr(), args.idle)?;
     let outcome = match args.read {
         Some(what) => read::read(args, what, &peer, &command())?,
         None => run::run(args, &peer, args.ledger.as_deref(), &command())?,

@@ -39,6 +39,8 @@ pub struct Producer {
     queue: VecDeque<Item>,
     /// A batch was refused: wait for the other answers, then send all again.
     settling: bool,
+    /// Requests that repeat another one that is still unanswered.
+    echoes: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,7 @@ impl Producer {
             next_sequence: 0,
             queue: VecDeque::new(),
             settling: false,
+            echoes: Vec::new(),
         }
     }
 
@@ -98,6 +101,12 @@ impl Producer {
         let min_copies = cx.rng.below(2) as u8;
         let body = Body::Produce { batch, form, min_copies, refusal: None };
         let shard = cx.shard_of(partition);
+        if self.kind == Kind::Named && cx.rng.one_in(20) {
+            // Impatient: the original's write may still be on its way.
+            self.queue[at].correlation = Some(cx.send(self.session, shard, body.clone()));
+            self.echoes.push(cx.send(self.session, shard, body));
+            return;
+        }
         self.queue[at].correlation = Some(cx.send(self.session, shard, body));
     }
 
@@ -211,6 +220,9 @@ impl Client for Producer {
             }
             return;
         }
+        if self.echoes.contains(&correlation) {
+            return self.echoes.retain(|echo| *echo != correlation);
+        }
         let at = self.queue.iter().position(|item| item.correlation == Some(correlation));
         let at = at.expect("the harness delivers only what is waited for");
         match reply {
@@ -226,6 +238,7 @@ impl Client for Producer {
     fn lose(&mut self, cx: &mut Cx<'_>) {
         self.session = cx.new_session();
         (self.opened, self.opening, self.settling) = (false, None, false);
+        self.echoes.clear();
         self.queue.iter_mut().for_each(|item| item.correlation = None);
         match self.kind {
             Kind::Nameless if cx.rng.percent(50) => self.queue.clear(),
@@ -240,6 +253,6 @@ impl Client for Producer {
     }
 
     fn is_done(&self) -> bool {
-        self.queue.is_empty() && self.opening.is_none()
+        self.queue.is_empty() && self.opening.is_none() && self.echoes.is_empty()
     }
 }

@@ -1,0 +1,350 @@
+#!/usr/bin/env bash
+# Compares Ringbolt with what it stands on (this machine's disk and loopback)
+# and with Redis Streams, in one run, and prints a table of ratios.
+#
+# Machines drift, so only pairs count: in every round the reference is measured
+# and then the subject, and what is reported is the median of the rounds' ratios.
+#
+#   benches/compare.sh [--rounds N] [--seconds S] [--data DIR] [--rows LIST] [--log-gib N]
+#
+#   --rounds   rounds per row (default 5)
+#   --seconds  seconds per measurement (default 3)
+#   --data     where brokers keep their data for the time being (default: a
+#              fresh directory in the working directory; it must be on the disk
+#              that is meant, and hold 40 GiB)
+#   --rows     only these: 1x1,64x1,64x16,1x256,batches,partitions,fetch,start,memory,idle
+#   --log-gib  GiB in the log for the row `start` (default 8)
+#
+# With BIN=DIR in the environment the binaries there are used, and none built.
+#
+# Needs Linux, two cores, cargo, bash, coreutils, awk and jq; and root for two
+# things: installing redis-server where it is missing (Debian's apt), and
+# dropping the kernel's caches. Server processes run on core 0, load on core 1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ROUNDS=5 SECONDS_EACH=3 DATA= LOG_GIB=8
+ROWS=1x1,64x1,64x16,1x256,batches,partitions,fetch,start,memory,idle
+while (($#)); do
+    case $1 in
+        --rounds) ROUNDS=$2 ;;
+        --seconds) SECONDS_EACH=$2 ;;
+        --data) DATA=$2 ;;
+        --rows) ROWS=$2 ;;
+        --log-gib) LOG_GIB=$2 ;;
+        *) sed -n '2,/^set/{/^#/s/^# \?//p}' "$0"; exit 2 ;;
+    esac
+    shift 2
+done
+
+SERVER_CORE=0 LOAD_CORE=1
+VALUE_LEN=1024
+MEMORY_MIB=512
+TOPIC=0
+
+say() { echo "$*" >&2; }
+die() { say "compare.sh: $*"; exit 2; }
+
+for tool in jq awk cargo; do command -v "$tool" >/dev/null || die "$tool is missing"; done
+if ! command -v redis-server >/dev/null; then
+    say "installing redis-server"
+    apt-get install -y --no-install-recommends redis-server redis-tools >/dev/null ||
+        die "redis-server cannot be installed; install it by hand"
+    # Debian starts it on port 6379, where nobody needs it.
+    systemctl disable --now redis-server >/dev/null 2>&1 || true
+fi
+
+if [[ -z ${BIN:-} ]]; then
+    say "building"
+    cargo build --release --quiet -p ringbolt -p loadgen
+    BIN=${CARGO_TARGET_DIR:-target}/release
+fi
+RINGBOLT=$BIN/ringbolt LOADGEN=$BIN/loadgen
+
+WORK=$(mktemp -d "${DATA:-.}/ringbolt-compare-XXXXXX")
+BROKER= REDIS=
+cleanup() {
+    [[ -z $BROKER ]] || { kill -9 "$BROKER" 2>/dev/null && wait "$BROKER" 2>/dev/null; } || true
+    [[ -z $REDIS ]] || { kill -9 "$REDIS" 2>/dev/null && wait "$REDIS" 2>/dev/null; } || true
+    rm -rf "$WORK"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# The middle one of the numbers on standard input.
+median() { sort -g | awk '{v[NR]=$1} END {if (!NR) {print "nan"; exit} print (v[int((NR+1)/2)]+v[int(NR/2)+1])/2}'; }
+calc() { awk "BEGIN {printf \"%.6g\", $*}"; }
+wants() { [[ ,$ROWS, == *,$1,* ]]; }
+
+# ---- the floor ---------------------------------------------------------------
+
+# floor NAMES FILTER: measures with doctor and picks a figure from its report.
+floor() {
+    "$RINGBOLT" doctor --data "$WORK" --json --only "$1" --seconds "$SECONDS_EACH" \
+        --server-core $SERVER_CORE --client-core $LOAD_CORE 2>/dev/null | jq -r "$2"
+}
+
+# ---- Ringbolt ----------------------------------------------------------------
+
+# broker_start DIR [OPTION...]: starts a broker; ADDR is where it listens.
+broker_start() {
+    local dir=$1 out=$WORK/broker.out
+    shift
+    : >"$out"
+    # A segment that is made while the load runs would cost as much disk as the
+    # load itself: all are made before, and recycled as they would be in use.
+    "$RINGBOLT" serve --data "$dir" --listen 127.0.0.1:0 --shards 1 --cores $SERVER_CORE \
+        --memory ${MEMORY_MIB}MiB "$@" >"$out" 2>"$WORK/broker.err" &
+    BROKER=$!
+    until grep -q '^listening on' "$out"; do
+        kill -0 "$BROKER" 2>/dev/null || { cat "$WORK/broker.err" >&2; die "the broker does not start"; }
+        sleep 0.005
+    done
+    ADDR=$(awk '/^listening on/ {print $3}' "$out")
+}
+
+broker_stop() {
+    kill -TERM "$BROKER" && wait "$BROKER" || true
+    BROKER=
+}
+
+# load FILTER OPTION...: runs the load generator and picks a figure.
+load() {
+    local filter=$1
+    shift
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --size $VALUE_LEN --warmup 1s \
+        --duration "${SECONDS_EACH}s" --quiet --json "$WORK/load.json" "$@" >/dev/null ||
+        die "loadgen $* failed"
+    jq -r "$filter" "$WORK/load.json"
+}
+
+# CPU time of the broker so far, in seconds.
+broker_cpu() {
+    awk -v hz="$(getconf CLK_TCK)" '{sub(/.*\) /, ""); print ($12 + $13) / hz}' "/proc/$BROKER/stat"
+}
+
+counter() { "$RINGBOLT" stats --addr "$ADDR" --json | jq -r ".stats.$1"; }
+
+# The highest resident memory of the broker so far, and the present one; MiB.
+broker_hwm() { awk '/^VmHWM/ {print $2 / 1024}' "/proc/$BROKER/status"; }
+broker_rss() { awk '/^VmRSS/ {print $2 / 1024}' "/proc/$BROKER/status"; }
+
+# ---- Redis -------------------------------------------------------------------
+
+redis_start() {
+    local dir=$WORK/redis
+    rm -rf "$dir"
+    mkdir "$dir"
+    # A port that was free a moment ago; nobody else wants it in this one.
+    REDIS_PORT=$(shuf -i 20000-29999 -n 1)
+    while (exec 3<>"/dev/tcp/127.0.0.1/$REDIS_PORT") 2>/dev/null; do
+        REDIS_PORT=$(shuf -i 20000-29999 -n 1)
+    done
+    taskset -c $SERVER_CORE redis-server --port "$REDIS_PORT" --bind 127.0.0.1 --dir "$dir" --save '' \
+        --appendonly yes --appendfsync always --auto-aof-rewrite-percentage 0 --daemonize no \
+        --logfile "$dir/log" >/dev/null &
+    REDIS=$!
+    until (exec 3<>"/dev/tcp/127.0.0.1/$REDIS_PORT") 2>/dev/null; do
+        kill -0 "$REDIS" 2>/dev/null || { cat "$dir/log" >&2; die "redis does not start"; }
+        sleep 0.02
+    done
+}
+
+redis_stop() {
+    kill -TERM "$REDIS" && wait "$REDIS" || true
+    REDIS=
+    rm -rf "$WORK/redis"
+}
+
+PAYLOAD=$(printf '%*s' $VALUE_LEN '' | tr ' ' x)
+
+# redis_load CLIENTS PIPELINE RATE: adds to a stream for about as long as the
+# others are measured, RATE being the messages per second that are expected.
+# Prints messages per second and the median latency in µs.
+redis_load() {
+    local count
+    count=$(calc "int($3 * $SECONDS_EACH / ($1 * $2) + 1) * $1 * $2")
+    redis_start
+    taskset -c $LOAD_CORE redis-benchmark -p "$REDIS_PORT" -c "$1" -P "$2" -n "$count" --precision 3 --csv \
+        XADD stream '*' value "$PAYLOAD" 2>/dev/null | tail -n 1 | tr -d '"' |
+        awk -F, '{print $(NF-6), $(NF-3) * 1000}'
+    redis_stop
+}
+
+# ---- the table ---------------------------------------------------------------
+
+TABLE=$WORK/table
+: >"$TABLE"
+
+# row NAME MEASURED COMPARISON TARGET: COMPARISON is `<=` or `>=`.
+row() {
+    local met
+    met=$(awk -v v="$2" -v op="$3" -v t="$4" 'BEGIN {
+        print (op == "<=" ? v + 0 <= t + 0 : v + 0 >= t + 0) && v != "nan" ? "yes" : "**no**"}')
+    printf '| %s | %s %s | %.3g | %s | %s |\n' "$1" "$3" "$4" "$2" "${5:-}" "$met" >>"$TABLE"
+    say "  $1: $2 (target $3 $4) $met"
+}
+
+# A topic of its own for every measurement, so that none reads another's past.
+fresh_topic() { TOPIC=$((TOPIC + 1)); echo "t$TOPIC"; }
+
+# shape CLIENTS WINDOW ECHO_TARGET REDIS_TARGET REDIS_RATE
+shape() {
+    local name=$1x$2 echo redis ringbolt i
+    : >"$WORK/echo.r" ; : >"$WORK/redis.r" ; : >"$WORK/abs"
+    for ((i = 0; i < ROUNDS; i++)); do
+        echo=$(floor "$name" ".loopback_echo_per_s[\"$name\"] // .loopback_echo_per_s")
+        redis=$(redis_load "$1" "$2" "$5" | awk '{print $1}')
+        ringbolt=$(load .acked_per_s --topic "$(fresh_topic)" --producers "$1" --in-flight "$2")
+        say "  $name round $((i + 1)): echo $echo/s, redis $redis/s, ringbolt $ringbolt/s"
+        calc "$ringbolt / $echo" >>"$WORK/echo.r"; echo >>"$WORK/echo.r"
+        calc "$ringbolt / $redis" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
+        echo "$ringbolt" >>"$WORK/abs"
+    done
+    local per_s
+    per_s=$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')
+    row "$1 producers, $2 in flight, to echo of the same shape" "$(median <"$WORK/echo.r")" '>=' "$3" "$per_s"
+    row "$1 producers, $2 in flight, to Redis" "$(median <"$WORK/redis.r")" '>=' "$4" "$per_s"
+}
+
+say "preparing a broker"
+broker_start "$WORK/data" --preallocate 40 --retention-bytes 8GiB
+
+if wants 1x1; then
+    say "1 producer, 1 in flight"
+    : >"$WORK/floor.r" ; : >"$WORK/redis.r" ; : >"$WORK/abs"
+    for ((i = 0; i < ROUNDS; i++)); do
+        floor_us=$(floor dsync_4k_us,loopback_rtt_us '.dsync_4k_us.p50 + .loopback_rtt_us.p50')
+        redis_us=$(redis_load 1 1 3000 | awk '{print $2}')
+        ringbolt_us=$(load .latency_us.p50 --topic "$(fresh_topic)" --producers 1 --in-flight 1)
+        say "  round $((i + 1)): disk + wire $floor_us us, redis $redis_us us, ringbolt $ringbolt_us us"
+        calc "$ringbolt_us / $floor_us" >>"$WORK/floor.r"; echo >>"$WORK/floor.r"
+        calc "$ringbolt_us / $redis_us" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
+        echo "$ringbolt_us" >>"$WORK/abs"
+    done
+    us=$(median <"$WORK/abs" | awk '{printf "%.0f µs", $1}')
+    row "1 producer, 1 in flight: ack p50 to disk + wire" "$(median <"$WORK/floor.r")" '<=' 1.15 "$us"
+    row "1 producer, 1 in flight: ack p50 to Redis" "$(median <"$WORK/redis.r")" '<=' 0.75 "$us"
+fi
+
+if wants 64x1; then say "64 producers, 1 in flight"; shape 64 1 0.70 1.9 40000; fi
+if wants 64x16; then say "64 producers, 16 in flight"; shape 64 16 0.65 6 120000; fi
+if wants 1x256; then say "1 producer, 256 in flight"; shape 1 256 0.30 8 80000; fi
+
+if wants batches; then
+    say "4 producers, batches of 256, 8 in flight"
+    : >"$WORK/disk.r" ; : >"$WORK/cpu" ; : >"$WORK/copy" ; : >"$WORK/abs"
+    for ((i = 0; i < ROUNDS; i++)); do
+        disk=$(floor seq_dsync_mb_per_s .seq_dsync_mb_per_s)
+        copied=$(counter copied_bytes_total) acked=$(counter acked_bytes_total)
+        cpu=$(broker_cpu) start=$(date +%s.%N)
+        # Bytes of batches on the disk are what the disk's figure speaks of.
+        ringbolt=$(load .mb_per_s --topic "$(fresh_topic)" --producers 4 --batch 256 --in-flight 8)
+        end=$(date +%s.%N)
+        calc "$ringbolt / $disk" >>"$WORK/disk.r"; echo >>"$WORK/disk.r"
+        calc "($(broker_cpu) - $cpu) / ($end - $start)" >>"$WORK/cpu"; echo >>"$WORK/cpu"
+        calc "($(counter copied_bytes_total) - $copied) / ($(counter acked_bytes_total) - $acked)" >>"$WORK/copy"
+        echo >>"$WORK/copy"
+        echo "$ringbolt" >>"$WORK/abs"
+        say "  round $((i + 1)): disk $disk MB/s, ringbolt $ringbolt MB/s"
+    done
+    mb=$(median <"$WORK/abs" | awk '{printf "%.0f MB/s", $1}')
+    row "4 producers, batches of 256 KiB, 8 in flight, to the disk" "$(median <"$WORK/disk.r")" '>=' 0.90 "$mb"
+    row "the same: share of the broker's core" "$(median <"$WORK/cpu")" '<=' 0.75
+    row "the same: bytes copied per byte acknowledged" "$(median <"$WORK/copy")" '<=' 0.1
+fi
+
+if wants partitions; then
+    say "10,000 partitions"
+    : >"$WORK/part.r" ; : >"$WORK/abs"
+    many=$(fresh_topic)
+    for ((i = 0; i < ROUNDS; i++)); do
+        one=$(load .acked_per_s --topic "$(fresh_topic)" --producers 64 --in-flight 1)
+        all=$(load .acked_per_s --topic "$many" --producers 64 --in-flight 1 --partitions 10000)
+        say "  round $((i + 1)): one partition $one/s, 10,000 partitions $all/s"
+        calc "$all / $one" >>"$WORK/part.r"; echo >>"$WORK/part.r"
+        echo "$all" >>"$WORK/abs"
+    done
+    row "10,000 partitions to one (64 producers, 1 in flight)" "$(median <"$WORK/part.r")" '>=' 0.85 \
+        "$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')"
+fi
+
+if wants fetch; then
+    say "fetch"
+    topic=$(fresh_topic)
+    # 4 GiB: eight times the broker's memory, so that reading from the start
+    # finds nothing of it there.
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$topic" --producers 4 --batch 256 --in-flight 8 \
+        --size $VALUE_LEN --count $((4 << 20)) --quiet >/dev/null || die "there is nothing to fetch"
+    for ((i = 0; i < ROUNDS; i++)); do
+        tail=$(load .fetched.mb_per_s --topic "$topic" --read tail)
+        echo "$tail" >>"$WORK/tail"
+        sync && echo 3 >/proc/sys/vm/drop_caches || say "  caches were not dropped (not root)"
+        cold=$(load .fetched.mb_per_s --topic "$topic" --read cold)
+        echo "$cold" >>"$WORK/cold"
+        say "  round $((i + 1)): tail $tail MB/s, cold $cold MB/s"
+    done
+    row "fetch of 256 KiB responses, one consumer, tail (GB/s)" "$(calc "$(median <"$WORK/tail") / 1000")" '>=' 1
+    row "the same, cold, caches dropped (GB/s)" "$(calc "$(median <"$WORK/cold") / 1000")" '>=' 0.6
+fi
+
+HWM=$(broker_hwm)
+
+if wants memory; then
+    say "memory"
+    before=$(broker_rss)
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$(fresh_topic)" --producers 1 --idle 10000 \
+        --duration 3s --warmup 0s --quiet --json "$WORK/load.json" >/dev/null &
+    idle=$!
+    high=$before
+    while kill -0 $idle 2>/dev/null; do
+        high=$(calc "$(broker_rss) > $high ? $(broker_rss) : $high")
+        sleep 0.1
+    done
+    wait $idle || die "10,000 idle connections could not be held; is ulimit -n high enough?"
+    row "memory beyond --memory under all of the above (MiB)" "$(calc "$HWM - $MEMORY_MIB")" '<=' 64
+    row "10,000 idle connections (MiB)" "$(calc "$high - $before")" '<=' 100
+fi
+
+if wants idle; then
+    say "idle"
+    sleep 1
+    cpu=$(broker_cpu)
+    sleep 10
+    row "share of a core when idle" "$(calc "($(broker_cpu) - $cpu) / 10")" '<=' 0.005
+fi
+broker_stop
+rm -rf "$WORK/data"
+
+if wants start; then
+    say "start after SIGKILL with $LOG_GIB GiB in the log"
+    broker_start "$WORK/big" --preallocate $((LOG_GIB * 4 + 4))
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic big --producers 4 --batch 256 --in-flight 8 \
+        --size $VALUE_LEN --count $((LOG_GIB << 20)) --quiet --json "$WORK/load.json" >/dev/null ||
+        die "the log could not be filled"
+    for ((i = 0; i < ROUNDS; i++)); do
+        # Killed under load: the tail has to be looked at, too.
+        "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic big --producers 64 --in-flight 16 \
+            --duration 60s --quiet --timeout 1s >/dev/null 2>&1 &
+        killer=$!
+        sleep 1
+        kill -9 "$BROKER" && wait "$BROKER" 2>/dev/null || true
+        kill -9 $killer && wait $killer 2>/dev/null || true
+        sync && echo 3 >/proc/sys/vm/drop_caches || say "  caches were not dropped (not root)"
+        begin=$(date +%s.%N)
+        broker_start "$WORK/big"
+        "$RINGBOLT" topic describe big --addr "$ADDR" >/dev/null
+        took=$(calc "$(date +%s.%N) - $begin")
+        say "  round $((i + 1)): $took s"
+        echo "$took" >>"$WORK/start"
+    done
+    row "start after SIGKILL, $LOG_GIB GiB in the log (s)" "$(median <"$WORK/start")" '<=' 1.5
+    broker_stop
+fi
+
+echo "| | target | measured | absolute | met |"
+echo "|---|---|---|---|---|"
+cat "$TABLE"
+echo
+echo "Median of $ROUNDS rounds of $SECONDS_EACH s; broker on core $SERVER_CORE, load on core $LOAD_CORE; \
+$(uname -sr), $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo)."
