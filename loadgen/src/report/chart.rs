@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use plotters::coord::ranged1d::{AsRangedCoord, KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
+use super::hgrm::percentiles;
 use super::number;
 use crate::stats::Point;
 
@@ -52,25 +53,63 @@ impl ValueFormatter<f64> for Nines {
     }
 }
 
+/// A logarithmic axis with labels at 1, 2 and 5 of each decade, or at whole
+/// decades where those would not leave room.
+struct Decades {
+    low: f64,
+    high: f64,
+}
+
+impl Decades {
+    /// An axis for values from `low` to `high`, with a little room, and at least
+    /// a decade long.
+    fn new(low: f64, high: f64) -> Decades {
+        let low = if low.is_normal() && low > 0.0 && low < f64::MAX { low * 0.8 } else { 1.0 };
+        Decades { low, high: (high * 1.25).max(low * 12.0) }
+    }
+}
+
+impl Ranged for Decades {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let part = (value.max(self.low) / self.low).ln() / (self.high / self.low).ln();
+        limit.0 + (part * f64::from(limit.1 - limit.0)) as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
+        let steps: &[f64] = if (self.high / self.low).log10() > 3.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        decades
+            .flat_map(|d| steps.iter().map(move |step| step * 10f64.powi(d)))
+            .filter(|v| (self.low..self.high).contains(v))
+            .collect()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.low..self.high
+    }
+}
+
+impl ValueFormatter<f64> for Decades {
+    fn format(value: &f64) -> String {
+        number(*value)
+    }
+}
+
 /// Latency in µs at each percentile, of a histogram of nanoseconds.
 pub fn latency_by_percentile(histogram: &Histogram<u64>) -> Result<String, ChartError> {
     // The last message decides where the axis ends.
     let nines = (histogram.len().max(10) as f64).log10();
-    let mut curve: Vec<(f64, f64)> = Vec::new();
-    for step in histogram.iter_quantiles(10) {
-        let x = if step.quantile_iterated_to() < 1.0 {
-            -(1.0 - step.quantile_iterated_to()).log10()
-        } else {
-            nines
-        };
-        let us = step.value_iterated_to().min(histogram.max()) as f64 / 1000.0;
-        if x <= nines {
-            curve.push((x, us));
-        }
-    }
+    let curve: Vec<(f64, f64)> = percentiles(histogram)
+        .into_iter()
+        .map(|(quantile, ns)| (-(1.0 - quantile).log10(), ns as f64 / 1000.0))
+        .map(|(x, us)| (x.min(nines), us))
+        .collect();
     let low = histogram.min() as f64 / 1000.0;
-    let bounds = log_bounds(low, histogram.max() as f64 / 1000.0);
-    draw("latency (µs)", "percentile", Nines(nines), bounds.log_scale(), &[("latency", MEDIAN, curve)], &[])
+    let bounds = Decades::new(low, histogram.max() as f64 / 1000.0);
+    draw("latency (µs)", "percentile", Nines(nines), bounds, &[("latency", MEDIAN, curve)], &[])
 }
 
 /// Latency second by second.
@@ -84,7 +123,7 @@ pub fn latency_over_time(points: &[Point]) -> Result<String, ChartError> {
         ("p99", P99, series(|p| p.p99)),
         ("p50", MEDIAN, series(|p| p.p50)),
     ];
-    let bounds = log_bounds(low, high).log_scale();
+    let bounds = Decades::new(low, high);
     draw("latency (µs)", "seconds", time_axis(points), bounds, &lines, &unmeasured(points))
 }
 
@@ -98,12 +137,6 @@ pub fn throughput_over_time(points: &[Point]) -> Result<String, ChartError> {
 
 fn time_axis(points: &[Point]) -> std::ops::Range<f64> {
     0.0..points.last().map_or(1.0, |p| p.at + 0.5)
-}
-
-/// Bounds that a logarithmic axis can have, with a little room.
-fn log_bounds(low: f64, high: f64) -> std::ops::Range<f64> {
-    let low = if low.is_finite() && low > 0.0 && low < f64::MAX { low } else { 1.0 };
-    low * 0.8..(high * 1.25).max(low * 10.0)
 }
 
 /// Stretches of time that do not count, for shading.
