@@ -40,7 +40,7 @@ done
 SERVER_CORE=0 LOAD_CORE=1
 VALUE_LEN=1024
 MEMORY_MIB=512
-TOPIC=0
+COUNT=0
 
 say() { echo "$*" >&2; }
 die() { say "compare.sh: $*"; exit 2; }
@@ -73,7 +73,7 @@ trap 'exit 130' INT TERM
 
 # The middle one of the numbers on standard input.
 median() { sort -g | awk '{v[NR]=$1} END {if (!NR) {print "nan"; exit} print (v[int((NR+1)/2)]+v[int(NR/2)+1])/2}'; }
-calc() { awk "BEGIN {printf \"%.6g\", $*}"; }
+calc() { awk "BEGIN {printf \"%.6g\", ($*)}"; }
 wants() { [[ ,$ROWS, == *,$1,* ]]; }
 
 # ---- the floor ---------------------------------------------------------------
@@ -186,7 +186,8 @@ row() {
 }
 
 # A topic of its own for every measurement, so that none reads another's past.
-fresh_topic() { TOPIC=$((TOPIC + 1)); echo "t$TOPIC"; }
+# Not printed but set: what a subshell counts is forgotten.
+fresh_topic() { COUNT=$((COUNT + 1)); TOPIC=t$COUNT; }
 
 # shape CLIENTS WINDOW ECHO_TARGET REDIS_TARGET REDIS_RATE
 shape() {
@@ -195,7 +196,8 @@ shape() {
     for ((i = 0; i < ROUNDS; i++)); do
         echo=$(floor "$name" ".loopback_echo_per_s[\"$name\"] // .loopback_echo_per_s")
         redis=$(redis_load "$1" "$2" "$5" | awk '{print $1}')
-        ringbolt=$(load .acked_per_s --topic "$(fresh_topic)" --producers "$1" --in-flight "$2")
+        fresh_topic
+        ringbolt=$(load .acked_per_s --topic "$TOPIC" --producers "$1" --in-flight "$2")
         say "  $name round $((i + 1)): echo $echo/s, redis $redis/s, ringbolt $ringbolt/s"
         calc "$ringbolt / $echo" >>"$WORK/echo.r"; echo >>"$WORK/echo.r"
         calc "$ringbolt / $redis" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
@@ -216,7 +218,8 @@ if wants 1x1; then
     for ((i = 0; i < ROUNDS; i++)); do
         floor_us=$(floor dsync_4k_us,loopback_rtt_us '.dsync_4k_us.p50 + .loopback_rtt_us.p50')
         redis_us=$(redis_load 1 1 3000 | awk '{print $2}')
-        ringbolt_us=$(load .latency_us.p50 --topic "$(fresh_topic)" --producers 1 --in-flight 1)
+        fresh_topic
+        ringbolt_us=$(load .latency_us.p50 --topic "$TOPIC" --producers 1 --in-flight 1)
         say "  round $((i + 1)): disk + wire $floor_us us, redis $redis_us us, ringbolt $ringbolt_us us"
         calc "$ringbolt_us / $floor_us" >>"$WORK/floor.r"; echo >>"$WORK/floor.r"
         calc "$ringbolt_us / $redis_us" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
@@ -239,7 +242,8 @@ if wants batches; then
         copied=$(counter copied_bytes_total) acked=$(counter acked_bytes_total)
         cpu=$(broker_cpu) start=$(date +%s.%N)
         # Bytes of batches on the disk are what the disk's figure speaks of.
-        ringbolt=$(load .mb_per_s --topic "$(fresh_topic)" --producers 4 --batch 256 --in-flight 8)
+        fresh_topic
+        ringbolt=$(load .mb_per_s --topic "$TOPIC" --producers 4 --batch 256 --in-flight 8)
         end=$(date +%s.%N)
         calc "$ringbolt / $disk" >>"$WORK/disk.r"; echo >>"$WORK/disk.r"
         calc "($(broker_cpu) - $cpu) / ($end - $start)" >>"$WORK/cpu"; echo >>"$WORK/cpu"
@@ -257,9 +261,11 @@ fi
 if wants partitions; then
     say "10,000 partitions"
     : >"$WORK/part.r" ; : >"$WORK/abs"
-    many=$(fresh_topic)
+    fresh_topic
+    many=$TOPIC
     for ((i = 0; i < ROUNDS; i++)); do
-        one=$(load .acked_per_s --topic "$(fresh_topic)" --producers 64 --in-flight 1)
+        fresh_topic
+        one=$(load .acked_per_s --topic "$TOPIC" --producers 64 --in-flight 1)
         all=$(load .acked_per_s --topic "$many" --producers 64 --in-flight 1 --partitions 10000)
         say "  round $((i + 1)): one partition $one/s, 10,000 partitions $all/s"
         calc "$all / $one" >>"$WORK/part.r"; echo >>"$WORK/part.r"
@@ -271,7 +277,8 @@ fi
 
 if wants fetch; then
     say "fetch"
-    topic=$(fresh_topic)
+    fresh_topic
+    topic=$TOPIC
     # 4 GiB: eight times the broker's memory, so that reading from the start
     # finds nothing of it there.
     "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$topic" --producers 4 --batch 256 --in-flight 8 \
@@ -293,7 +300,8 @@ HWM=$(broker_hwm)
 if wants memory; then
     say "memory"
     before=$(broker_rss)
-    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$(fresh_topic)" --producers 1 --idle 10000 \
+    fresh_topic
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$TOPIC" --producers 1 --idle 10000 \
         --duration 3s --warmup 0s --quiet --json "$WORK/load.json" >/dev/null &
     idle=$!
     high=$before

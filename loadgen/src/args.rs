@@ -133,7 +133,7 @@ pub struct RunArgs {
     /// How the producers' sockets are driven
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub engine: EngineChoice,
-    /// Pin the thread that drives the sockets to this core
+    /// Pin the threads that drive the sockets to this core
     #[arg(long, value_name = "N")]
     pub core: Option<usize>,
     /// Pin the embedded broker or the echo peer to this core
@@ -146,8 +146,8 @@ pub struct RunArgs {
     /// Never sleep: spin for completions at the price of a whole core
     #[arg(long)]
     pub busy_poll: bool,
-    /// Give up on a record batch that no attempt got through for this long;
-    /// its outcome is then unknown
+    /// Let a producer give up when nothing of it was answered for this long;
+    /// what it has in flight is then unknown
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
@@ -190,7 +190,7 @@ pub struct VerifyArgs {
     /// Write the verdict as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Pin the reading thread to this core
+    /// Pin the thread that drives the sockets to this core
     #[arg(long, value_name = "N")]
     pub core: Option<usize>,
     /// No table

@@ -18,6 +18,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::payload::{Filler, Stamp, TRAILER_LEN};
+use crate::send_buffer::SendBuffer;
 
 /// A batch header's fields that differ from frame to frame, as
 /// `docs/protocol.md` lays them out.
@@ -61,17 +62,20 @@ pub struct FrameMaker {
     shift: CrcShift,
     batch: BatchHead,
     record: [u8; RECORD_HEADER_LEN],
+    /// Records of a usual frame.
+    records: u32,
 }
 
 impl FrameMaker {
-    /// A maker of frames whose values have the length of `filler`'s.
-    pub fn new(filler: Filler) -> FrameMaker {
+    /// A maker of frames whose values have the length of `filler`'s, and which
+    /// have `records` records more often than not.
+    pub fn new(filler: Filler, records: u32) -> FrameMaker {
         let mut sample = BatchBuilder::new();
         sample.push(0, None, &vec![0; filler.value_len()], &[]);
         let sample = sample.finish(PartitionId::default(), ProducerId(0), Epoch(0), Sequence(0));
         let (batch, rest) = BatchHead::read_from_prefix(&sample).expect("a batch starts with its header");
         let (record, _) = rest.split_first_chunk().expect("a record follows its batch's header");
-        FrameMaker { shift: CrcShift::new(filler.filler_len()), filler, batch, record: *record }
+        FrameMaker { shift: CrcShift::new(filler.filler_len()), filler, batch, record: *record, records }
     }
 
     /// Bytes of a record's value.
@@ -90,18 +94,73 @@ impl FrameMaker {
         FRAME_HEADER_LEN + PRODUCE_META_LEN + self.batch_len(count)
     }
 
-    /// Appends the head of the produce frame for a batch of `count` records.
-    pub fn put_head(&self, out: &mut Vec<u8>, correlation: u64, count: u32) {
+    /// The head of the produce frame for a batch of `count` records.
+    pub fn head(&self, head: &mut Vec<u8>, correlation: u64, count: u32) {
         let payload_len = self.batch_len(count) as u32;
-        encode_head(out, Opcode::Produce as u8, false, 0, correlation, &[0; PRODUCE_META_LEN], payload_len);
+        encode_head(head, Opcode::Produce as u8, false, 0, correlation, &[0; PRODUCE_META_LEN], payload_len);
     }
 
-    /// Appends the record batch of `count` records, of which `stamp` is the
-    /// first; the others have the sequences that follow.
-    pub fn put_batch(&self, out: &mut Vec<u8>, place: Place, stamp: Stamp, timestamp_us: u64, count: u32) {
+    /// Appends other bytes than a produce frame.
+    pub fn put_other(&self, out: &mut SendBuffer, bytes: &[u8]) {
+        out.set_laid_out(out.laid_out().min(out.len() / self.frame_len(self.records)));
+        out.put(bytes);
+    }
+
+    /// Appends a produce frame: its head, and the batch of `count` records, of
+    /// which `stamp` is the first; the others have the sequences that follow.
+    pub fn put(
+        &self,
+        out: &mut SendBuffer,
+        head: &[u8],
+        place: Place,
+        stamp: Stamp,
+        timestamp_us: u64,
+        count: u32,
+    ) {
         assert!(count > 0, "a batch has at least one record");
+        let usual = self.frame_len(self.records);
+        let slot = out.len() / usual;
+        let is_usual = count == self.records && out.len().is_multiple_of(usual);
+        let is_there = is_usual && slot < out.laid_out();
+        if is_usual && slot == out.laid_out() {
+            out.set_laid_out(slot + 1);
+        } else if !is_there {
+            out.set_laid_out(out.laid_out().min(slot));
+        }
+        out.put(head);
         let start = out.len();
-        out.reserve(self.batch_len(count));
+        let mut crc = self.put_batch_head(out, place, stamp, timestamp_us, count);
+        for (i, sequence) in (0..u64::from(count)).map(|i| (i, stamp.sequence + i)) {
+            if i > 0 {
+                let record = self.record(timestamp_us);
+                out.put(&record);
+                crc = crc32c_append(crc, &record);
+            }
+            // By place, not by sequence, so that it may lie there already.
+            let (filler, filler_crc) = self.filler.get(slot as u64 + i);
+            if is_there {
+                out.skip(filler.len());
+            } else {
+                out.put(filler);
+            }
+            let trailer: [u8; TRAILER_LEN] = Stamp { sequence, ..stamp }.trailer(filler_crc);
+            out.put(&trailer);
+            crc = crc32c_append(self.shift.apply(crc) ^ filler_crc, &trailer);
+        }
+        out.patch(start + std::mem::offset_of!(BatchHead, crc), crc.to_le_bytes());
+    }
+
+    /// The batch's header, yet without CRC, and the first record's; returns the
+    /// CRC of what it covers of them.
+    #[inline]
+    fn put_batch_head(
+        &self,
+        out: &mut SendBuffer,
+        place: Place,
+        stamp: Stamp,
+        timestamp_us: u64,
+        count: u32,
+    ) -> u32 {
         let mut head = self.batch;
         head.length = U32::new(self.batch_len(count) as u32);
         head.count = U32::new(count);
@@ -112,25 +171,17 @@ impl FrameMaker {
         head.base_sequence = U64::new(stamp.sequence);
         head.first_timestamp_us = U64::new(timestamp_us);
         head.max_timestamp_us = U64::new(timestamp_us);
-        out.extend_from_slice(head.as_bytes());
+        let mut both = [0; BATCH_HEADER_LEN + RECORD_HEADER_LEN];
+        both[..BATCH_HEADER_LEN].copy_from_slice(head.as_bytes());
+        both[BATCH_HEADER_LEN..].copy_from_slice(&self.record(timestamp_us));
+        out.put(&both);
+        crc32c(&both[CRC_START..])
+    }
+
+    fn record(&self, timestamp_us: u64) -> [u8; RECORD_HEADER_LEN] {
         let mut record = self.record;
         record[TIMESTAMP_AT..].copy_from_slice(&timestamp_us.to_le_bytes());
-        // Of the header and, in the same stride, the first record's.
-        out.extend_from_slice(&record);
-        let mut crc = crc32c(&out[start + CRC_START..]);
-        for sequence in stamp.sequence..stamp.sequence + u64::from(count) {
-            let (filler, filler_crc) = self.filler.get(sequence);
-            let trailer: [u8; TRAILER_LEN] = Stamp { sequence, ..stamp }.trailer(filler_crc);
-            if sequence > stamp.sequence {
-                out.extend_from_slice(&record);
-                crc = crc32c_append(crc, &record);
-            }
-            out.extend_from_slice(filler);
-            out.extend_from_slice(&trailer);
-            crc = crc32c_append(self.shift.apply(crc) ^ filler_crc, &trailer);
-        }
-        let crc_at = start + std::mem::offset_of!(BatchHead, crc);
-        out[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+        record
     }
 }
 
@@ -157,48 +208,93 @@ impl CrcShift {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
     use ringbolt_wire::message::Request;
     use ringbolt_wire::{BatchView, FrameHeader, TopicId};
 
-    fn check(value_len: usize, count: u32) {
-        let maker = FrameMaker::new(Filler::new(42, value_len));
-        let place = Place {
-            partition: PartitionId::new(TopicId(3), 4),
-            producer: ProducerId(0x0102_0304_0506),
-            epoch: Epoch(9),
-        };
-        let stamp = Stamp { run: 77, producer: 2, partition: 4, sequence: 1 << 33, sent_ns: 5 };
-        let mut made = Vec::new();
-        maker.put_head(&mut made, 0xfeed, count);
-        maker.put_batch(&mut made, place, stamp, 1_700_000_000_000_000, count);
-        assert_eq!(made.len(), maker.frame_len(count));
+    use super::*;
 
+    const PLACE: Place = Place {
+        partition: PartitionId { topic: TopicId(3), index: 4 },
+        producer: ProducerId(0x0102_0304_0506),
+        epoch: Epoch(9),
+    };
+
+    fn made(maker: &FrameMaker, out: &mut SendBuffer, correlation: u64, stamp: Stamp, count: u32) {
+        let mut head = Vec::new();
+        maker.head(&mut head, correlation, count);
+        maker.put(out, &head, PLACE, stamp, 1_700_000_000_000_000, count);
+    }
+
+    /// What the wire crate makes of the same, in a usual frame's `slot`.
+    fn wanted(maker: &FrameMaker, slot: u64, correlation: u64, stamp: Stamp, count: u32) -> Vec<u8> {
         let mut builder = BatchBuilder::new();
         for i in 0..u64::from(count) {
+            let (filler, crc) = maker.filler.get(slot + i);
             let stamp = Stamp { sequence: stamp.sequence + i, ..stamp };
-            let (filler, crc) = maker.filler.get(stamp.sequence);
             builder.push(1_700_000_000_000_000, None, &[filler, &stamp.trailer(crc)].concat(), &[]);
         }
-        let batch = builder.finish(place.partition, place.producer, place.epoch, Sequence(stamp.sequence));
-        let mut wanted = Vec::new();
-        Request::Produce { min_copies: 0 }.encode(&mut wanted, 0xfeed, batch.len() as u32);
-        wanted.extend_from_slice(&batch);
-        assert_eq!(made, wanted);
-
-        let header = FrameHeader::decode(&made, u32::MAX).unwrap().unwrap();
-        header.verify(&made).unwrap();
-        let view = BatchView::parse(&made[header.head_len()..], u32::MAX).unwrap();
-        for (i, (_, record)) in (0..).zip(view.records()) {
-            assert_eq!(Stamp::check(record.value).unwrap().sequence, stamp.sequence + i);
-        }
+        let batch = builder.finish(PLACE.partition, PLACE.producer, PLACE.epoch, Sequence(stamp.sequence));
+        let mut frame = Vec::new();
+        Request::Produce { min_copies: 0 }.encode(&mut frame, correlation, batch.len() as u32);
+        frame.extend_from_slice(&batch);
+        frame
     }
 
     #[test]
     fn frames_are_byte_for_byte_those_of_the_wire_crate() {
         for value_len in [TRAILER_LEN, TRAILER_LEN + 1, 100, 1024, 65_536] {
             for count in [1, 2, 3, 16] {
-                check(value_len, count);
+                let maker = FrameMaker::new(Filler::new(42, value_len), count);
+                let stamp = Stamp { run: 77, producer: 2, partition: 4, sequence: 1 << 33, sent_ns: 5 };
+                let mut out = SendBuffer::default();
+                made(&maker, &mut out, 0xfeed, stamp, count);
+                assert_eq!(out.len(), maker.frame_len(count));
+                assert_eq!(out.as_slice(), wanted(&maker, 0, 0xfeed, stamp, count));
+
+                let header = FrameHeader::decode(out.as_slice(), u32::MAX).unwrap().unwrap();
+                header.verify(out.as_slice()).unwrap();
+                let view = BatchView::parse(&out.as_slice()[header.head_len()..], u32::MAX).unwrap();
+                for (i, (_, record)) in (0..).zip(view.records()) {
+                    assert_eq!(Stamp::check(record.value).unwrap().sequence, stamp.sequence + i);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever lies in a buffer from before, what is sent is the same as
+        /// from a fresh one.
+        #[test]
+        fn memory_that_was_used_makes_no_difference(
+            rounds in prop::collection::vec(prop::collection::vec(0u32..4, 1..8), 1..12),
+        ) {
+            let maker = FrameMaker::new(Filler::new(1, 70), 2);
+            let usual = maker.frame_len(2) as u64;
+            let mut out = SendBuffer::default();
+            let mut sequence = 0;
+            for round in rounds {
+                let mut all = Vec::new();
+                for count in round {
+                    let stamp = Stamp { sequence, run: 5, ..Stamp::default() };
+                    sequence += u64::from(count);
+                    match count {
+                        0 => {
+                            maker.put_other(&mut out, b"something else");
+                            all.extend_from_slice(b"something else");
+                        }
+                        count => {
+                            made(&maker, &mut out, sequence, stamp, count);
+                            let slot = all.len() as u64 / usual;
+                            all.extend_from_slice(&wanted(&maker, slot, sequence, stamp, count));
+                        }
+                    }
+                }
+                prop_assert_eq!(out.as_slice(), &all[..]);
+                let laid_out = out.laid_out();
+                let (memory, len) = out.take();
+                prop_assert_eq!(&memory[..len], &all[..]);
+                out = SendBuffer::again(memory, laid_out);
             }
         }
     }

@@ -21,6 +21,7 @@ pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schedule;
+pub mod send_buffer;
 pub mod signals;
 pub mod sinks;
 pub mod stats;

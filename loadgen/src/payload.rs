@@ -100,10 +100,10 @@ impl Filler {
         self.len
     }
 
-    /// The filler of the message with this sequence, and its CRC32C.
+    /// One of the fillers, and its CRC32C; any number names one.
     #[inline]
-    pub fn get(&self, sequence: u64) -> (&[u8], u32) {
-        let v = sequence as usize % VARIANTS;
+    pub fn get(&self, number: u64) -> (&[u8], u32) {
+        let v = number as usize % VARIANTS;
         (&self.block[v * VARIANT_STEP..][..self.len], self.crcs[v])
     }
 }

@@ -165,7 +165,7 @@ impl Run<'_> {
                 echo: args.echo,
                 wall_us: self.wall_us,
             },
-            maker: FrameMaker::new(Filler::new(self.number, args.size as usize)),
+            maker: FrameMaker::new(Filler::new(self.number, args.size as usize), args.batch),
             clock: self.clock,
             recorder,
             ledger,

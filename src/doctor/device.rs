@@ -51,6 +51,34 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The cores that take its interrupts, ascending; empty when that cannot be
+    /// told, as for disks behind a controller.
+    pub fn interrupt_cores(&self, sys: &Sys) -> Vec<usize> {
+        let table = sys.text("/proc/interrupts").unwrap_or_default();
+        let parents = self
+            .lowest
+            .iter()
+            .filter_map(|name| name_of(&sys.path(&format!("/sys/block/{name}/device")).canonicalize().ok()?));
+        let queues: Vec<_> =
+            parents.flat_map(|parent| [format!("{parent}-req."), format!("{parent}q")]).collect();
+        let mut cores: Vec<usize> = table
+            .lines()
+            .filter(|line| {
+                let action = line.split_whitespace().last().unwrap_or_default();
+                queues
+                    .iter()
+                    .any(|queue| action.strip_prefix(queue).is_some_and(|n| n.parse::<u32>().is_ok()))
+            })
+            .filter_map(|line| line.split(':').next()?.trim().parse::<u32>().ok())
+            .filter_map(|irq| sys.value(format!("/proc/irq/{irq}/effective_affinity_list")))
+            .collect();
+        cores.sort_unstable();
+        cores.dedup();
+        cores
+    }
+}
+
 fn name_of(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
@@ -113,6 +141,26 @@ mod tests {
         let found = Device::find(&tree(dir.path()), 253, 0).unwrap();
         assert_eq!((found.name.as_str(), found.volatile_cache), ("dm-0", Some(false)));
         assert_eq!(found.lowest, ["sda"]);
+    }
+
+    #[test]
+    fn the_cores_of_a_disks_queues_are_found_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = tree(dir.path());
+        std::fs::create_dir_all(sys.path("/sys/devices/virtio1")).unwrap();
+        symlink(sys.path("/sys/devices/virtio1"), sys.path("/sys/devices/sda/device")).unwrap();
+        let found = Device::find(&sys, 8, 2).unwrap();
+        assert!(found.interrupt_cores(&sys).is_empty(), "nothing to be read");
+        let table = "  CPU0 CPU1\n 35: 0 1 PCI-MSIX 0-edge virtio1-config\n 36: 0 9 PCI-MSIX 1-edge virtio1-req.0\n\
+                     37: 9 0 PCI-MSIX 2-edge virtio1-req.1\n 46: 3 0 PCI-MSIX 1-edge virtio11-req.0\n";
+        std::fs::create_dir_all(sys.path("/proc")).unwrap();
+        std::fs::write(sys.path("/proc/interrupts"), table).unwrap();
+        for (irq, core) in [(35, 5), (36, 1), (37, 0), (46, 7)] {
+            let folder = sys.path(&format!("/proc/irq/{irq}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("effective_affinity_list"), format!("{core}\n")).unwrap();
+        }
+        assert_eq!(found.interrupt_cores(&sys), [0, 1]);
     }
 
     #[test]

@@ -183,7 +183,8 @@ impl Simulation {
         active: bool,
     ) -> Cx<'a> {
         let (now, habits, shards) = (clock.now(), &profile.habits, profile.shards);
-        Cx { now, rng, topics, shards, habits, active, wishes: Vec::new(), numbers }
+        let forgets = profile.retention_bytes.is_some() || profile.retention_us.is_some();
+        Cx { now, rng, topics, shards, habits, active, forgets, wishes: Vec::new(), numbers }
     }
 
     /// One turn of the loop: time passes, things happen, shards act. False if

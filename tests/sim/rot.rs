@@ -132,6 +132,7 @@ impl Simulation {
             "commit {next} was acknowledged, as {witness:?} says, and is cut: {flip:?}",
         );
         model.truncate(kept);
+        self.checker.topics.doubt();
         Start::Cut
     }
 }

@@ -103,6 +103,15 @@ impl Topics {
         }
     }
 
+    /// What was known of the newest changes may be lost: nothing is certain.
+    pub fn doubt(&mut self) {
+        for fate in self.by_name.values_mut() {
+            if let Fate::Alive(topic) = fate {
+                *fate = Fate::Deleting(topic.clone());
+            }
+        }
+    }
+
     /// The topics that are certainly there.
     pub fn alive(&self) -> Vec<TopicInfo> {
         let alive = self.by_name.values().filter_map(|fate| match fate {

@@ -81,6 +81,8 @@ pub struct Cx<'a> {
     pub habits: &'a Habits,
     /// False when no new work is to be started.
     pub active: bool,
+    /// The broker forgets what is old, producers among it.
+    pub forgets: bool,
     pub wishes: Vec<Wish>,
     pub numbers: &'a mut Numbers,
 }

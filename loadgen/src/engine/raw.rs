@@ -141,9 +141,9 @@ impl Raw {
             self.is_dirty[index] = false;
             self.fleet.fill(index, now);
             if self.net.can_send(index)
-                && let Some(output) = self.fleet.producers[index].take_output()
+                && let Some((memory, len)) = self.fleet.producers[index].take_output()
             {
-                self.net.send(index, output);
+                self.net.send(index, memory, len);
             }
             if let Some(at) = self.fleet.wake_at(index) {
                 self.wake(index, at);

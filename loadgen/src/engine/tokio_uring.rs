@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
 
 use super::{EngineConfig, EngineError, LONGEST_SLEEP, pin};
@@ -140,13 +141,13 @@ async fn write(shared: Rc<Shared>, stream: Rc<TcpStream>, index: usize) {
         shared.output[index].notified().await;
         loop {
             let output = shared.fleet.borrow_mut().producers[index].take_output();
-            let Some(bytes) = output else { break };
-            let (result, bytes) = stream.write_all(bytes).await;
+            let Some((memory, len)) = output else { break };
+            let (result, bytes) = stream.write_all(memory.slice(..len)).await;
             if result.is_err() {
                 // The reader sees the end of the connection, too.
                 return;
             }
-            shared.fleet.borrow_mut().producers[index].recycle(bytes);
+            shared.fleet.borrow_mut().producers[index].recycle(bytes.into_inner());
         }
     }
 }

@@ -68,18 +68,19 @@ impl Link {
         }
     }
 
-    /// Appends the head of a produce frame to `out`, as far as the batch.
-    /// Returns false if the session does not take it now.
+    /// Makes the head of a produce frame, as far as the batch. Returns false if
+    /// the session does not take it now.
     #[inline]
-    pub fn put_head(&mut self, out: &mut Vec<u8>, maker: &FrameMaker, tag: Tag, count: u32) -> bool {
+    pub fn head(&mut self, head: &mut Vec<u8>, maker: &FrameMaker, tag: Tag, count: u32) -> bool {
+        head.clear();
         match self {
             Link::Broker(session) => {
                 let taken = session.produce_head(maker.batch_len(count), 0, tag).is_ok();
-                drain(session, out);
+                drain(session, |bytes| head.extend_from_slice(bytes));
                 taken
             }
             Link::Echo(echo) => {
-                maker.put_head(out, echo.next, count);
+                maker.head(head, echo.next, count);
                 echo.next += 1;
                 echo.sent.push_back(tag);
                 true
@@ -106,11 +107,11 @@ impl Link {
     }
 }
 
-/// Moves everything that the session has to send to the end of `out`.
+/// Hands everything that the session has to send to `put`, in order.
 #[inline]
-pub fn drain(session: &mut Session<Tag>, out: &mut Vec<u8>) {
+pub fn drain(session: &mut Session<Tag>, mut put: impl FnMut(&[u8])) {
     while let Some(piece) = session.poll_transmit() {
-        out.extend_from_slice(piece.as_ref());
+        put(piece.as_ref());
         if let ringbolt_client::session::Transmit::Buffer(buffer) = piece {
             session.recycle(buffer);
         }

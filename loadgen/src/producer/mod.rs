@@ -24,6 +24,7 @@ use crate::frame::Place;
 use crate::ledger::{Entry, StreamInfo};
 use crate::payload::Stamp;
 use crate::schedule::Schedule;
+use crate::send_buffer::SendBuffer;
 use link::{Echo, LinkEvent, drain};
 
 /// A note that travels with a request.
@@ -52,8 +53,13 @@ pub struct Producer {
     /// The stream of the next new batch.
     turn: usize,
     link: Option<Link>,
-    out: Vec<u8>,
-    spare: Vec<u8>,
+    out: SendBuffer,
+    /// Memory for the next output.
+    spare: SendBuffer,
+    /// Frames laid out in the buffer that is being sent.
+    sending: usize,
+    /// The head of the frame that is being made.
+    head: Vec<u8>,
     /// Batches without a final answer.
     unsettled: u32,
     /// Streams in which batches wait to be sent again.
@@ -61,7 +67,9 @@ pub struct Producer {
     /// Records that may still be sent, if a number ends the run.
     budget: Option<u64>,
     schedule: Option<Schedule>,
-    /// When the window last had no room, and got it: lag counts from there.
+    /// A batch was due, and could not be sent for reasons that are the broker's.
+    no_room: bool,
+    /// When that last ended: lag counts from there.
     room_since: u64,
     last_progress: u64,
     reconnect_at: u64,
@@ -89,12 +97,15 @@ impl Producer {
             streams,
             turn: 0,
             link: None,
-            out: Vec::new(),
-            spare: Vec::new(),
+            out: SendBuffer::default(),
+            spare: SendBuffer::default(),
+            sending: 0,
+            head: Vec::new(),
             unsettled: 0,
             again: 0,
             budget,
             schedule: None,
+            no_room: false,
             room_since: 0,
             last_progress: 0,
             reconnect_at: 0,
@@ -135,6 +146,7 @@ impl Producer {
     /// Notes a new connection.
     pub fn connected(&mut self, ctx: &mut Context, now: u64) {
         self.out.clear();
+        (self.no_room, self.room_since) = (false, now);
         if self.last_progress == 0 {
             self.last_progress = now;
         }
@@ -148,7 +160,7 @@ impl Producer {
         } else {
             let mut link = Link::broker(self.index, self.streams[0].place.partition);
             if let Link::Broker(session) = &mut link {
-                drain(session, &mut self.out);
+                drain(session, |bytes| ctx.maker.put_other(&mut self.out, bytes));
             }
             self.link = Some(link);
         }
@@ -219,10 +231,10 @@ impl Producer {
     }
 
     #[inline]
-    fn settle(&mut self, ctx: &Context, batch: Batch, now: u64) {
+    fn settle(&mut self, batch: Batch, now: u64) {
         self.streams[batch.stream as usize].settled();
-        if self.unsettled == ctx.parameters.in_flight {
-            self.room_since = now;
+        if self.no_room {
+            (self.no_room, self.room_since) = (false, now);
         }
         self.unsettled -= 1;
         self.last_progress = now;
@@ -230,7 +242,7 @@ impl Producer {
 
     #[inline]
     fn echoed(&mut self, ctx: &mut Context, batch: Batch, now: u64) {
-        self.settle(ctx, batch, now);
+        self.settle(batch, now);
         self.record(ctx, batch, now);
     }
 
@@ -244,7 +256,7 @@ impl Producer {
 
     #[inline]
     fn acked(&mut self, ctx: &mut Context, batch: Batch, ack: ProduceAck, now: u64) {
-        self.settle(ctx, batch, now);
+        self.settle(batch, now);
         let stream = &self.streams[batch.stream as usize];
         let (ledger, partition) = (stream.ledger, stream.place.partition.index);
         let offset = ctx.acked_up_to(partition, ack.base_offset, batch.count);
@@ -262,7 +274,7 @@ impl Producer {
         }
         let partition = stream.place.partition;
         ctx.fail(|| format!("producer {} was refused on partition {partition}: {error}", self.index));
-        self.settle(ctx, batch, now);
+        self.settle(batch, now);
         self.given_up(ctx, batch, Some(error.code));
         self.stop_stream(ctx, batch.stream, Some(error.code));
     }
@@ -360,7 +372,7 @@ impl Producer {
             return;
         }
         if !self.to_open.is_empty() {
-            self.open_streams();
+            self.open_streams(ctx);
         }
         if self.again > 0 {
             self.send_again(ctx, now);
@@ -370,7 +382,7 @@ impl Producer {
         }
     }
 
-    fn open_streams(&mut self) {
+    fn open_streams(&mut self, ctx: &Context) {
         let Some(Link::Broker(session)) = &mut self.link else { return };
         // The first answer brings the identity that the others need.
         let most = if self.identity == ProducerId::NONE { 1 } else { u32::MAX };
@@ -384,7 +396,7 @@ impl Producer {
             }
             self.opening += 1;
         }
-        drain(session, &mut self.out);
+        drain(session, |bytes| ctx.maker.put_other(&mut self.out, bytes));
     }
 
     fn send_again(&mut self, ctx: &mut Context, now: u64) {
@@ -409,20 +421,16 @@ impl Producer {
 
     fn send_new(&mut self, ctx: &mut Context, now: u64) {
         let open_loop = self.schedule.is_some();
-        while self.unsettled < ctx.parameters.in_flight && self.budget != Some(0) {
-            let due = match &self.schedule {
-                Some(schedule) if schedule.due() > now => return,
-                Some(schedule) => schedule.due(),
-                None => now,
-            };
-            let Some(number) = self.next_stream() else { return };
-            let batch = u64::from(ctx.parameters.batch);
-            let count = self.budget.map_or(batch, |left| left.min(batch)) as u32;
-            let stream = &self.streams[number];
-            let batch = Batch { stream: number as u32, count, first: stream.next, due, doubtful: false };
-            if !self.put(ctx, batch) {
+        while self.budget != Some(0) {
+            let due = self.schedule.as_ref().map_or(now, Schedule::due);
+            if due > now {
                 return;
             }
+            let sent = self.send_one(ctx, due);
+            let Some(batch) = sent else {
+                self.no_room = true;
+                return;
+            };
             if open_loop {
                 // The time now, not that of the turn: making frames takes time.
                 let sent = ctx.clock.now();
@@ -430,6 +438,20 @@ impl Producer {
             }
             self.booked(ctx, batch);
         }
+    }
+
+    /// Sends a new batch, if there is room for it.
+    #[inline]
+    fn send_one(&mut self, ctx: &mut Context, due: u64) -> Option<Batch> {
+        if self.unsettled >= ctx.parameters.in_flight {
+            return None;
+        }
+        let number = self.next_stream()?;
+        let usual = u64::from(ctx.parameters.batch);
+        let count = self.budget.map_or(usual, |left| left.min(usual)) as u32;
+        let first = self.streams[number].next;
+        let batch = Batch { stream: number as u32, count, first, due, doubtful: false };
+        self.put(ctx, batch).then_some(batch)
     }
 
     /// The stream whose turn it is, of those that take new batches.
@@ -471,20 +493,22 @@ impl Producer {
     #[inline]
     fn put(&mut self, ctx: &mut Context, batch: Batch) -> bool {
         let Some(link) = self.link.as_mut().filter(|link| link.credit() > 0) else { return false };
-        if !link.put_head(&mut self.out, &ctx.maker, Tag::Batch(batch), batch.count) {
+        if !link.head(&mut self.head, &ctx.maker, Tag::Batch(batch), batch.count) {
             return false;
         }
         let stream = &mut self.streams[batch.stream as usize];
         stream.sent();
+        let place = stream.place;
         let stamp = Stamp {
             run: ctx.parameters.run,
             producer: self.index,
-            partition: stream.place.partition.index,
+            partition: place.partition.index,
             sequence: batch.first,
             sent_ns: batch.due,
         };
         let timestamp_us = ctx.parameters.wall_us + batch.due / 1000;
-        ctx.maker.put_batch(&mut self.out, stream.place, stamp, timestamp_us, batch.count);
+        let Producer { out, head, .. } = self;
+        ctx.maker.put(out, head, place, stamp, timestamp_us, batch.count);
         true
     }
 
@@ -509,7 +533,7 @@ impl Producer {
         }
         if let Some(schedule) = &self.schedule
             && ctx.phase == Phase::Sending
-            && self.unsettled < ctx.parameters.in_flight
+            && !self.no_room
             && self.budget != Some(0)
         {
             at = Some(at.map_or(schedule.due(), |a: u64| a.min(schedule.due())));
@@ -517,22 +541,23 @@ impl Producer {
         at
     }
 
-    /// The bytes to send, if there are any. Give them back with
-    /// [`recycle`](Self::recycle).
+    /// What is to be sent, if anything is: memory, and how much of it. Give the
+    /// memory back with [`recycle`](Self::recycle).
     #[inline]
-    pub fn take_output(&mut self) -> Option<Vec<u8>> {
+    pub fn take_output(&mut self) -> Option<(Vec<u8>, usize)> {
         if self.out.is_empty() {
             return None;
         }
-        Some(std::mem::replace(&mut self.out, std::mem::take(&mut self.spare)))
+        let mut out = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
+        self.sending = out.laid_out();
+        Some(out.take())
     }
 
-    /// Takes a sent buffer back, for reuse.
+    /// Takes the memory of the last output back, when it was sent.
     #[inline]
-    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.capacity() < buffer.capacity() {
-            buffer.clear();
-            self.spare = buffer;
+    pub fn recycle(&mut self, memory: Vec<u8>) {
+        if self.spare.capacity() < memory.capacity() {
+            self.spare = SendBuffer::again(memory, self.sending);
         }
     }
 }

@@ -154,7 +154,7 @@ impl Case {
                 echo: false,
                 wall_us: 1_000,
             },
-            maker: FrameMaker::new(Filler::new(1, 50)),
+            maker: FrameMaker::new(Filler::new(1, 50), 3),
             clock: Clock::start(),
             recorder: recorder().0,
             ledger,
@@ -204,9 +204,9 @@ impl Case {
             return;
         }
         self.fleet.fill(index, now);
-        let Some(output) = self.fleet.producers[index].take_output() else { return };
-        let (answers, kept) = self.broker.serve(&output);
-        self.fleet.producers[index].recycle(output);
+        let Some((memory, len)) = self.fleet.producers[index].take_output() else { return };
+        let (answers, kept) = self.broker.serve(&memory[..len]);
+        self.fleet.producers[index].recycle(memory);
         // In pieces, as a network would.
         for piece in answers.chunks(37) {
             assert!(self.fleet.received(index, piece, now), "{:?}", self.fleet.ctx.failure);

@@ -54,8 +54,9 @@ fn contention(sys: &Sys) -> Check {
               takes milliseconds; so does the kernel's own, which flushes",
         )
         .how(
-            "keep other programs off the broker's cores (AllowedCPUs= in their systemd units, cpusets); \
-              nice has no effect across sessions while kernel.sched_autogroup_enabled is 1",
+            "keep other programs off the broker's cores and the disk's interrupt core (AllowedCPUs= in their \
+             systemd units, cpusets); nice has no effect across sessions while \
+             kernel.sched_autogroup_enabled is 1",
         )
 }
 

@@ -1,0 +1,255 @@
+//! The binary as a user runs it: against an echo peer, against a broker that
+//! keeps its word, and against one that does not.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use ringbolt::serve::{Broker, Config};
+use serde_json::Value;
+
+/// A directory on a real disk, where a broker can write directly.
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn broker(dir: &Path, listen: SocketAddr) -> Broker {
+    let mut config = Config::new(dir.to_owned());
+    config.listen = listen;
+    config.shards = Some(1);
+    config.memory = 64 << 20;
+    config.segment_size = 16 << 20;
+    config.allow_buffered = true;
+    Broker::start(config).unwrap()
+}
+
+fn anywhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+fn loadgen(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_loadgen")).args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> Output {
+    let output = loadgen(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+    output
+}
+
+struct Files {
+    _dir: tempfile::TempDir,
+    ledger: PathBuf,
+    json: PathBuf,
+}
+
+impl Files {
+    fn new() -> Files {
+        let dir = directory();
+        let (ledger, json) = (dir.path().join("run.ledger"), dir.path().join("run.json"));
+        Files { _dir: dir, ledger, json }
+    }
+
+    fn ledger(&self) -> &str {
+        self.ledger.to_str().unwrap()
+    }
+
+    fn json(&self) -> &str {
+        self.json.to_str().unwrap()
+    }
+
+    fn report(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(&self.json).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn an_echo_run_reports_every_promised_figure() {
+    for engine in ["raw", "tokio-uring"] {
+        let files = Files::new();
+        succeed(&[
+            "run",
+            "--echo",
+            "--engine",
+            engine,
+            "--producers",
+            "4",
+            "--in-flight",
+            "8",
+            "--duration",
+            "300ms",
+            "--warmup",
+            "100ms",
+            "--json",
+            files.json(),
+            "--quiet",
+        ]);
+        let report = files.report();
+        for key in ["acked", "acked_per_s", "mb_per_s", "unknown"] {
+            assert!(report[key].is_number(), "{engine}: {key}");
+        }
+        for key in ["p50", "p90", "p99", "p999", "p9999", "max"] {
+            assert!(report["latency_us"][key].as_f64().unwrap() > 0.0, "{engine}: {key}");
+        }
+        for key in ["p99", "max"] {
+            assert!(report["schedule_lag_us"][key].is_number(), "{engine}: {key}");
+        }
+        // Not judged is not the same as nothing lost.
+        for key in ["lost", "duplicated", "reordered", "corrupted"] {
+            assert!(report[key].is_null(), "{engine}: {key}");
+        }
+        assert_eq!((&report["invalid"], &report["unknown"]), (&Value::Bool(false), &0.into()));
+        assert!(report["acked"].as_u64().unwrap() > 1000, "{engine}");
+        assert_eq!(report["acked"], report["sent"]);
+    }
+}
+
+#[test]
+fn consumers_that_read_along_find_all_that_was_acknowledged() {
+    for engine in ["raw", "tokio-uring"] {
+        let (dir, files) = (directory(), Files::new());
+        let broker = broker(&dir.path().join("data"), anywhere());
+        let addr = broker.addr().to_string();
+        let output = succeed(&[
+            "run",
+            "--addr",
+            &addr,
+            "--engine",
+            engine,
+            "--producers",
+            "3",
+            "--partitions",
+            "7",
+            "--in-flight",
+            "4",
+            "--batch",
+            "5",
+            "--size",
+            "300",
+            "--count",
+            "10001",
+            "--consumers",
+            "2",
+            "--json",
+            files.json(),
+            "--hgrm",
+            &format!("{}.hgrm", files.json()),
+            "--html",
+            &format!("{}.html", files.json()),
+        ]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("every acknowledged message is there"));
+        let report = files.report();
+        for key in ["lost", "duplicated", "reordered", "corrupted", "unknown"] {
+            assert_eq!(report[key], 0, "{engine}: {key}");
+        }
+        assert_eq!(report["acked"], 10_001);
+        assert_eq!(report["verdict"]["read"], 10_001);
+        assert!(report["fetched"]["latency_us"]["p50"].as_f64() > report["latency_us"]["p50"].as_f64());
+        let page = std::fs::read_to_string(format!("{}.html", files.json())).unwrap();
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        assert!(page.contains("<svg") && !page.contains("http-equiv") && !page.contains("<script"));
+        broker.stop().unwrap();
+    }
+}
+
+#[test]
+fn restarts_of_the_broker_are_survived_and_cost_nothing() {
+    for engine in ["raw", "tokio-uring"] {
+        let (dir, files) = (directory(), Files::new());
+        let data = dir.path().join("data");
+        let mut running = broker(&data, anywhere());
+        let addr = running.addr();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["run", "--addr", &addr.to_string(), "--engine", engine, "--producers", "8"])
+            .args(["--in-flight", "4", "--partitions", "2", "--duration", "2s", "--warmup", "0s", "--quiet"])
+            .args(["--consumers", "1", "--ledger", files.ledger(), "--json", files.json()])
+            .spawn()
+            .unwrap();
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(500));
+            running.stop().unwrap();
+            running = broker(&data, addr);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{engine}");
+        let report = files.report();
+        assert!(report["reconnects"].as_u64().unwrap() >= 8, "{engine}: the broker was away");
+        assert!(report["acked"].as_u64().unwrap() > 0);
+        assert_eq!((&report["lost"], &report["unknown"]), (&0.into(), &0.into()), "{engine}");
+        // And once more, from the ledger alone.
+        succeed(&["verify", "--ledger", files.ledger(), "--quiet"]);
+        running.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_broker_that_forgot_everything_is_convicted() {
+    let (dir, files) = (directory(), Files::new());
+    let honest = broker(&dir.path().join("honest"), anywhere());
+    let addr = honest.addr();
+    let run = ["run", "--addr", &addr.to_string(), "--count", "2000", "--producers", "2", "--quiet"];
+    succeed(&[&run[..], &["--ledger", files.ledger()]].concat());
+    succeed(&["verify", "--ledger", files.ledger(), "--json", files.json(), "--quiet"]);
+    assert_eq!((&files.report()["acked"], &files.report()["lost"]), (&2000.into(), &0.into()));
+    honest.stop().unwrap();
+
+    // The same topic, with half as many records, of somebody else.
+    let forgetful = broker(&dir.path().join("forgetful"), addr);
+    succeed(&["run", "--addr", &addr.to_string(), "--count", "1000", "--producers", "1", "--quiet"]);
+    let output = loadgen(&["verify", "--ledger", files.ledger(), "--json", files.json()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("did not keep its word"), "{text}");
+    assert!(files.report()["lost"].as_u64().unwrap() >= 1000, "{text}");
+    forgetful.stop().unwrap();
+}
+
+#[test]
+fn what_was_written_can_be_fetched_at_speed() {
+    let (dir, files) = (directory(), Files::new());
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = broker.addr().to_string();
+    succeed(&["run", "--addr", &addr, "--count", "5000", "--batch", "50", "--producers", "1", "--quiet"]);
+    for what in ["tail", "cold"] {
+        succeed(&[
+            "run",
+            "--addr",
+            &addr,
+            "--read",
+            what,
+            "--duration",
+            "300ms",
+            "--warmup",
+            "0s",
+            "--quiet",
+            "--json",
+            files.json(),
+            "--span",
+            "1MiB",
+        ]);
+        let fetched = &files.report()["fetched"];
+        assert!(fetched["records"].as_u64().unwrap() > 1000, "{what}: {fetched}");
+        assert!(fetched["mb_per_s"].as_f64().unwrap() > 0.0);
+    }
+    broker.stop().unwrap();
+}
+
+#[test]
+fn bad_usage_and_missing_brokers_are_told_apart_from_lost_messages() {
+    let files = Files::new();
+    // A port that nobody listens on: it was free a moment ago.
+    let free = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap().to_string();
+    for (args, words) in [
+        (vec!["run", "--size", "3"], "must be from 40 bytes"),
+        (vec!["run", "--rate", "0"], "must be a number from"),
+        (vec!["run", "--addr", "nonsense"], "write HOST:PORT"),
+        (vec!["run", "--addr", &free], "cannot reach a broker"),
+        (vec!["run", "--echo", "--consumers", "1"], "cannot be used with"),
+        (vec!["verify", "--ledger", files.ledger()], "No such file"),
+    ] {
+        let output = loadgen(&args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(words), "{args:?}: {text}");
+    }
+}
