@@ -48,7 +48,8 @@ die() { say "compare.sh: $*"; exit 2; }
 for tool in jq awk cargo; do command -v "$tool" >/dev/null || die "$tool is missing"; done
 if ! command -v redis-server >/dev/null; then
     say "installing redis-server"
-    apt-get install -y --no-install-recommends redis-server redis-tools >/dev/null ||
+    # A fresh machine has no list of packages yet.
+    { apt-get update -qq && apt-get install -y --no-install-recommends redis-server redis-tools; } >/dev/null ||
         die "redis-server cannot be installed; install it by hand"
     # Debian starts it on port 6379, where nobody needs it.
     systemctl disable --now redis-server >/dev/null 2>&1 || true
