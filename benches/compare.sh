@@ -190,6 +190,8 @@ row() {
 # Not printed but set: what a subshell counts is forgotten.
 fresh_topic() { COUNT=$((COUNT + 1)); TOPIC=t$COUNT; }
 
+producers() { (($1 == 1)) && echo '1 producer' || echo "$1 producers"; }
+
 # shape CLIENTS WINDOW ECHO_TARGET REDIS_TARGET REDIS_RATE
 shape() {
     local name=$1x$2 echo redis ringbolt i
@@ -206,8 +208,8 @@ shape() {
     done
     local per_s
     per_s=$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')
-    row "$1 producers, $2 in flight, to echo of the same shape" "$(median <"$WORK/echo.r")" '>=' "$3" "$per_s"
-    row "$1 producers, $2 in flight, to Redis" "$(median <"$WORK/redis.r")" '>=' "$4" "$per_s"
+    row "$(producers $1), $2 in flight, to echo of the same shape" "$(median <"$WORK/echo.r")" '>=' "$3" "$per_s"
+    row "$(producers $1), $2 in flight, to Redis" "$(median <"$WORK/redis.r")" '>=' "$4" "$per_s"
 }
 
 say "preparing a broker"
@@ -317,7 +319,14 @@ fi
 
 if wants idle; then
     say "idle"
-    sleep 1
+    # A segment that is still being made ahead is work that the load left
+    # behind: idle begins when the broker has written nothing for 2 s.
+    written() { awk '/^write_bytes/ {print $2}' "/proc/$BROKER/io"; }
+    for ((i = 0; i < 30; i++)); do
+        before=$(written)
+        sleep 2
+        [[ $(written) != "$before" ]] || break
+    done
     cpu=$(broker_cpu)
     sleep 10
     row "share of a core when idle" "$(calc "($(broker_cpu) - $cpu) / 10")" '<=' 0.005
