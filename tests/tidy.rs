@@ -122,12 +122,15 @@ fn the_list_of_long_functions_only_shrinks() {
 
 #[test]
 fn documentation_names_only_flags_that_exist() {
-    let flags: Vec<String> = sources().iter().flat_map(|source| defined_flags(&source.text)).collect();
+    let mut flags: Vec<String> = sources().iter().flat_map(|source| defined_flags(&source.text)).collect();
     assert!(flags.len() > 20, "{flags:?}");
+    let script = script_flags(include_str!("../benches/compare.sh"));
+    assert!(script.iter().any(|flag| flag == "rounds"), "{script:?}");
+    flags.extend(script);
     let mut report = String::new();
     for (path, text) in documents() {
         for (line, flag) in unknown_flags(&text, &flags) {
-            let _ = writeln!(report, "{path}:{line}: --{flag} is no flag of ringbolt or loadgen");
+            let _ = writeln!(report, "{path}:{line}: --{flag} is no flag of ringbolt, loadgen or compare.sh");
         }
     }
     assert!(report.is_empty(), "\n{report}");
@@ -141,6 +144,12 @@ fn ci_runs_the_test_command_of_the_readme() {
     let command = "cargo test --workspace";
     assert!(read("README.md").lines().any(|line| line.trim() == command));
     assert!(read(".ci/run").lines().any(|line| line.trim() == format!("step {command}")));
+}
+
+/// The flags that a shell script takes, as the arms of its `case` name them.
+fn script_flags(text: &str) -> Vec<String> {
+    let arms = text.lines().filter_map(|line| line.trim().strip_prefix("--")?.split_once(')'));
+    arms.map(|(flag, _)| flag.to_owned()).collect()
 }
 
 fn layers(source: &Source) -> Vec<String> {
