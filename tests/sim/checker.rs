@@ -324,8 +324,10 @@ impl Checker {
         let (durable_next, _) = self.durable_producer(open.partition, id.0);
         let range = next..=durable_next;
         let told = opened.next_sequence.0;
-        // It may have been forgotten, and even have begun anew since.
-        let anew = durable_next < next && told <= durable_next;
+        // Where retention gave something up, it may have been forgotten, and even
+        // have begun anew since.
+        let gave_up = self.logs[self.shard_of(open.partition)].given_up.is_some();
+        let anew = gave_up && durable_next < next && told <= durable_next;
         let forgotten = anew || self.may_be_forgotten(open.partition, id.0);
         assert!(
             range.contains(&told) || anew || (told == 0 && forgotten),
