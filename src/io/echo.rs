@@ -10,7 +10,7 @@ mod tests;
 mod worker;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -20,6 +20,7 @@ pub(crate) use buffers::{Mapping, RecvBuffers};
 
 use crate::io::pin;
 use crate::io::probe::{Resource, limit};
+use crate::io::tcp;
 
 /// Connections waiting to be accepted; the kernel caps it at net.core.somaxconn.
 const ACCEPT_BACKLOG: i32 = 4096;
@@ -137,21 +138,14 @@ fn refuse(error: io::Error, started: &mpsc::SyncSender<io::Result<()>>) -> io::R
     started.send(Err(error)).map_err(io::Error::other)
 }
 
-/// A listening socket whose connections send at once (`TCP_NODELAY` is
-/// inherited from the listener).
+/// A listening socket whose connections are set as the broker's are.
 fn listen() -> io::Result<TcpListener> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let fd = listener.as_raw_fd();
-    let one = 1i32;
-    // SAFETY: the option's value is the four bytes of an i32 that outlives the
-    // call; listening again on a listening socket only changes its backlog.
-    let done = unsafe {
-        let len = size_of::<i32>() as libc::socklen_t;
-        let no_delay =
-            libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const one).cast(), len);
-        no_delay == 0 && libc::listen(fd, ACCEPT_BACKLOG) == 0
-    };
-    if done { Ok(listener) } else { Err(io::Error::last_os_error()) }
+    tcp::prepare(&listener, IpAddr::V4(Ipv4Addr::LOCALHOST))?;
+    // SAFETY: no memory; listening again on a listening socket only changes
+    // its backlog.
+    let done = unsafe { libc::listen(listener.as_raw_fd(), ACCEPT_BACKLOG) };
+    if done == 0 { Ok(listener) } else { Err(io::Error::last_os_error()) }
 }
 
 fn eventfd() -> io::Result<OwnedFd> {

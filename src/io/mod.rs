@@ -13,5 +13,6 @@ pub mod pool;
 pub mod probe;
 pub mod process;
 pub mod ring;
+pub mod tcp;
 #[cfg(test)]
 mod test_mount;

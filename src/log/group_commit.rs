@@ -233,6 +233,16 @@ impl<B: Buffer> GroupCommit<B> {
         self.in_flight.len() < self.max_in_flight
     }
 
+    /// Whether the open commit, which has room for more batches, is worth a
+    /// write of its own by now. While half of the writes that may be in flight
+    /// are, it gathers on: a write costs the same however much is in it. A full
+    /// commit, or the own one of a large batch, has nothing to wait for and may
+    /// use all of them.
+    #[inline]
+    pub fn should_seal(&self) -> bool {
+        self.has_open() && self.sealed.is_empty() && self.in_flight.len() < self.max_in_flight.div_ceil(2)
+    }
+
     /// The next write, if a commit is sealed and there is room in flight.
     pub fn poll_write(&mut self, token: impl FnOnce() -> WriteToken) -> Option<CommitWrite> {
         if !self.has_room_in_flight() {

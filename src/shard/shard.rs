@@ -49,8 +49,8 @@ pub struct ShardConfig {
     pub shard: ShardId,
     /// How many shards the data directory has.
     pub shards: u16,
-    /// Commits written at once. Two keep disk and socket busy at the same time;
-    /// more did not help in the measurements of `tuning.md`.
+    /// Most commits written at once. A commit that has room for more batches
+    /// is written only while fewer than half of them are.
     pub commits_in_flight: usize,
     /// Longest time that an open commit waits for more batches while there is
     /// room in flight, in µs.
@@ -207,8 +207,7 @@ impl<P: BufferPool> Shard<P> {
         }
         let record =
             (self.commits.is_idle() && self.commits.has_unrecorded_durable()).then_some(self.record_at_us);
-        let seal = (self.commits.has_open() && self.commits.has_room_in_flight())
-            .then_some(self.opened_at_us + self.config.commit_delay_us);
+        let seal = self.commits.should_seal().then_some(self.opened_at_us + self.config.commit_delay_us);
         let retain = (self.config.retention_us.is_some() && !self.segments.sealed.is_empty())
             .then_some(self.retained_at_us + RETAIN_EVERY_US);
         let others = [self.fetches.next_deadline(), self.segments.retry_at()];
@@ -304,7 +303,7 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn write_commits(&mut self, now: Now) {
-        if self.commits.has_open() && self.commits.sealed_len() == 0 && self.commits.has_room_in_flight() {
+        if self.commits.should_seal() {
             let due = self.opened_at_us + self.config.commit_delay_us <= now.mono_us;
             if due || self.stopping {
                 self.seal();

@@ -110,7 +110,7 @@ impl Rig {
         let config = ShardConfig {
             shard: ShardId(0),
             shards: 1,
-            commits_in_flight: 2,
+            commits_in_flight: 4,
             commit_delay_us: 0,
             retention_bytes: None,
             retention_us: None,
@@ -147,6 +147,19 @@ impl Rig {
         batch.push(7, None, value, &[]);
         let batch = batch.finish(PARTITION, ProducerId(9), Epoch(0), Sequence(sequence));
         self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 })
+    }
+
+    /// A batch that was received straight into aligned memory.
+    fn produce_direct(&mut self, sequence: u64, value: &[u8]) -> u64 {
+        let mut batch = BatchBuilder::new();
+        batch.push(7, None, value, &[]);
+        let batch = batch.finish(PARTITION, ProducerId(9), Epoch(0), Sequence(sequence));
+        let mut buffer = Vector(vec![0; BLOCK_LEN + batch.len().next_multiple_of(BLOCK_LEN)]);
+        buffer.0[BLOCK_LEN..][..batch.len()].copy_from_slice(&batch);
+        self.request(ShardRequest::Produce {
+            payload: Payload::Aligned { buffer, len: batch.len() },
+            min_copies: 0,
+        })
     }
 
     fn fetch(&mut self, offset: u64, max_wait_ms: u32) -> u64 {
@@ -242,6 +255,28 @@ fn acknowledgements_leave_for_the_durable_prefix_only() {
     let acks = rig.acks();
     assert_eq!(acks.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [first, second]);
     assert_eq!(acks.iter().map(|(_, ack)| ack.base_offset.0).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[test]
+fn small_batches_gather_while_half_of_the_writes_are_in_flight_and_large_ones_use_all() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    for sequence in 0..5 {
+        rig.produce(sequence, b"small");
+    }
+    assert_eq!(rig.pending.len(), 2, "half of the writes, and the rest gathers");
+    for sequence in 5..8 {
+        rig.produce_direct(sequence, &[7; 16 << 10]);
+    }
+    assert_eq!(rig.pending.len(), 4, "a large batch has nothing to gather");
+    for _ in 0..6 {
+        rig.complete(0, Ok(()));
+    }
+    assert_eq!(
+        rig.acks().iter().map(|(_, ack)| ack.base_offset.0).collect::<Vec<_>>(),
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    );
+    assert!(rig.pending.is_empty(), "three small batches shared a commit");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use ringbolt::io::tcp;
 use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent, Transmit};
 use ringbolt_wire::message::FetchedPartition;
 use ringbolt_wire::{Request, Response};
@@ -93,8 +94,8 @@ async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
             tokio::time::sleep(RECONNECT).await;
             continue;
         };
-        // See the producers' engine.
-        let _ = stream.set_nodelay(true);
+        // A socket that refuses still works.
+        let _ = tcp::prepare(&stream, shared.config.addr.ip());
         let mut connection = Connection::new(&stream);
         let ended = {
             let reading = connection.read_on(&shared, &mut consumer);

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use ringbolt::io::netring::{NetEvent, NetRing, NetRingConfig};
+use ringbolt::io::tcp;
 
 use super::{EngineConfig, EngineError, LONGEST_SLEEP, pin};
 use crate::fleet::{Fleet, Turn};
@@ -109,9 +110,8 @@ impl Raw {
             return;
         }
         let connected = TcpStream::connect_timeout(&self.config.addr, CONNECT_PATIENCE).and_then(|stream| {
-            // Without it a lone message waits for the acknowledgement of the one
-            // before; a socket that refuses still works.
-            let _ = stream.set_nodelay(true);
+            // A socket that refuses still works.
+            let _ = tcp::prepare(&stream, self.config.addr.ip());
             self.net.open(index, stream)
         });
         let now = self.fleet.ctx.clock.now();

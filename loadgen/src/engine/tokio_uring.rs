@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ringbolt::io::tcp;
 use tokio::sync::Notify;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
@@ -102,9 +103,8 @@ async fn drive(shared: Rc<Shared>, index: usize) {
         let Some(at) = connect_at else { return };
         tokio::time::sleep_until(shared.clock.instant(at).into()).await;
         if let Ok(stream) = TcpStream::connect(shared.config.addr).await {
-            // Without it a lone message waits for the acknowledgement of the
-            // one before; a socket that refuses still works.
-            let _ = stream.set_nodelay(true);
+            // A socket that refuses still works.
+            let _ = tcp::prepare(&stream, shared.config.addr.ip());
             let stream = Rc::new(stream);
             shared.fleet.borrow_mut().connected(index, shared.clock.now());
             shared.output[index].notify_one();

@@ -16,6 +16,7 @@ use io_uring::{cqueue, opcode, squeue};
 
 use super::{Conditions, FloorError, Latency, MESSAGE_LEN, Shape, histogram, latency, on_core, record};
 use crate::io::echo::{self, BareRing, EchoServer, RecvBuffers, Wait};
+use crate::io::tcp;
 
 const GROUP: u16 = 0;
 /// Receive buffers, as the echo peer has them; what is received is used at
@@ -77,7 +78,7 @@ fn run(addr: SocketAddr, shape: Shape, wait: Wait, conditions: &Conditions) -> R
     let messages: Vec<u8> = (0..shape.in_flight).flat_map(|_| (0..MESSAGE_LEN as u64).map(byte_at)).collect();
     let connect = || -> io::Result<TcpStream> {
         let stream = TcpStream::connect(addr)?;
-        stream.set_nodelay(true)?;
+        tcp::prepare(&stream, addr.ip())?;
         Ok(stream)
     };
     let streams = std::iter::repeat_with(connect).take(shape.connections).collect::<io::Result<Vec<_>>>();

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::{Completion, OpId, Ring, Target};
+use crate::io::tcp;
 use crate::session::Violation;
 
 /// Connections that wait to be accepted.
@@ -50,10 +51,10 @@ fn open(addr: SocketAddr) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-    // Accepted sockets inherit it: an acknowledgement never waits for company.
-    set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    tcp::set_number(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    tcp::set_number(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    // An acknowledgement never waits for company.
+    tcp::prepare(&socket, addr.ip())?;
     let (raw, len) = to_raw(addr);
     // SAFETY: `raw` is a socket address of `len` bytes.
     check(unsafe { libc::bind(fd, (&raw const raw).cast(), len) })?;
@@ -64,13 +65,6 @@ fn open(addr: SocketAddr) -> io::Result<OwnedFd> {
 
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    let len = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the option's value is an int of that length.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) })?;
-    Ok(())
 }
 
 fn to_raw(addr: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
