@@ -158,6 +158,12 @@ impl<M: Send> Mailbox<M> {
         self.slot().queue.pop()
     }
 
+    /// Whether there is a message for this core.
+    #[inline]
+    pub fn has_messages(&self) -> bool {
+        !self.slot().queue.is_empty()
+    }
+
     /// Sends to another core, or to this one. Messages to one core arrive in
     /// order; what its mailbox has no room for waits here, and
     /// [`Mailbox::flush`] tries again.

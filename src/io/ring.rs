@@ -234,6 +234,13 @@ impl Ring {
         self.enter(0, None)
     }
 
+    /// Whether entering the kernel would bring completions, or some can be
+    /// taken already; does not enter it.
+    pub fn has_news(&mut self) -> bool {
+        self.cq.sync();
+        !self.cq.is_empty() || self.sq.taskrun() || self.sq.cq_overflow()
+    }
+
     /// The next completion of those that the last entry made available.
     /// Operations may be pushed between calls.
     pub fn next_completion(&mut self) -> Option<Completion> {

@@ -287,6 +287,11 @@ impl Core {
         self.stalled[ready].pop_front()
     }
 
+    /// Whether a shard writes as many commits as it may.
+    pub(super) fn disk_is_saturated(&self) -> bool {
+        self.shards.iter().any(|local| local.shard.is_saturated())
+    }
+
     pub(super) fn shards_drained(&self) -> bool {
         self.held.is_empty() && self.shards.iter().all(|local| local.shard.is_drained())
     }

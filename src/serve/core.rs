@@ -20,7 +20,7 @@ use crate::io::pool::Pool;
 use crate::io::ring::{Ring, RingConfig};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
-use crate::reactor::{Core, LocalShard, Message, Place, Reactor, Shared};
+use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
 use crate::session::{SessionConfig, SessionCounters};
 use crate::shard::{Shard, ShardConfig};
 
@@ -163,11 +163,14 @@ impl CoreStart {
             .map_err(ServeError::io("registering receive buffers with io_uring"))?;
         let pool = self.pool.clone();
         let core = Core::new(ring, mailbox, shards, places, pool, Arc::clone(&self.shared), now);
-        Ok(Reactor::new(core, net, self.config.busy_poll))
+        let idle = match self.config.busy_poll {
+            true => Idle::BusyPoll,
+            false => Idle::SleepAfter(micros(self.config.idle_poll)),
+        };
+        Ok(Reactor::new(core, net, idle))
     }
 
     fn shard_config(&self, shard: ShardId) -> ShardConfig {
-        let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         ShardConfig {
             shard,
             shards: self.dirs.len() as u16,
@@ -185,7 +188,7 @@ impl CoreStart {
         NetConfig {
             max_connections: self.config.max_connections,
             connections: Arc::clone(&self.connections),
-            handshake_timeout_us: self.config.handshake_timeout.as_micros() as u64,
+            handshake_timeout_us: micros(self.config.handshake_timeout),
             max_stashed: self.plan.stashed,
             max_direct: self.plan.direct,
             low_chunks: self.plan.low_chunks,
@@ -204,6 +207,10 @@ fn sync_tail(dir: &ShardDir, log: &RecoveredLog) -> Result<(), ServeError> {
         synced.map_err(ServeError::io(format!("flushing {}", path.display())))?;
     }
     Ok(())
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn random_seed() -> u64 {

@@ -152,6 +152,10 @@ options! {
     /// latency for size [default: 0s]
     #[arg(long, value_name = "TIME")]
     commit_delay: Span,
+    /// Time that a core without work looks on before it sleeps, up to 100ms:
+    /// lower latency for processor time while the load is light [default: 200us]
+    #[arg(long, value_name = "TIME")]
+    idle_poll: Span,
     /// Never sleep: lower latency at the price of whole cores
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     busy_poll: bool,
@@ -199,6 +203,7 @@ impl Options {
             retention_time: self.retention_time.map(|t| t.0).or(default.retention_time),
             commits_in_flight: self.commits_in_flight.unwrap_or(default.commits_in_flight),
             commit_delay: self.commit_delay.map_or(default.commit_delay, |t| t.0),
+            idle_poll: self.idle_poll.map_or(default.idle_poll, |t| t.0),
             busy_poll: self.busy_poll.unwrap_or(default.busy_poll),
             direct_threshold: bytes(self.direct_threshold, default.direct_threshold),
             allow_buffered: self.allow_buffered.unwrap_or(default.allow_buffered),

@@ -214,6 +214,12 @@ impl<P: BufferPool> Shard<P> {
         [record, seal, retain].into_iter().chain(others).flatten().min()
     }
 
+    /// Whether as many commits are written as may be at once.
+    #[inline]
+    pub fn is_saturated(&self) -> bool {
+        !self.commits.has_room_in_flight()
+    }
+
     /// Whether a produce request may be handed in. False holds the sender back:
     /// it becomes true again after some later event.
     #[inline]
