@@ -131,3 +131,42 @@ fn a_damaged_shard_refuses_the_start_of_all_cores() {
     let text = Broker::start(config).err().expect("the damage is seen").to_string();
     assert!(text.contains("shard 1") && text.contains("segment 0"), "{text}");
 }
+
+/// Processor time of a process so far, in clock ticks of 10 ms.
+fn ticks(server: &Server) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.child.id())).unwrap();
+    // The name before may have spaces; utime and stime are the 14th and 15th.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Ticks that a broker spends in a second in which it is asked something every
+/// 50 ms, and in one in which it is left alone.
+fn ticks_when_asked_and_idle(options: &[&str]) -> (u64, u64) {
+    const SECOND: Duration = Duration::from_secs(1);
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &[&["--memory", "96MiB"], options].concat());
+    let mut peer = Peer::greeted(server.addr);
+    // Its first segments are made ahead by now.
+    std::thread::sleep(SECOND);
+    let (start, before) = (Instant::now(), ticks(&server));
+    while start.elapsed() < SECOND {
+        peer.stat("requests_total");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let asked = ticks(&server) - before;
+    std::thread::sleep(SECOND / 5);
+    let before = ticks(&server);
+    std::thread::sleep(SECOND);
+    (asked, ticks(&server) - before)
+}
+
+#[test]
+fn a_core_looks_on_as_long_as_it_was_told_and_an_idle_one_sleeps() {
+    let (asked, idle) = ticks_when_asked_and_idle(&["--idle-poll", "100ms"]);
+    // It looks on all the time; other tests may want the same core.
+    assert!(asked >= 10, "{asked} ticks of 100");
+    assert!(idle <= 5, "{idle} ticks of 100 while idle");
+    let (asked, idle) = ticks_when_asked_and_idle(&["--idle-poll", "0s"]);
+    assert!(asked <= 5 && idle <= 5, "{asked} and {idle} ticks of 100");
+}
