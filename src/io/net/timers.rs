@@ -19,6 +19,11 @@ pub enum Timer {
     DirectIdle,
 }
 
+/// Deadlines of connections are late by up to this time, in µs, so that those
+/// of thousands which came within a second take few wake-ups. One by one the
+/// hellos of 10,000 cost 0.2 s of processor time ten seconds after they came.
+const TOGETHER_US: u64 = 10_000;
+
 /// Deadlines in order.
 #[derive(Debug, Default)]
 pub struct Timers {
@@ -26,8 +31,15 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Adds one: when (monotonic, µs), for which session, what.
+    /// Adds one: when (monotonic, µs), for which session, what. Those of
+    /// connections are due up to 10 ms later, together.
     pub fn push(&mut self, due_us: u64, key: u64, timer: Timer) {
+        let due_us = match timer {
+            Timer::Accept => due_us,
+            Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle => {
+                due_us.next_multiple_of(TOGETHER_US)
+            }
+        };
         self.heap.push(Reverse((due_us, key, timer)));
     }
 
@@ -46,5 +58,36 @@ impl Timers {
     #[inline]
     pub fn next(&self) -> Option<u64> {
         self.heap.peek().map(|Reverse((due, _, _))| *due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deadlines_of_many_connections_take_few_wake_ups_and_are_never_early() {
+        let mut timers = Timers::default();
+        let due = |key: u64| 5_000_003 + key * 100;
+        (0..10_000).for_each(|key| timers.push(due(key), key, Timer::Handshake));
+        let (mut wakes, mut fired) = (0, 0);
+        while let Some(now) = timers.next() {
+            wakes += 1;
+            while let Some((key, timer)) = timers.pop_due(now) {
+                assert_eq!(timer, Timer::Handshake);
+                assert!(due(key) <= now && now < due(key) + TOGETHER_US);
+                fired += 1;
+            }
+        }
+        assert_eq!((wakes, fired), (100, 10_000));
+    }
+
+    #[test]
+    fn a_turn_of_the_loop_comes_when_it_was_wanted() {
+        let mut timers = Timers::default();
+        timers.push(1_003, 0, Timer::Accept);
+        assert_eq!(timers.next(), Some(1_003));
+        assert_eq!(timers.pop_due(1_002), None);
+        assert_eq!(timers.pop_due(1_003), Some((0, Timer::Accept)));
     }
 }
