@@ -193,7 +193,7 @@ impl Reactor {
         let patience = self.stopping_since.map(|since| since + STOP_PATIENCE_US + 1);
         let due = [net_due, shard_due, retry, patience].into_iter().flatten().min();
         let is_due = due.is_some_and(|due| due <= core.now.mono_us);
-        if self.idle == Idle::BusyPoll || is_due || self.look_on(due)? || !self.core.mailbox.may_sleep() {
+        if is_due || self.look_on(due)? || !self.core.mailbox.may_sleep() {
             self.core.ring.submit()?;
         } else {
             let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(clock::mono_us())));
@@ -205,7 +205,7 @@ impl Reactor {
 
     /// Looks for news for a while before the core sleeps: what answers within
     /// that time is spared the waking up, which takes a halted core tens of µs.
-    /// Returns whether there is something to do.
+    /// Returns whether the core is to go on instead of sleeping.
     ///
     /// Others on this core come first: the kernel's worker that ends a flush
     /// may be one of them. And when the disk is what everything waits for,

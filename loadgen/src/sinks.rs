@@ -124,3 +124,39 @@ impl Sink for CountSink {
         self.recorder.tick(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringbolt_wire::{BatchBuilder, Epoch, ProducerId, Sequence};
+
+    use super::*;
+    use crate::payload::{Filler, Stamp};
+
+    #[test]
+    fn delivery_counts_from_when_a_message_of_this_run_was_to_be_sent() {
+        const RUN: u64 = 7;
+        let (clock, signals) = (Clock::start(), Arc::new(Signals::default()));
+        signals.measure_from(0);
+        let mut sink = JudgeSink::new(Judge::default(), Some((RUN, clock)), signals);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let filler = Filler::new(1, 64);
+        let mut batch = BatchBuilder::new();
+        let sent = clock.now() - 20_000_000;
+        for (run, sent_ns) in [(RUN, sent), (RUN + 1, 0)] {
+            let (bytes, crc) = filler.get(0);
+            let trailer = Stamp { run, sent_ns, ..Stamp::default() }.trailer(crc);
+            batch.push(1, None, &[bytes, &trailer].concat(), &[]);
+        }
+        let batch = batch.finish(PartitionId::default(), ProducerId(9), Epoch(0), Sequence(0));
+        let least = clock.now() - sent;
+        sink.batch(&BatchView::parse(&batch, u32::MAX).unwrap());
+        let most = clock.now() - sent;
+        assert_eq!(sink.fetched().records, 1, "what another run sent has another clock");
+        // The histogram keeps three digits.
+        let taken = (sink.latency.min(), sink.latency.max());
+        assert!(
+            taken.0 >= least - least / 500 && taken.1 <= most + most / 500,
+            "{taken:?}, {least} to {most}"
+        );
+    }
+}

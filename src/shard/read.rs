@@ -49,7 +49,7 @@ pub(super) struct LogReader {
     pub durable_end: Lsn,
     /// Pages that could not be read, while somebody waits for them.
     pub broken: Vec<PageId>,
-    /// Whether pages may be asked for now, on behalf of who is reading.
+    /// Whether pages may be asked for on behalf of who is reading.
     pub may_want: bool,
 }
 

@@ -52,8 +52,8 @@ pub struct ShardConfig {
     /// Most commits written at once. A commit that has room for more batches
     /// is written only while fewer than half of them are.
     pub commits_in_flight: usize,
-    /// Longest time that an open commit waits for more batches while there is
-    /// room in flight, in µs.
+    /// Longest time that an open commit waits for more batches although it
+    /// might be written, in µs.
     pub commit_delay_us: u64,
     /// Most bytes of segments that are kept; `None` keeps all.
     pub retention_bytes: Option<u64>,

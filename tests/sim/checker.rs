@@ -411,7 +411,7 @@ impl Checker {
         assert!(allowed || busy, "{error:?} answers {asked:?}");
     }
 
-    /// Whether a change may be refused for now.
+    /// Whether the broker may ask for a change to be tried again later.
     fn is_busy(&self, code: ErrorCode) -> bool {
         code == ErrorCode::Overloaded || (self.disk_full && code == ErrorCode::DiskFull)
     }
