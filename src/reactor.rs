@@ -7,6 +7,8 @@
 mod core;
 mod message;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use crate::io::ring::Class;
 use crate::shard::action::{Action, FatalError};
 use crate::shard::event::Event;
 pub use core::{Core, LocalShard, Place};
-pub use message::{Message, Shared};
+pub use message::{Course, Message, Shared};
 pub use snapshot::Snapshot;
 
 /// While messages wait for room in another core's mailbox, nobody says when
@@ -87,7 +89,12 @@ impl Reactor {
                     Class::Timer | Class::Ignored => {}
                 }
             }
-            self.receive_messages()?;
+            match self.core.course() {
+                Course::Serve => {}
+                Course::Stop => self.stop(),
+                Course::Abort => return Err(ReactorError::Aborted),
+            }
+            self.receive_messages();
             self.net.tick(&mut self.core);
             self.resume_stalled();
             self.poll_shards()?;
@@ -101,24 +108,19 @@ impl Reactor {
         }
     }
 
-    fn receive_messages(&mut self) -> Result<(), ReactorError> {
+    fn receive_messages(&mut self) {
         self.core.retry_held();
-        while !self.core.holds_requests()
-            && let Some(message) = self.core.mailbox.receive()
-        {
+        while let Some(message) = self.core.mailbox.receive() {
             self.worked = true;
             match message {
                 Message::Reply { to, reply } => {
                     self.net.reply(to.session, to.correlation, reply, &mut self.core);
                 }
                 Message::Connection(connection) => self.net.adopt(connection, &mut self.core),
-                Message::Stop => self.stop(),
-                Message::Abort => return Err(ReactorError::Aborted),
                 Message::Wake => {}
                 other => self.core.message(other),
             }
         }
-        Ok(())
     }
 
     /// Lets sessions go on that wait for a shard, in the order in which they

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
@@ -27,7 +26,7 @@ use crate::io::probe::{self, probe_ring};
 use crate::io::ring::RingError;
 use crate::limits::MAX_SHARDS;
 use crate::log::recovery::RecoveryError;
-use crate::reactor::{Message, ReactorError, Shared};
+use crate::reactor::{Course, Message, ReactorError, Shared};
 use crate::shard::event::DiskFault;
 pub use config::{Config, ConfigError, MIN_MEMORY, MemoryPlan};
 use core::{CoreStart, Go, Recovered};
@@ -113,6 +112,7 @@ pub struct Broker {
 /// Asks a broker to stop, from any thread.
 #[derive(Clone)]
 pub struct BrokerHandle {
+    shared: Arc<Shared>,
     post: Post<Message>,
 }
 
@@ -121,21 +121,14 @@ impl BrokerHandle {
     /// flight is finished and answered. [`Broker::wait`] tells when that is
     /// done.
     pub fn stop(&self) {
-        self.tell_all(|| Message::Stop);
+        self.set_course(Course::Stop);
     }
 
-    fn tell_all(&self, message: impl Fn() -> Message) {
+    fn set_course(&self, course: Course) {
+        self.shared.set_course(course);
         for core in 0..self.post.cores() {
-            let mut waiting = message();
-            // A full mailbox is emptied by its core in no time, unless that
-            // has ended: then nobody needs to be told.
-            for _ in 0..1000 {
-                match self.post.send(core, waiting) {
-                    Ok(()) => break,
-                    Err(message) => waiting = message,
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            // A core whose mailbox is full does not sleep.
+            let _ = self.post.send(core, Message::Wake);
         }
     }
 }
@@ -168,7 +161,7 @@ impl Broker {
             mode,
             plan,
             pool,
-            shared: Arc::new(Shared::default()),
+            shared: Arc::new(Shared::new(shards)),
             connections: Arc::new(AtomicUsize::new(0)),
             cores: cpus.len() as u16,
             config,
@@ -179,7 +172,7 @@ impl Broker {
     fn start_cores(start: &Arc<CoreStart>, cpus: &[usize], data: DataDir) -> Result<Broker, ServeError> {
         let mailboxes =
             mailboxes(cpus.len() as u16, MAILBOX_LEN).map_err(ServeError::io("making mailboxes"))?;
-        let handle = BrokerHandle { post: mailboxes[0].post() };
+        let handle = BrokerHandle { shared: Arc::clone(&start.shared), post: mailboxes[0].post() };
         let (report, reports) = mpsc::channel();
         let mut threads = Vec::new();
         let mut goes = Vec::new();
@@ -301,7 +294,24 @@ impl Drop for FailureGuard {
         if self.armed {
             // Nobody listens any more once the broker has started.
             let _ = self.report.send(Recovered::Failed);
-            self.handle.tell_all(|| Message::Abort);
+            self.handle.set_course(Course::Abort);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_reaches_a_core_whose_mailbox_is_full() {
+        let mailboxes = mailboxes(1, 1).unwrap();
+        let handle = BrokerHandle { shared: Arc::new(Shared::new(1)), post: mailboxes[0].post() };
+        handle.post.send(0, Message::Wake).unwrap();
+        handle.stop();
+        assert_eq!(handle.shared.course(), Course::Stop);
+        handle.set_course(Course::Abort);
+        handle.stop();
+        assert_eq!(handle.shared.course(), Course::Abort, "a stop does not soften it");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ringbolt_wire::ShardId;
 
-use super::message::{Message, Shared};
+use super::message::{Course, Message, Shared};
 use super::snapshot::Snapshot;
 use crate::buffer::Carver;
 use crate::io::disk::Disk;
@@ -60,9 +60,10 @@ pub struct Core {
     /// For each shard of the broker, sessions that wait for it.
     stalled: Vec<VecDeque<u64>>,
     stalled_count: usize,
-    /// Requests from other cores that a shard did not take yet. While
-    /// there are any, no more messages are received.
-    held: VecDeque<(ShardId, ReplyTo, ShardRequest<'static, PoolBuffer>)>,
+    /// For each shard of the broker, requests from other cores that it has no
+    /// room for yet: at most what was on its way when they were told so.
+    held: Vec<VecDeque<(ReplyTo, ShardRequest<'static, PoolBuffer>)>>,
+    held_count: usize,
     pool: Pool,
     carver: Carver<PoolBuffer>,
     forwarded_bytes: u64,
@@ -99,7 +100,7 @@ impl Core {
         now: Now,
     ) -> Core {
         let cores = mailbox.post().cores();
-        let stalled = places.iter().map(|_| VecDeque::new()).collect();
+        let (stalled, held) = places.iter().map(|_| (VecDeque::new(), VecDeque::new())).unzip();
         Core {
             ring,
             mailbox,
@@ -111,7 +112,8 @@ impl Core {
             places,
             stalled,
             stalled_count: 0,
-            held: VecDeque::new(),
+            held,
+            held_count: 0,
             pool,
             carver: Carver::default(),
             forwarded_bytes: 0,
@@ -202,14 +204,15 @@ impl Core {
                 self.stats.sum.add(&snapshot);
                 self.stats.missing -= 1;
             }
-            Message::Reply { .. }
-            | Message::Connection(_)
-            | Message::Stop
-            | Message::Abort
-            | Message::Wake => unreachable!("the loop takes these"),
+            Message::Reply { .. } | Message::Connection(_) | Message::Wake => {
+                unreachable!("the loop takes these")
+            }
         }
     }
 
+    /// Hands a request from another core to its shard. What appends waits for
+    /// room in the order in which it came, and what asks how far a producer got
+    /// waits behind it; reading goes on.
     fn request_here(&mut self, shard: ShardId, from: ReplyTo, request: ShardRequest<'static, PoolBuffer>) {
         let appends = matches!(
             request,
@@ -217,29 +220,47 @@ impl Core {
                 | ShardRequest::CreateTopic { .. }
                 | ShardRequest::DeleteTopic { .. }
         );
-        if appends && !self.local(shard).shard.accepts_produce() {
-            self.held.push_back((shard, from, request));
-        } else {
-            self.handle_at(shard, Event::Request { from, request });
+        let waits = match self.held[usize::from(shard.0)].is_empty() {
+            true => appends && !self.local(shard).shard.accepts_produce(),
+            false => appends || matches!(request, ShardRequest::OpenProducer(_)),
+        };
+        if !waits {
+            return self.handle_at(shard, Event::Request { from, request });
         }
+        self.shared.set_full(shard, true);
+        self.held[usize::from(shard.0)].push_back((from, request));
+        self.held_count += 1;
     }
 
-    /// Tries again what a shard did not take.
+    /// Hands in what a shard had no room for, as far as it has now.
     pub(super) fn retry_held(&mut self) {
-        for _ in 0..self.held.len() {
-            let Some((shard, from, request)) = self.held.pop_front() else { return };
-            self.request_here(shard, from, request);
+        if self.held_count == 0 {
+            return;
+        }
+        for index in 0..self.shards.len() {
+            let shard = self.shards[index].id;
+            while self.shards[index].shard.accepts_produce()
+                && let Some((from, request)) = self.held[usize::from(shard.0)].pop_front()
+            {
+                self.held_count -= 1;
+                self.handle_at(shard, Event::Request { from, request });
+            }
+            if self.held[usize::from(shard.0)].is_empty() {
+                self.shared.set_full(shard, false);
+            }
         }
     }
 
-    pub(super) fn holds_requests(&self) -> bool {
-        !self.held.is_empty()
+    /// What the broker is asked to do.
+    #[inline]
+    pub(super) fn course(&self) -> Course {
+        self.shared.course()
     }
 
     /// Whether anybody waits for a shard to take requests again.
     #[inline]
     pub(super) fn holds_back(&self) -> bool {
-        self.stalled_count > 0 || !self.held.is_empty()
+        self.stalled_count > 0 || self.held_count > 0
     }
 
     fn local(&mut self, shard: ShardId) -> &mut LocalShard {
@@ -272,7 +293,13 @@ impl Core {
     fn takes(&self, shard: ShardId, appends: bool) -> bool {
         match self.places[usize::from(shard.0)] {
             Place::Here(index) => !appends || self.shards[index].shard.accepts_produce(),
-            Place::On(_) => self.mailbox.waiting() == 0,
+            // A batch on its way to another core lies in the pool.
+            Place::On(_) => {
+                self.mailbox.waiting() == 0
+                    && (!appends
+                        || !self.shared.is_full(shard)
+                            && crate::buffer::BufferPool::available(&self.pool) > 0)
+            }
         }
     }
 
@@ -293,7 +320,7 @@ impl Core {
     }
 
     pub(super) fn shards_drained(&self) -> bool {
-        self.held.is_empty() && self.shards.iter().all(|local| local.shard.is_drained())
+        self.held_count == 0 && self.shards.iter().all(|local| local.shard.is_drained())
     }
 
     /// Says that this core has no connections left.

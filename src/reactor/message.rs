@@ -1,6 +1,6 @@
 //! What cores tell each other.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use ringbolt_wire::ShardId;
 
@@ -62,22 +62,73 @@ pub enum Message {
     },
     /// A core's counters, as asked for.
     Snapshot(Box<Snapshot>),
-    /// Finish what is there, then end.
-    Stop,
-    /// End at once: a core has failed.
-    Abort,
     /// Look again at what all cores share.
     Wake,
 }
 
+/// What the cores are asked to do; each outdoes the one before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Course {
+    /// Go on.
+    Serve,
+    /// Finish what is there, then end.
+    Stop,
+    /// End at once: a core has failed.
+    Abort,
+}
+
 /// What all cores share.
-#[derive(Debug, Default)]
+///
+/// The course is no message: a mailbox may be full for as long as its core has
+/// no room for what is in it, and a stop must get through all the same.
+#[derive(Debug)]
 pub struct Shared {
+    course: AtomicU8,
     /// Cores that have no connections left and take no more.
     drained: AtomicU16,
+    /// By shard: its core holds requests of other cores for which it has no
+    /// room, and is not to be sent more.
+    full: Box<[AtomicBool]>,
 }
 
 impl Shared {
+    /// What the cores of a broker with so many shards share.
+    pub fn new(shards: usize) -> Shared {
+        Shared {
+            course: AtomicU8::new(Course::Serve as u8),
+            drained: AtomicU16::new(0),
+            full: (0..shards).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    /// Asks all cores for this, unless more was asked for already. They look at
+    /// every turn; one that sleeps has to be sent [`Message::Wake`] afterwards.
+    pub fn set_course(&self, course: Course) {
+        self.course.fetch_max(course as u8, Ordering::SeqCst);
+    }
+
+    /// What the cores are asked to do.
+    #[inline]
+    pub fn course(&self) -> Course {
+        match self.course.load(Ordering::Acquire) {
+            0 => Course::Serve,
+            1 => Course::Stop,
+            _ => Course::Abort,
+        }
+    }
+
+    /// Says whether a shard has no room for requests from other cores.
+    pub fn set_full(&self, shard: ShardId, is_full: bool) {
+        self.full[usize::from(shard.0)].store(is_full, Ordering::Release);
+    }
+
+    /// Whether a shard has no room for requests from other cores.
+    #[inline]
+    pub fn is_full(&self, shard: ShardId) -> bool {
+        self.full[usize::from(shard.0)].load(Ordering::Acquire)
+    }
+
     /// One more core has no connections left. Returns how many that makes.
     pub fn drained_one(&self) -> u16 {
         self.drained.fetch_add(1, Ordering::AcqRel) + 1

@@ -125,20 +125,25 @@ impl Fetches {
                 unlist(&mut self.by_partition, &part.partition, id);
             }
         }
+        self.ready.retain(|job| *job != id);
+        self.leave_cold(id, job.cold);
+        job
+    }
+
+    /// A job that `was` so reads from disk no longer: the next one may.
+    fn leave_cold(&mut self, id: usize, was: Cold) {
+        match was {
+            Cold::No => return,
+            Cold::Queued => self.cold.retain(|job| *job != id),
+            Cold::Reading => self.reading -= 1,
+        }
         self.by_page.retain(|_, jobs| {
             jobs.retain(|job| *job != id);
             !jobs.is_empty()
         });
-        self.ready.retain(|job| *job != id);
-        match job.cold {
-            Cold::No => return job,
-            Cold::Queued => self.cold.retain(|job| *job != id),
-            Cold::Reading => self.reading -= 1,
-        }
         if let Some(&next) = self.cold.front() {
             self.make_ready(next);
         }
-        job
     }
 
     /// Whether it is the turn of this job (`None`: of a new one) to read from
@@ -227,7 +232,7 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn wait_for(&mut self, id: usize, waits: Look, may_read: bool) {
-        let Look::Pages(pages) = waits else { return };
+        let Look::Pages(pages) = waits else { return self.stop_reading(id) };
         self.fetches.set_cold(id, may_read);
         if !may_read {
             return;
@@ -243,6 +248,17 @@ impl<P: BufferPool> Shard<P> {
                 self.reader.pages.pin(page);
             }
         }
+    }
+
+    /// All that is there for a job has been read, and it waits for more: its
+    /// turn at the disk, and the memory it pins, are others' meanwhile.
+    fn stop_reading(&mut self, id: usize) {
+        let job = &mut self.fetches.jobs[id];
+        let was = std::mem::replace(&mut job.cold, Cold::No);
+        for page in std::mem::take(&mut job.needs) {
+            self.reader.pages.unpin(page);
+        }
+        self.fetches.leave_cold(id, was);
     }
 
     fn end_job(&mut self, id: usize) -> Job {

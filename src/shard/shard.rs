@@ -38,6 +38,9 @@ const RECORD_DURABLE_RETRY_US: u64 = 1_000_000;
 /// How often the age of segments is looked at when nothing else happens.
 const RETAIN_EVERY_US: u64 = 1_000_000;
 
+/// How long until a page is read for which there was no memory.
+const PAGES_RETRY_US: u64 = 1000;
+
 /// Pages read at once: enough to keep a disk busy, few enough not to delay
 /// commits much.
 const MAX_READS_IN_FLIGHT: usize = 4;
@@ -96,6 +99,9 @@ pub struct Shard<P: BufferPool> {
     record_at_us: u64,
     /// When segments were last looked at for retention (monotonic, µs).
     retained_at_us: u64,
+    /// Pages are wanted and there was no memory to read them into: when to try
+    /// again (monotonic, µs). Another core may give memory back, and says nothing.
+    pages_retry_us: Option<u64>,
     pub(super) stopping: bool,
     /// While stopping: the last commit's durability cannot be put on record.
     unrecordable: bool,
@@ -157,6 +163,7 @@ impl<P: BufferPool> Shard<P> {
             writes: FxHashMap::default(),
             record_at_us: now.mono_us,
             retained_at_us: now.mono_us,
+            pages_retry_us: None,
             stopping: false,
             unrecordable: false,
             failed: false,
@@ -210,7 +217,7 @@ impl<P: BufferPool> Shard<P> {
         let seal = self.commits.should_seal().then_some(self.opened_at_us + self.config.commit_delay_us);
         let retain = (self.config.retention_us.is_some() && !self.segments.sealed.is_empty())
             .then_some(self.retained_at_us + RETAIN_EVERY_US);
-        let others = [self.fetches.next_deadline(), self.segments.retry_at()];
+        let others = [self.fetches.next_deadline(), self.segments.retry_at(), self.pages_retry_us];
         [record, seal, retain].into_iter().chain(others).flatten().min()
     }
 
@@ -305,7 +312,7 @@ impl<P: BufferPool> Shard<P> {
         self.advance_segments(now);
         self.record_durable(now);
         self.write_commits(now);
-        self.read_pages();
+        self.read_pages(now);
     }
 
     fn write_commits(&mut self, now: Now) {
@@ -449,7 +456,9 @@ impl<P: BufferPool> Shard<P> {
         if self.segments.open.is_none() && self.segments.has_ready() {
             self.roll();
         }
-        if let Some(segment) = self.segments.poll_prepare(now.mono_us).filter(|_| !self.stopping) {
+        if !self.stopping
+            && let Some(segment) = self.segments.poll_prepare(now.mono_us)
+        {
             self.out.push_back(Action::PrepareSegment { segment });
         }
         let next_durable = self.commits.durable_index() + 1;
@@ -514,11 +523,15 @@ impl<P: BufferPool> Shard<P> {
         }
     }
 
-    fn read_pages(&mut self) {
+    fn read_pages(&mut self, now: Now) {
+        self.pages_retry_us = None;
         while self.reader.pages.reads_in_flight() < MAX_READS_IN_FLIGHT {
             let Some(page) = self.reader.pages.next_wanted() else { return };
             let len = (self.identity.segment_len - page.position()).min(crate::limits::PAGE_LEN as u64);
-            let Some(buffer) = self.carve(len as usize) else { return };
+            let Some(buffer) = self.carve(len as usize) else {
+                self.pages_retry_us = Some(now.mono_us + PAGES_RETRY_US);
+                return;
+            };
             let token = super::action::ReadToken(self.next_token());
             let valid = self.reader.valid_len(page);
             self.reader.pages.started(token, valid);

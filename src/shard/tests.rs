@@ -323,6 +323,23 @@ fn a_long_poll_ends_empty_when_its_time_is_over() {
 }
 
 #[test]
+fn long_polls_that_have_read_what_there_is_leave_the_disk_to_others() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    let mut rig = Rig::start(std::mem::take(&mut rig.disk), 2).unwrap();
+    let part = FetchPartition { partition: PARTITION, offset: Offset(0), max_bytes: 1 << 20 };
+    let more = Fetch { max_wait_ms: 60_000, min_bytes: 1 << 19, max_bytes: 1 << 20, partitions: vec![part] };
+    for _ in 0..=rig.shard.reader.pages.max_readers() {
+        rig.request(ShardRequest::Fetch(more.clone()));
+    }
+    assert!(rig.replies.is_empty(), "they wait for more than there is");
+    assert!(rig.shard.reader.pages.has_droppable(), "they pin no memory meanwhile");
+    rig.fetch(0, 60_000);
+    let (status, len, end) = rig.fetched();
+    assert!(status == 0 && len > 0 && end == 1);
+}
+
+#[test]
 fn a_retry_of_a_batch_in_flight_is_answered_once_that_is_durable() {
     let mut rig = Rig::new();
     rig.auto = false;

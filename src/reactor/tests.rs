@@ -1,0 +1,114 @@
+//! A core whose disk is only driven when the test says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringbolt_wire::ShardId;
+use tempfile::TempDir;
+
+use super::core::{Core, LocalShard, Place};
+use super::message::{Message, Shared};
+use crate::io::clock;
+use crate::io::datadir::{DataDir, Layout};
+use crate::io::disk::{Disk, DiskConfig, FolderReader, choose_mode};
+use crate::io::mailbox::mailboxes;
+use crate::io::net::Host;
+use crate::io::pool::Pool;
+use crate::io::ring::{Class, Ring, RingConfig};
+use crate::limits::MIN_SEGMENT_LEN;
+use crate::log::recovery::{LogIdentity, recover};
+use crate::session::Shards;
+use crate::shard::action::Action;
+use crate::shard::event::{ReplyTo, ShardRequest};
+use crate::shard::{Shard, ShardConfig};
+
+const SHARD: ShardId = ShardId(0);
+
+fn shard(dir: &TempDir, pool: &Pool) -> LocalShard {
+    let layout = Layout { shards: 1, segment_len: MIN_SEGMENT_LEN };
+    let data = DataDir::open(&dir.path().join("data"), layout).unwrap();
+    let (superblock, folder) = (data.superblock(), &data.shards()[0]);
+    let mode = choose_mode(&folder.path, true).unwrap();
+    let identity = LogIdentity {
+        log_id: superblock.log_id(SHARD),
+        shard: SHARD,
+        segment_len: superblock.segment_len,
+        term: superblock.boot_count,
+    };
+    let log = recover(identity, &[], &FolderReader::new(&folder.path, mode), &mut pool.clone()).unwrap();
+    let config = ShardConfig {
+        shard: SHARD,
+        shards: 1,
+        commits_in_flight: 4,
+        commit_delay_us: 0,
+        retention_bytes: None,
+        retention_us: None,
+        tail_cache_bytes: 1 << 20,
+        page_cache_bytes: 4 << 20,
+        seed: 1,
+    };
+    let catalog = log.state.catalog.clone();
+    let disk = Disk::new(DiskConfig::new(MIN_SEGMENT_LEN, mode), folder).unwrap();
+    LocalShard { id: SHARD, shard: Shard::new(config, log, &catalog, pool.clone(), clock::now()), disk }
+}
+
+fn create(correlation: u64) -> Message {
+    let request = ShardRequest::CreateTopic { name: format!("topic-{correlation}"), partitions: 1 };
+    Message::Request { shard: SHARD, from: ReplyTo { core: 0, session: 1, correlation }, request }
+}
+
+/// One turn of the loop without sockets. Returns which requests were answered.
+fn turn(core: &mut Core) -> Vec<u64> {
+    core.now = clock::now();
+    while let Some(completion) = core.ring.next_completion() {
+        if completion.token.class() == Class::Disk {
+            core.disk_completed(completion);
+        }
+    }
+    core.retry_held();
+    while let Some(message) = core.mailbox.receive() {
+        core.message(message);
+    }
+    let mut answered = Vec::new();
+    while let Some(action) = core.poll_action(0) {
+        match action {
+            Action::Reply { to, .. } => answered.push(to.correlation),
+            Action::Stop(error) => panic!("{error}"),
+            action => core.perform(0, action),
+        }
+    }
+    answered
+}
+
+#[test]
+fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_order() {
+    let dir = TempDir::new().unwrap();
+    let pool = Pool::new(32 << 20).unwrap();
+    let shared = Arc::new(Shared::new(1));
+    let mut boxes = mailboxes(2, 64).unwrap();
+    let core = |mailbox, shards, places| {
+        let ring = Ring::new(RingConfig::default()).unwrap();
+        Core::new(ring, mailbox, shards, places, pool.clone(), Arc::clone(&shared), clock::now())
+    };
+    let mut sender = core(boxes.pop().unwrap(), Vec::new(), vec![Place::On(0)]);
+    let mut owner = core(boxes.pop().unwrap(), vec![shard(&dir, &pool)], vec![Place::Here(0)]);
+    let post = owner.mailbox.post();
+
+    // The first segment is not there yet, so nothing can be appended.
+    assert!(sender.shards_for(1).accepts(SHARD, true));
+    (1..=3).for_each(|number| post.send(0, create(number)).unwrap());
+    let from = ReplyTo { core: 0, session: 1, correlation: 4 };
+    let list = Message::Request { shard: SHARD, from, request: ShardRequest::ListTopics };
+    post.send(0, list).unwrap();
+    assert_eq!(turn(&mut owner), [4], "a request that needs no room is answered behind those that do");
+    assert!(!sender.shards_for(1).accepts(SHARD, true), "the others are told to send no more");
+    assert!(sender.shards_for(1).accepts(SHARD, false), "but may read");
+
+    let mut answered = Vec::new();
+    while answered.len() < 3 {
+        owner.ring.submit_and_wait(Some(Duration::from_secs(10))).unwrap();
+        answered.extend(turn(&mut owner));
+    }
+    assert_eq!(answered, [1, 2, 3]);
+    assert!(sender.shards_for(1).accepts(SHARD, true));
+}
