@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const SHARDS: u32 = 2;
 
 /// A broker of two shards whose standard error can be read.
-fn serve(dir: &TempDir) -> (Child, std::net::SocketAddr) {
+fn serve(dir: &TempDir) -> Server {
     // With the signal ignored, a write beyond the limit of file sizes fails, as
     // one to a broken disk does, instead of ending the process.
     let mut command = Command::new("sh");
@@ -29,7 +29,7 @@ fn serve(dir: &TempDir) -> (Child, std::net::SocketAddr) {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
-    (child, addr.parse().unwrap())
+    Server { addr: addr.parse().unwrap(), child }
 }
 
 /// From now on no file of the process can be written at this position or beyond.
@@ -69,31 +69,31 @@ fn produce_until_it_ends(peer: &mut Peer, topic: &TopicInfo) -> [usize; SHARDS a
 #[test]
 fn a_failed_write_ends_the_broker_with_its_place_and_without_an_acknowledgement() {
     let dir = TempDir::new().unwrap();
-    let (mut child, addr) = serve(&dir);
-    let mut peer = Peer::greeted(addr);
+    let mut server = serve(&dir);
+    let mut peer = Peer::greeted(server.addr);
     let topic = peer.topic("t", SHARDS);
     // One that is being made would be the first to meet the fault.
     wait_until("each shard has a spare file", || (0..SHARDS).all(|shard| has_spare(&dir, shard)));
-    break_disk_at(&child, 1 << 20);
+    break_disk_at(&server.child, 1 << 20);
     let acked = produce_until_it_ends(&mut peer, &topic);
     assert!(acked.iter().all(|&batches| batches > 10), "{acked:?} were written before the fault");
 
     let started = Instant::now();
     let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
+        if let Some(status) = server.child.try_wait().unwrap() {
             break status;
         }
         assert!(started.elapsed() < PATIENCE, "a core goes on without the other");
         std::thread::sleep(std::time::Duration::from_millis(10));
     };
     let mut text = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    server.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(status.code(), Some(1), "{text}");
     assert!(text.contains("segment") && text.contains("position"), "{text}");
     assert!(text.contains("write failed"), "{text}");
 
-    let (mut child, addr) = serve(&dir);
-    let mut peer = Peer::greeted(addr);
+    let server = serve(&dir);
+    let mut peer = Peer::greeted(server.addr);
     for (index, &acked) in acked.iter().enumerate() {
         let kept = peer.read_all(PartitionId::new(topic.id, index as u32), Offset(0));
         assert!(kept.len() >= acked, "{acked} batches were acknowledged, {} are there", kept.len());
@@ -101,6 +101,4 @@ fn a_failed_write_ends_the_broker_with_its_place_and_without_an_acknowledgement(
             assert_eq!(value[..], [(number * SHARDS as usize + index) as u8; 20_000]);
         }
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
