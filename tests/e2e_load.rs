@@ -65,6 +65,72 @@ fn half_frames_cannot_use_up_the_memory() {
 }
 
 #[test]
+fn requests_with_long_answers_cannot_use_up_the_memory() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    writer.topic("wide", 20_000);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let describe = |i| encode(&Request::DescribeTopic { name: "wide".to_owned() }, i);
+    let list = |i| encode(&Request::ListTopics, i);
+    let many: Vec<u8> = (0..500).flat_map(|i| [describe(2 * i), list(2 * i + 1)].concat()).collect();
+    let mut readers: Vec<_> = (0..4).map(|_| Peer::greeted(server.addr)).collect();
+    readers.iter_mut().for_each(|peer| peer.send(&many));
+    for _ in 0..200 {
+        writer.produce(&batch(partition, &[b"goes on"]));
+        assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
+    }
+    // Whoever reads gets all its answers.
+    let peer = &mut readers[0];
+    if let Ok(Some(mut answer)) = peer.try_answer() {
+        for expected in 0..20 {
+            assert_eq!(answer.header.correlation, expected);
+            answer = peer.answer();
+        }
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_cannot_use_up_the_memory() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let pings: Vec<u8> = (0..400_000).flat_map(|i| encode(&Request::Ping, i)).collect();
+    let mut readers = Vec::new();
+    for _ in 0..100 {
+        let mut peer = Peer::greeted(server.addr);
+        peer.stream.set_write_timeout(Some(Duration::from_millis(5))).unwrap();
+        // Held back at some time, or closed.
+        let _ = peer.stream.write_all(&pings);
+        readers.push(peer);
+        assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
+    }
+    writer.produce(&batch(partition, &[b"goes on"]));
+    assert!(writer.stat("slow_readers_total") > 0, "those that hold most are closed");
+}
+
+#[test]
+fn halves_of_large_batches_between_whole_ones_cannot_use_up_the_memory() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let half = produce_frame(1, &batch(partition, &[&vec![1; 20_000]]));
+    let whole = batch(partition, &[&vec![2; 900_000]]);
+    let mut halves = Vec::new();
+    let started = Instant::now();
+    for _ in 0..250 {
+        let mut peer = Peer::greeted(server.addr);
+        peer.send(&half[..half.len() / 2]);
+        halves.push(peer);
+        writer.produce(&whole);
+    }
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
+}
+
+#[test]
 fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
     ringbolt::io::process::raise_open_files().unwrap();
     let dir = TempDir::new().unwrap();

@@ -32,7 +32,7 @@ use crate::session::{Input, SessionConfig, Shards, Violation};
 use crate::shard::action::Reply;
 use crate::time::Now;
 use buffers::RecvBuffers;
-use connection::{Connection, Life, Slot};
+use connection::{Connection, Life, Slot, Stashed};
 pub use listener::{ListenError, bind};
 use timers::{Timer, Timers};
 
@@ -70,8 +70,12 @@ pub struct NetConfig {
     pub connections: Arc<AtomicUsize>,
     /// Time for the hello, in µs.
     pub handshake_timeout_us: u64,
-    /// Most bytes of half-received frames over this core's connections.
+    /// Most bytes of half-received frames over this core's connections, and of
+    /// frames that wait.
     pub max_stashed: usize,
+    /// Bytes of unsent answers outside of the pool, over this core's connections,
+    /// beyond which readers that do not read are closed.
+    pub max_unsent_own: usize,
     /// Most bytes of the pool that receives of large batches hold at once.
     pub max_direct: usize,
     /// Free chunks of the pool below which readers that do not read are closed.
@@ -103,6 +107,9 @@ pub struct NetCounters {
     pub starved_receives: u64,
     /// Connections closed because their peer did not read.
     pub slow_readers: u64,
+    /// Connections closed because a large batch did not come to its end while
+    /// memory was short.
+    pub slow_writers: u64,
 }
 
 impl NetCounters {
@@ -119,6 +126,7 @@ impl NetCounters {
             ("direct_misses_total", self.direct_misses),
             ("starved_receives_total", self.starved_receives),
             ("slow_readers_total", self.slow_readers),
+            ("slow_writers_total", self.slow_writers),
         ]
         .into_iter()
     }
@@ -140,7 +148,13 @@ pub struct Net {
     timers: Timers,
     listener: Option<listener::Listener>,
     /// Bytes in the stashes of all sessions.
-    stashed: usize,
+    stashed: Stashed,
+    /// So much has come for sessions that may not go on that nothing more is
+    /// received.
+    throttled: bool,
+    /// Bytes of unsent answers outside of the pool, and of the requests that wait
+    /// for them to be read.
+    unsent_own: usize,
     /// Bytes of the pool that direct receives hold.
     direct_held: usize,
     /// When readers that do not read were last looked for.
@@ -195,7 +209,9 @@ impl Net {
             starved: Vec::new(),
             timers: Timers::default(),
             listener: Some(listener),
-            stashed: 0,
+            stashed: Stashed::default(),
+            throttled: false,
+            unsent_own: 0,
             direct_held: 0,
             relieved_us: 0,
             stopping: false,
@@ -255,7 +271,7 @@ impl Net {
     #[inline]
     pub fn tick<H: Host>(&mut self, host: &mut H) {
         self.run_timers(host);
-        if self.pool.available() < self.config.low_chunks {
+        if self.pool.available() < self.config.low_chunks || self.unsent_own > self.config.max_unsent_own {
             self.relieve(host);
         }
     }
@@ -271,6 +287,7 @@ impl Net {
             for slot in dirty.drain(..) {
                 self.settle_one(slot, host);
             }
+            self.regulate_all();
             if self.dirty.is_empty() {
                 self.dirty = dirty;
                 break;
@@ -335,6 +352,7 @@ impl Net {
         let now = host.now().mono_us;
         while let Some((key, timer)) = self.timers.pop_due(now) {
             match timer {
+                Timer::Turn => {}
                 Timer::Accept => {
                     if let Some(listener) = &mut self.listener
                         && !self.stopping
@@ -364,7 +382,7 @@ impl Net {
             Timer::SendStall => self.check_send(slot, now, host),
             Timer::Linger => self.end(slot, host),
             Timer::DirectIdle => self.check_direct(slot, now, host),
-            Timer::Accept => unreachable!("the listener has no session"),
+            Timer::Accept | Timer::Turn => unreachable!("they concern no session"),
         }
     }
 
@@ -372,20 +390,32 @@ impl Net {
         let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { return };
         connection.dirty = false;
         self.start_send(slot, host);
+        self.count_unsent(slot);
         self.regulate(slot, host);
         self.advance_life(slot, host);
     }
 
+    fn count_unsent(&mut self, slot: u32) {
+        let connection = self.slots[slot as usize].get();
+        let session = &connection.session;
+        let waits = if session.input() == Input::Backlogged { session.stashed() } else { 0 };
+        let unsent = session.unsent_own() + waits;
+        self.unsent_own = self.unsent_own + unsent - connection.unsent_own;
+        connection.unsent_own = unsent;
+    }
+
     /// Arms or cancels the receive, as the session wants it.
     fn regulate<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let throttled = self.throttled;
         let connection = self.slots[slot as usize].get();
         let key = connection.key;
+        let wants_multishot = connection.wants_multishot() && !(throttled && connection.session.is_greeted());
         match connection.receive {
-            connection::Receive::Multi(op) if !connection.wants_multishot() => {
+            connection::Receive::Multi(op) if !wants_multishot => {
                 connection.receive = connection::Receive::Cancelling;
                 host.ring().cancel(op);
             }
-            connection::Receive::Off if connection.wants_multishot() => {
+            connection::Receive::Off if wants_multishot => {
                 let target = connection.target();
                 let op = host.ring().recv_multi(Op::Receive.token(key), target, buffers::GROUP);
                 connection.receive = connection::Receive::Multi(op);
@@ -408,28 +438,62 @@ impl Net {
         host.hand_over(core, Handover { socket, bytes: session.take_stash() });
     }
 
-    /// Closes the connections whose unsent answers hold the pool's memory for
-    /// longest, one at a time, while the pool is nearly used up: a reader that
-    /// never reads must not stop producers.
+    /// Closes the connections that hold memory for longest without any progress,
+    /// one at a time, while the pool is nearly used up or too much lies outside
+    /// of it: a reader that never reads, or a batch that never ends, must not
+    /// stop the others.
     fn relieve<H: Host>(&mut self, host: &mut H) {
-        /// A peer that took nothing for so long is taken for one that does not
-        /// read. Others lose at most this.
+        /// A peer that took or sent nothing for so long is taken for one that
+        /// does not. Others lose at most this.
         const PATIENCE_US: u64 = 50_000;
         const EVERY_US: u64 = 5_000;
+        /// So little outside of the pool is not worth a connection.
+        const LITTLE_UNSENT: usize = 4096;
         let now = host.now().mono_us;
         if now < self.relieved_us + EVERY_US {
             return;
         }
         self.relieved_us = now;
-        let oldest = (0..self.slots.len() as u32)
+        let is_low = self.pool.available() < self.config.low_chunks;
+        let reads_not = |c: &Connection| {
+            let holds = if is_low { c.session.holds_shared() } else { c.unsent_own > LITTLE_UNSENT };
+            (holds && c.send.is_some()).then_some(c.progress_us)
+        };
+        let stands = |c: &Connection| reads_not(c).or_else(|| is_low.then(|| Net::half_since(c)).flatten());
+        let mut standing: Vec<(u64, u32)> = (0..self.slots.len() as u32)
             .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
-            .filter(|(_, c)| c.session.holds_shared() && c.send.is_some())
-            .min_by_key(|(_, c)| c.progress_us)
-            .map(|(slot, c)| (slot, c.progress_us));
-        match oldest {
-            Some((slot, since)) if since + PATIENCE_US <= now => self.drop_slow_reader(slot, host),
-            Some((_, since)) => self.wake_at(since + PATIENCE_US),
-            None => {}
+            .filter(|(_, c)| c.life != Life::Ending)
+            .filter_map(|(slot, c)| Some((stands(c)?, slot)))
+            .collect();
+        standing.sort_unstable();
+        for (since, slot) in standing {
+            if since + PATIENCE_US > now {
+                return self.wake_at(since + PATIENCE_US);
+            }
+            self.drop_standing(slot, host);
+            // The pool's memory returns only when the kernel has let go of it.
+            if is_low || self.unsent_own <= self.config.max_unsent_own {
+                return self.wake_at(now + EVERY_US);
+            }
+        }
+    }
+
+    /// Whether so much lies outside of the pool that nothing more is received.
+    fn regulate_all(&mut self) {
+        let (waits, unsent) = (self.stashed.whole, self.unsent_own);
+        let (stash, own) = (self.config.max_stashed, 2 * self.config.max_unsent_own);
+        let throttled = match self.throttled {
+            true => waits > stash / 2 || unsent > own / 2,
+            false => waits > stash || unsent > own,
+        };
+        if throttled == self.throttled {
+            return;
+        }
+        self.throttled = throttled;
+        for slot in 0..self.slots.len() as u32 {
+            if self.slots[slot as usize].connection.is_some() {
+                self.mark(slot);
+            }
         }
     }
 }

@@ -183,6 +183,8 @@ pub struct MemoryPlan {
     pub direct: usize,
     /// Bytes of half-received frames in other memory, for each core.
     pub stashed: usize,
+    /// Bytes of unsent answers in other memory, for each core.
+    pub unsent_own: usize,
     /// Free chunks of the pool below which readers that do not read are closed.
     pub low_chunks: usize,
 }
@@ -219,6 +221,9 @@ impl MemoryPlan {
             page_cache: (caches - tail_chunks) * CHUNK_LEN / shards,
             direct: in_flight * CHUNK_LEN / 2 / cores,
             stashed: (memory / 32 / cores).max(2 * MAX_BATCH_LEN as usize),
+            // The answer about a topic with as many partitions as there may be
+            // has 5 MB.
+            unsent_own: (memory / 32 / cores).max(8 << 20),
             low_chunks: (in_flight / 4).max(1),
         })
     }

@@ -28,6 +28,10 @@ use crate::shard::{Shard, ShardConfig};
 /// the longest fetch answers.
 const MAX_UNSENT: usize = 16 << 20;
 
+/// The same, for answers outside of the pool: four times the acknowledgements
+/// of as many requests as may be in flight.
+const MAX_UNSENT_OWN: usize = 256 << 10;
+
 /// What a core reports while it starts.
 pub(super) enum Recovered {
     /// Its shards are recovered, shard 0 among them: this is the catalog.
@@ -157,6 +161,7 @@ impl CoreStart {
             broker_id: self.superblock.broker_id,
             direct_threshold: usize::try_from(self.config.direct_threshold).unwrap_or(usize::MAX),
             max_unsent: MAX_UNSENT,
+            max_unsent_own: MAX_UNSENT_OWN,
             counters: SessionCounters::default(),
         });
         let net = Net::new(&mut ring, self.pool.clone(), listener, self.net_config(), session_config)
@@ -190,6 +195,7 @@ impl CoreStart {
             connections: Arc::clone(&self.connections),
             handshake_timeout_us: micros(self.config.handshake_timeout),
             max_stashed: self.plan.stashed,
+            max_unsent_own: self.plan.unsent_own,
             max_direct: self.plan.direct,
             low_chunks: self.plan.low_chunks,
             receive_chunks: self.plan.receive_chunks,

@@ -101,7 +101,7 @@ impl Session {
             header.head_len() == PRODUCE_HEAD_LEN && header.payload_len as usize == frame.payload_len,
             "the driver took this frame for what it is not"
         );
-        if self.unsent() > self.config.max_unsent {
+        if self.is_backlogged() {
             self.input = Input::Backlogged;
             return Err(frame);
         }
@@ -236,7 +236,7 @@ impl Session {
                     return bytes.len();
                 }
             };
-            if self.unsent() > self.config.max_unsent {
+            if self.is_backlogged() {
                 self.input = Input::Backlogged;
                 return used;
             }
@@ -394,6 +394,10 @@ impl Session {
         let correlation = header.correlation;
         let all = self.config.shards();
         let first = ShardId(0);
+        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics);
+        if lists && self.listing {
+            return Ok(Taken::No(Input::Backlogged));
+        }
         let (shard, request) = match request {
             Request::Ping => return Ok(self.answer(header, &Response::Pong)),
             Request::Stats => {
@@ -414,6 +418,7 @@ impl Session {
                     return Ok(Taken::No(Input::Stalled(first)));
                 }
                 self.count(header);
+                self.listing = true;
                 let gather = Box::new(TopicGather::new(all));
                 let number = self.insert(Pending::Topic { correlation, gather });
                 shards.request(first, number, ShardRequest::LookUpTopic { name });
@@ -435,6 +440,7 @@ impl Session {
             return Ok(Taken::No(Input::Stalled(shard)));
         }
         self.count(header);
+        self.listing |= lists;
         let opcode = Opcode::from_u8(header.opcode).expect("the request was decoded by its opcode");
         let number = self.insert(Pending::Single { correlation, opcode });
         shards.request(shard, number, request);

@@ -49,6 +49,8 @@ pub struct SessionConfig {
     pub direct_threshold: usize,
     /// Bytes of unsent answers at which a session takes no more requests.
     pub max_unsent: usize,
+    /// The same, for answers in memory of their own.
+    pub max_unsent_own: usize,
     /// What was counted.
     pub counters: SessionCounters,
 }
@@ -163,12 +165,17 @@ pub struct Session {
     /// Said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
     stash: Stash,
-    /// Outbox gathered since the last send started.
+    /// Answers gathered since the last send started.
     gathering: Outbox,
-    /// Outbox that the current send is made of: not touched before it ends.
+    /// Bytes of the answers that the current send is made of.
     sending: usize,
-    /// Whether those hold memory of others.
+    /// How many of them lay in memory of their own when it began.
+    sending_own: usize,
+    /// Whether they hold memory of others.
     sending_shared: bool,
+    /// Whether a request is in flight whose answer may be megabytes of names
+    /// or partitions: one at a time.
+    listing: bool,
 }
 
 impl Session {
@@ -183,7 +190,9 @@ impl Session {
             stash: Stash::default(),
             gathering: Outbox::default(),
             sending: 0,
+            sending_own: 0,
             sending_shared: false,
+            listing: false,
         }
     }
 
@@ -210,6 +219,22 @@ impl Session {
     /// Bytes of answers that are not sent yet.
     pub fn unsent(&self) -> usize {
         self.gathering.len() + self.sending
+    }
+
+    /// How many of those lie in memory of their own, which no pool bounds.
+    pub fn unsent_own(&self) -> usize {
+        self.gathering.own() + self.sending_own
+    }
+
+    /// Whether so many answers wait that no more requests are taken.
+    #[inline]
+    pub fn is_backlogged(&self) -> bool {
+        self.unsent() > self.config.max_unsent || self.unsent_own() > self.config.max_unsent_own
+    }
+
+    /// Whether so many of them were sent that requests are taken again.
+    pub fn has_caught_up(&self) -> bool {
+        self.unsent() <= self.config.max_unsent / 2 && self.unsent_own() <= self.config.max_unsent_own / 2
     }
 
     /// Whether unsent answers hold memory of the broker's pool.
@@ -257,6 +282,7 @@ impl Session {
             return None;
         }
         self.sending_shared = self.gathering.holds_shared();
+        self.sending_own = self.gathering.own();
         let output = self.gathering.take()?;
         self.sending = output.len();
         Some(output)
@@ -268,7 +294,9 @@ impl Session {
     pub fn sent(&mut self, sent: usize) -> bool {
         assert!(sent <= self.sending, "more was sent than there was");
         self.sending -= sent;
-        self.sending_shared &= self.sending > 0;
+        if self.sending == 0 {
+            (self.sending_own, self.sending_shared) = (0, false);
+        }
         self.sending == 0
     }
 
@@ -278,15 +306,14 @@ impl Session {
         self.gathering.recycle(frames);
     }
 
-    /// The peer is gone: nothing is sent any more. Outbox that still come are
-    /// dropped.
+    /// The peer is gone: nothing is sent any more. Answers that
+    /// still come are dropped.
     pub fn abandon(&mut self) {
         self.phase = Phase::Closing;
         self.input = Input::Closed;
         self.goodbye = None;
         self.gathering.clear();
-        self.sending = 0;
-        self.sending_shared = false;
+        (self.sending, self.sending_own, self.sending_shared) = (0, 0, false);
         self.stash.consume(self.stash.len());
     }
 }

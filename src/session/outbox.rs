@@ -41,6 +41,8 @@ pub struct Outbox {
     pieces: Vec<Bytes>,
     /// Bytes in `pieces`.
     pieces_len: usize,
+    /// How many of them were frames.
+    pieces_own: usize,
     frames: Vec<u8>,
 }
 
@@ -55,6 +57,12 @@ impl Outbox {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes that wait in memory of their own.
+    #[inline]
+    pub fn own(&self) -> usize {
+        self.pieces_own + self.frames.len()
     }
 
     /// Whether memory of others is held.
@@ -91,7 +99,7 @@ impl Outbox {
             return Some(Output::Frames(std::mem::take(&mut self.frames)));
         }
         self.end_frames();
-        self.pieces_len = 0;
+        (self.pieces_len, self.pieces_own) = (0, 0);
         Some(Output::Pieces(std::mem::take(&mut self.pieces)))
     }
 
@@ -113,6 +121,7 @@ impl Outbox {
     fn end_frames(&mut self) {
         if !self.frames.is_empty() {
             self.pieces_len += self.frames.len();
+            self.pieces_own += self.frames.len();
             self.pieces.push(Bytes::from(std::mem::take(&mut self.frames)));
         }
     }

@@ -61,6 +61,9 @@ impl Session {
     }
 
     fn single(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
+        if opcode == Opcode::ListTopics {
+            self.listing = false;
+        }
         let response = match reply {
             Reply::Produced(ack) => Response::Produced(ack),
             Reply::Offset(offset) => Response::Offset(offset),
@@ -123,6 +126,7 @@ impl Session {
             }
             TopicNext::Done(result) => {
                 self.pending.remove(slot);
+                self.listing = false;
                 self.described(correlation, result);
             }
         }

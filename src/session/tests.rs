@@ -69,6 +69,7 @@ fn config() -> Rc<SessionConfig> {
         broker_id: [9; 16],
         direct_threshold: 16 << 10,
         max_unsent: 1 << 20,
+        max_unsent_own: 1 << 20,
         counters: SessionCounters::default(),
     })
 }
@@ -315,6 +316,21 @@ fn what_a_shard_does_not_take_waits_in_order() {
     let order: Vec<u16> = shards.requests.iter().map(|(shard, _, _)| *shard).collect();
     assert_eq!(order, [1, 2, 1, 2, 0]);
     assert_eq!(session.stashed(), 0);
+}
+
+#[test]
+fn requests_with_long_answers_are_carried_out_one_at_a_time() {
+    let (mut session, mut shards) = greeted();
+    let frames: Vec<u8> = (0..3).flat_map(|i| encode(&Request::ListTopics, i)).collect();
+    assert_eq!(session.receive(&frames, &mut shards), Input::Backlogged);
+    for asked in 1..=3 {
+        assert_eq!(shards.requests.len(), asked, "the next waits for the answer to the one before");
+        let (_, number, _) = *shards.requests.last().unwrap();
+        session.reply(number, Reply::Topics(Vec::new()), &mut shards);
+        assert!(!drain(&mut session).is_empty());
+        session.resume(&mut shards);
+    }
+    assert_eq!((session.input(), session.in_flight()), (Input::Open, 0));
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl RecvBuffers {
         let count = chunks.len() * PER_CHUNK;
         let entries = count.next_power_of_two();
         assert!(entries * size_of::<BufRingEntry>() <= BUFFER_LEN, "the free list fits one buffer");
-        let starts = chunks.iter_mut().map(|chunk| NonNull::from(&mut chunk[0])).collect();
+        // Of the whole chunk, not of its first byte: all of it is reached from there.
+        let starts = chunks.iter_mut().map(|chunk| NonNull::from(&mut chunk[..]).cast()).collect();
         ring.keep(Box::new(chunks));
         let mut buffers =
             RecvBuffers { chunks: starts, entries: entries as u16, tail: 0, published: 0, free: 0 };

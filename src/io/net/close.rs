@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsRawFd, IntoRawFd};
 
-use super::connection::{Life, Receive};
+use super::connection::{Life, Receive, Stashed};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::Target;
 
@@ -28,7 +28,9 @@ impl Net {
         let key = connection.key;
         connection.life = Life::Ending;
         connection.session.abandon();
-        self.stashed -= std::mem::take(&mut connection.stashed);
+        let before = std::mem::take(&mut connection.stashed);
+        self.stashed.replace(before, Stashed::default());
+        self.unsent_own -= std::mem::take(&mut connection.unsent_own);
         if connection.session.in_flight() > 0 {
             host.session_closed(key);
         }

@@ -9,6 +9,34 @@ use super::{Host, Net, Timer};
 use crate::io::ring::{OpId, SendParts, Target};
 use crate::session::{Input, Session};
 
+/// Bytes that came and were not handled yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stashed {
+    /// Of a frame whose end has not come.
+    pub half: usize,
+    /// Of sessions that wait for a shard, which is not their fault.
+    pub whole: usize,
+}
+
+impl Stashed {
+    /// A session's.
+    pub fn of(session: &Session) -> Stashed {
+        match session.input() {
+            Input::Open | Input::Large { .. } => Stashed { half: session.stashed(), whole: 0 },
+            Input::Stalled(_) => Stashed { half: 0, whole: session.stashed() },
+            // Counted with the answers that its peer does not read.
+            Input::Backlogged => Stashed::default(),
+            Input::Moves { .. } | Input::Closed => Stashed { half: 0, whole: session.stashed() },
+        }
+    }
+
+    /// Counts a session anew in a sum.
+    pub fn replace(&mut self, before: Stashed, after: Stashed) {
+        self.half = self.half + after.half - before.half;
+        self.whole = self.whole + after.whole - before.whole;
+    }
+}
+
 /// Bits of a session's key that are its slot's number. Above are as many of
 /// its slot's generation as fit a token.
 const SLOT_BITS: u32 = 24;
@@ -90,8 +118,10 @@ pub(super) struct Connection {
     pub progress_us: u64,
     /// When the oldest bytes in the stash came.
     pub stashed_us: u64,
-    /// Bytes of the stash that the core's sum counts.
-    pub stashed: usize,
+    /// What the core's sum counts of the stash.
+    pub stashed: Stashed,
+    /// Bytes of unsent answers, outside of the pool, that the core's sum counts.
+    pub unsent_own: usize,
     /// The peer sends no more.
     pub ended: bool,
     pub dirty: bool,
@@ -154,7 +184,8 @@ impl Net {
             parts: None,
             progress_us: now,
             stashed_us: now,
-            stashed: 0,
+            stashed: Stashed::default(),
+            unsent_own: 0,
             ended: false,
             dirty: false,
             send_timer: false,
@@ -175,7 +206,8 @@ impl Net {
         assert!(connection.is_idle(), "the kernel still works on this connection");
         place.generation = (place.generation + 1) & GENERATION_MASK;
         self.free.push(slot);
-        self.stashed -= connection.stashed;
+        self.stashed.replace(connection.stashed, Stashed::default());
+        self.unsent_own -= connection.unsent_own;
         self.counters.open -= 1;
         self.config.connections.fetch_sub(1, Ordering::Relaxed);
         connection

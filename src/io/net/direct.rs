@@ -21,7 +21,7 @@ use ringbolt_wire::frame::FRAME_HEADER_LEN;
 use ringbolt_wire::message::PRODUCE_HEAD_LEN;
 use ringbolt_wire::{FrameHeader, Opcode};
 
-use super::connection::{Life, Receive};
+use super::connection::{Connection, Life, Receive, Stashed};
 use super::{Host, Net, Op, Timer, buffer_of, count_copied};
 use crate::buffer::Buffer;
 use crate::io::pool::PoolBuffer;
@@ -127,7 +127,8 @@ impl Net {
         };
         let connection = self.slots[slot as usize].get();
         let filled = connection.session.move_stash(&mut buffer[START..]);
-        self.stashed -= std::mem::take(&mut connection.stashed);
+        let before = std::mem::take(&mut connection.stashed);
+        self.stashed.replace(before, Stashed::default());
         self.fill(slot, buffer, len, filled, host);
     }
 
@@ -216,6 +217,11 @@ impl Net {
             let due = connection.direct.active_us + IDLE_US;
             self.timers.push(due, connection.key, Timer::DirectIdle);
         }
+    }
+
+    /// Since when nothing has come of a batch that was begun.
+    pub(super) fn half_since(connection: &Connection) -> Option<u64> {
+        matches!(connection.direct.state, State::Filling { .. }).then_some(connection.direct.active_us)
     }
 
     /// Memory for a batch of `len` bytes, within the bound for such memory.

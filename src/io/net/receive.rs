@@ -1,6 +1,6 @@
 //! Bytes from shared buffers to sessions.
 
-use super::connection::{Life, Receive};
+use super::connection::{Life, Receive, Stashed};
 use super::{Host, Net, Timer};
 use crate::io::ring::Completion;
 use crate::session::{Input, Violation};
@@ -59,9 +59,9 @@ impl Net {
             Input::Backlogged | Input::Moves { .. } => {}
             Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
         }
-        let stashed = connection.session.stashed();
-        if stashed != connection.stashed {
-            self.count_stash(slot, stashed, host);
+        let stash = Stashed::of(&connection.session);
+        if stash != connection.stashed {
+            self.count_stash(slot, stash, host);
         }
         self.mark(slot);
     }
@@ -116,29 +116,28 @@ impl Net {
         if connection.life == Life::Open && !connection.session.is_closing() {
             connection.session.end_of_input(&mut host.shards_for(key));
         }
-        self.count_stash(slot, 0, host);
+        self.count_stash(slot, Stashed::default(), host);
         self.mark(slot);
     }
 
-    fn count_stash<H: Host>(&mut self, slot: u32, stashed: usize, host: &mut H) {
+    fn count_stash<H: Host>(&mut self, slot: u32, stash: Stashed, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.stashed == 0 {
+        if connection.stashed.half == 0 {
             connection.stashed_us = host.now().mono_us;
         }
-        self.stashed = self.stashed + stashed - connection.stashed;
-        connection.stashed = stashed;
-        if self.stashed > self.config.max_stashed && stashed > 0 {
+        let before = std::mem::replace(&mut connection.stashed, stash);
+        self.stashed.replace(before, stash);
+        if self.stashed.half > self.config.max_stashed && stash.half > 0 {
             self.close_oldest_stash(host);
         }
     }
 
     /// Closes the connection whose half-received frame is oldest: frames that
-    /// never end must not use up the memory. Those that wait for a shard are
-    /// not to blame.
+    /// never end must not use up the memory.
     fn close_oldest_stash<H: Host>(&mut self, host: &mut H) {
         let oldest = (0..self.slots.len() as u32)
             .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
-            .filter(|(_, c)| c.stashed > 0 && matches!(c.session.input(), Input::Open | Input::Large { .. }))
+            .filter(|(_, c)| c.stashed.half > 0)
             .min_by_key(|(_, c)| c.stashed_us)
             .map(|(slot, _)| slot);
         if let Some(slot) = oldest {
@@ -148,6 +147,6 @@ impl Net {
 
     /// Wakes the loop at this time, for no connection in particular.
     pub(super) fn wake_at(&mut self, due_us: u64) {
-        self.timers.push(due_us, 0, Timer::Accept);
+        self.timers.push(due_us, 0, Timer::Turn);
     }
 }

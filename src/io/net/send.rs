@@ -74,9 +74,7 @@ impl Net {
             self.send_rest(slot, send.done + count, count, held, host);
         }
         let connection = self.slots[slot as usize].get();
-        if connection.session.input() == Input::Backlogged
-            && connection.session.unsent() <= self.session_config.max_unsent / 2
-        {
+        if connection.session.input() == Input::Backlogged && connection.session.has_caught_up() {
             self.resume_slot(slot, host);
         }
     }
@@ -112,6 +110,18 @@ impl Net {
             let due = connection.progress_us + STALL_US;
             self.timers.push(due, connection.key, Timer::SendStall);
         }
+    }
+
+    /// Closes a connection that holds memory and makes no progress, whichever
+    /// way.
+    pub(super) fn drop_standing<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        if connection.send.is_some() {
+            return self.drop_slow_reader(slot, host);
+        }
+        tracing::info!(session = connection.key, "closing a connection whose batch does not come to its end");
+        self.counters.slow_writers += 1;
+        self.end(slot, host);
     }
 
     /// Closes a connection whose peer does not read. A goodbye would not be

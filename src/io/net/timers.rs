@@ -7,8 +7,10 @@ use std::collections::BinaryHeap;
 /// What may be due.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Timer {
-    /// The listener may try again, or only a turn of the loop is wanted.
+    /// The listener may try again.
     Accept,
+    /// Only a turn of the loop is wanted.
+    Turn,
     /// The hello should have come.
     Handshake,
     /// The peer should have read something.
@@ -35,7 +37,7 @@ impl Timers {
     /// connections are due up to 10 ms later, together.
     pub fn push(&mut self, due_us: u64, key: u64, timer: Timer) {
         let due_us = match timer {
-            Timer::Accept => due_us,
+            Timer::Accept | Timer::Turn => due_us,
             Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle => {
                 due_us.next_multiple_of(TOGETHER_US)
             }
