@@ -127,6 +127,7 @@ fn halves_of_large_batches_between_whole_ones_cannot_use_up_the_memory() {
         writer.produce(&whole);
     }
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert!(writer.stat("slow_writers_total") > 0, "the oldest halves are closed");
     assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
 }
 
