@@ -36,6 +36,8 @@ pub trait Reader {
     fn retained_from(&mut self, partition: PartitionId, start: u64);
     /// The partition cannot be read on.
     fn unreadable(&mut self, partition: PartitionId, why: String);
+    /// A partition was not read to its end, for no fault of its own.
+    fn unfinished(&mut self, partition: PartitionId);
 }
 
 /// See the [module](self).
@@ -89,6 +91,12 @@ impl Consumer {
     /// Whether everything up to the fixed ends was read.
     pub fn is_done(&self) -> bool {
         self.frozen && self.parts.iter().all(|p| p.abandoned || p.goal.is_some_and(|goal| p.next >= goal))
+    }
+
+    /// The partitions whose end was not reached, although they can be read.
+    pub fn unfinished(&self) -> impl Iterator<Item = PartitionId> + '_ {
+        let is_unfinished = |p: &&Part| !p.abandoned && p.goal.is_none_or(|goal| p.next < goal);
+        self.parts.iter().filter(is_unfinished).map(|p| p.partition)
     }
 
     /// Whether no partition is left that can be read.
@@ -147,13 +155,20 @@ impl Consumer {
             {
                 part.next = start;
             }
+            if answer.status == ErrorCode::OffsetOutOfRange as u16 && answer.start_offset.0 > part.next {
+                // What was to be read is no longer retained.
+                part.next = answer.start_offset.0;
+                part.again_from = part.again_from.map(|again| again.max(part.next));
+                self.progress += 1;
+            }
             if self.frozen && answer.status == 0 {
                 part.goal.get_or_insert(answer.end_offset.0);
             }
         }
     }
 
-    /// Checks what an answer brought and hands it to `reader`.
+    /// Checks what an answer brought, which was [noted](Self::advance) before, and
+    /// hands it to `reader`.
     pub fn read(&mut self, fetched: &[FetchedPartition], payload: &Bytes, reader: &mut impl Reader) {
         let mut rest: &[u8] = payload;
         for answer in fetched {
@@ -162,7 +177,14 @@ impl Consumer {
             let Some(&index) = self.index.get(&answer.partition) else { continue };
             let why = match ErrorCode::from_u16(answer.status) {
                 _ if answer.status == 0 => read_batches(answer.partition, batches, reader).err(),
-                Some(ErrorCode::OffsetOutOfRange) => self.out_of_range(index, answer, reader),
+                Some(ErrorCode::OffsetOutOfRange) if self.parts[index].next <= answer.end_offset.0 => {
+                    reader.retained_from(answer.partition, answer.start_offset.0);
+                    None
+                }
+                Some(ErrorCode::OffsetOutOfRange) => {
+                    let next = self.parts[index].next;
+                    Some(format!("offset {next} is beyond the end at {}", answer.end_offset))
+                }
                 Some(code) if code.is_retryable() => None,
                 Some(code) => Some(code.to_string()),
                 None => Some(format!("error {}", answer.status)),
@@ -172,24 +194,6 @@ impl Consumer {
                 reader.unreadable(answer.partition, why);
             }
         }
-    }
-
-    /// Goes on at the first retained record, if that is why.
-    fn out_of_range(
-        &mut self,
-        index: usize,
-        answer: &FetchedPartition,
-        reader: &mut impl Reader,
-    ) -> Option<String> {
-        let part = &mut self.parts[index];
-        let start = answer.start_offset.0;
-        if start > part.next {
-            part.next = start;
-            self.progress += 1;
-            reader.retained_from(answer.partition, start);
-            return None;
-        }
-        Some(format!("offset {} is beyond the end at {}", part.next, answer.end_offset))
     }
 }
 

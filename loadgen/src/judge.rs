@@ -47,6 +47,8 @@ pub struct Verdict {
     pub refused: u64,
     /// Acknowledged and no longer retained: below the partition's start.
     pub expired: u64,
+    /// Acknowledged, but where they should be was not read, since reading failed.
+    pub unverified: u64,
     /// Records of these partitions that no run of the ledger made.
     pub foreign: u64,
     /// Records read.
@@ -116,6 +118,9 @@ struct Partition {
     /// Offset of the next record to be read.
     next: u64,
     holes: u64,
+    /// Reading ended before the partition did: what is not below `next` was not
+    /// looked at.
+    unfinished: bool,
 }
 
 /// Gathers evidence, and gives the verdict.
@@ -250,6 +255,11 @@ impl Judge {
         stream.seen.push(run);
     }
 
+    /// Notes that a partition was not read to its end, for no fault of its own.
+    pub fn unfinished(&mut self, partition: PartitionId) {
+        self.partitions.entry(partition).or_default().unfinished = true;
+    }
+
     /// Notes that a partition could not be read on, and why; counts as one
     /// corrupted record, at least.
     pub fn unreadable(&mut self, partition: PartitionId, why: impl std::fmt::Display) {
@@ -272,9 +282,13 @@ impl Judge {
         let mut streams: Vec<_> = self.streams.into_iter().collect();
         streams.sort_by_key(|&(key, _)| key);
         for (key, stream) in streams {
-            let start = self.partitions.get(&key.1).map_or(0, |p| p.start);
+            let part = self.partitions.get(&key.1);
+            let read = Extent {
+                start: part.map_or(0, |p| p.start),
+                end: part.filter(|p| p.unfinished).map_or(u64::MAX, |p| p.next),
+            };
             match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
-                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, start),
+                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, read),
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }
@@ -282,12 +296,21 @@ impl Judge {
     }
 }
 
+/// The offsets of a partition that were looked at.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Below this nothing is retained.
+    start: u64,
+    /// From this on nothing was read; `u64::MAX` if the end was reached.
+    end: u64,
+}
+
 fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
     runs.into_iter().map(|run| run.borrow().count).sum()
 }
 
 impl Stream {
-    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, start: u64) {
+    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, read: Extent) {
         let name = format!("producer {} on partition {}", key.0, key.1);
         let seen_total = count(self.seen.rising()) + count(self.seen.late());
         let mut corrupted = self.corrupted;
@@ -314,7 +337,7 @@ impl Stream {
         let (refused, _) = refused.settle();
         let bounds = Run { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
 
-        let acked_present = weigh_acked(verdict, &name, &acked, &seen, start);
+        let acked_present = weigh_acked(verdict, &name, &acked, &seen, read);
         let (mut refused_present, mut sent_present, mut before) = (0, 0, 0);
         compare(refused.rising(), seen.rising(), |s| {
             refused_present += if s.found.is_some() { s.run.count } else { 0 };
@@ -349,7 +372,7 @@ impl Stream {
 }
 
 /// Compares what was acknowledged with what is there; returns how much of it is.
-fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, start: u64) -> u64 {
+fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, read: Extent) -> u64 {
     let mut present = 0;
     compare(acked.rising(), seen.rising(), |s| {
         let Run { first, count, offset } = s.run;
@@ -364,11 +387,21 @@ fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunLis
                 }
             }
             None => {
-                // Without an offset the benefit of the doubt is the ledger's.
-                let expired = if offset == NO_OFFSET { 0 } else { start.saturating_sub(offset).min(count) };
+                let end = offset.saturating_add(count);
+                // Without an offset the benefit of the doubt is the ledger's,
+                // unless not all was read.
+                let (expired, unverified) = match offset {
+                    NO_OFFSET => (0, if read.end == u64::MAX { 0 } else { count }),
+                    _ => (
+                        read.start.saturating_sub(offset).min(count),
+                        end.saturating_sub(read.end.max(offset)),
+                    ),
+                };
+                let lost = count - (expired + unverified).min(count);
                 verdict.expired += expired;
-                verdict.lost += count - expired;
-                if count > expired {
+                verdict.unverified += unverified;
+                verdict.lost += lost;
+                if lost > 0 {
                     let end = s.run.end();
                     verdict
                         .find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));

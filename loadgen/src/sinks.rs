@@ -70,6 +70,10 @@ impl Reader for JudgeSink {
     fn unreadable(&mut self, partition: PartitionId, why: String) {
         self.judge.unreadable(partition, why);
     }
+
+    fn unfinished(&mut self, partition: PartitionId) {
+        self.judge.unfinished(partition);
+    }
 }
 
 impl Sink for JudgeSink {
@@ -111,6 +115,8 @@ impl Reader for CountSink {
     fn unreadable(&mut self, partition: PartitionId, why: String) {
         self.failure.get_or_insert(format!("partition {partition} cannot be read: {why}"));
     }
+
+    fn unfinished(&mut self, _: PartitionId) {}
 }
 
 impl Sink for CountSink {

@@ -83,8 +83,15 @@ pub fn run<S: Sink + 'static>(
     Ok((shared.sink.into_inner(), shared.failure.into_inner()))
 }
 
-/// One consumer's connections, one after the other.
+/// Reads what is one consumer's, and says what of it could not be reached.
 async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
+    read_through(&shared, &mut consumer).await;
+    let mut sink = shared.sink.borrow_mut();
+    consumer.unfinished().for_each(|partition| sink.unfinished(partition));
+}
+
+/// One consumer's connections, one after the other.
+async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
     while !consumer.is_done() && !consumer.is_idle() {
         if shared.is_hopeless() {
             shared.fail("nothing more could be read before the end was reached".into());
@@ -98,8 +105,8 @@ async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
         let _ = tcp::prepare(&stream, shared.config.addr.ip());
         let mut connection = Connection::new(&stream);
         let ended = {
-            let reading = connection.read_on(&shared, &mut consumer);
-            let watching = watch(&shared);
+            let reading = connection.read_on(shared, consumer);
+            let watching = watch(shared);
             tokio::select! {
                 ended = reading => ended,
                 () = watching => Ok(()),

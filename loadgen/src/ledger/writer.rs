@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -23,8 +23,8 @@ const CHUNK: usize = 8192;
 const QUEUE: usize = 64;
 /// A block is written when it has this many bytes ...
 const BLOCK_LEN: usize = 64 << 10;
-/// ... or when nothing arrived for this long.
-const IDLE: Duration = Duration::from_millis(20);
+/// ... or when its first entry has waited for this long.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 const _: () = assert!(BLOCK_LEN + (64 << 10) < MAX_BODY_LEN, "room for one entry after the threshold");
 
@@ -90,8 +90,16 @@ fn write_chunks(
 ) -> std::io::Result<()> {
     let mut codec = Codec::default();
     let mut body = Vec::with_capacity(2 * BLOCK_LEN);
+    // When what lies in `body` is written at the latest.
+    let mut due = Instant::now() + PATIENCE;
     loop {
-        match chunks.recv_timeout(IDLE) {
+        if body.is_empty() {
+            due = Instant::now() + PATIENCE;
+        } else if due <= Instant::now() {
+            write_block(&mut file, &mut body)?;
+            continue;
+        }
+        match chunks.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(mut chunk) => {
                 for entry in chunk.drain(..) {
                     codec.encode(&mut body, &entry);

@@ -99,12 +99,16 @@ fn put_latency(out: &mut String, report: &Report) {
 fn put_verdict(out: &mut String, report: &Report) {
     out.push_str("<h2>What became of the messages</h2>\n");
     let Some(v) = &report.verdict else {
-        out.push_str("<p>This run was not judged: it kept no ledger, and nobody read along.</p>");
+        out.push_str("<p>This run was not judged: nobody read along or read back.</p>");
         return;
     };
-    let (class, words) = match v.is_good() {
-        true => ("good", "Every acknowledged message is there, once, in order, and undamaged."),
-        false => ("bad", "The broker did not keep its word."),
+    let (class, words) = match v {
+        v if !v.is_good() => ("bad", "The broker did not keep its word."),
+        v if v.unverified > 0 => ("bad", "No verdict: not everything could be read back."),
+        v if v.expired > 0 => {
+            ("good", "Every acknowledged message that is retained is there, once, in order, and undamaged.")
+        }
+        _ => ("good", "Every acknowledged message is there, once, in order, and undamaged."),
     };
     let _ = writeln!(out, "<p class={class}>{words}</p><table>");
     for (name, count) in [
@@ -118,6 +122,9 @@ fn put_verdict(out: &mut String, report: &Report) {
         ("acknowledged at another offset", v.misplaced),
         ("present although never sent", v.phantom),
         ("offsets without a record", v.holes),
+        ("no longer retained", v.expired),
+        ("not looked for", v.unverified),
+        ("of others", v.foreign),
         ("unknown, present", v.unknown_present),
         ("unknown, absent", v.unknown_absent),
     ] {

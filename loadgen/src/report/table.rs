@@ -93,6 +93,7 @@ pub fn judgement(verdict: &Verdict) -> String {
         (verdict.phantom, "messages are there that were refused or never sent"),
         (verdict.holes, "offsets between messages have no record"),
         (verdict.expired, "acknowledged messages were removed by retention"),
+        (verdict.unverified, "acknowledged messages could not be looked for"),
         (verdict.foreign, "messages are of other producers and were not judged"),
     ] {
         if count > 0 {
@@ -110,6 +111,10 @@ pub fn judgement(verdict: &Verdict) -> String {
     let word = match verdict {
         v if !v.is_good() => "FAILED: the broker did not keep its word",
         v if v.acked == 0 => "nothing was acknowledged, so nothing could be lost",
+        v if v.unverified > 0 => "no verdict: not everything could be read back",
+        v if v.expired > 0 => {
+            "every acknowledged message that is retained is there, once, in order, and undamaged"
+        }
         _ => "every acknowledged message is there, once, in order, and undamaged",
     };
     format!("{out}\n{word}")

@@ -1,0 +1,88 @@
+//! Verdicts that must hold when something other than the broker's word fails.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use ringbolt::serve::{Broker, Config};
+use serde_json::Value;
+
+struct Rig {
+    broker: Option<Broker>,
+    addr: String,
+    ledger: PathBuf,
+    json: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn start(change: impl FnOnce(&mut Config)) -> Rig {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut config = Config::new(dir.path().join("data"));
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.shards = Some(1);
+        config.memory = 64 << 20;
+        config.segment_size = 16 << 20;
+        config.allow_buffered = true;
+        change(&mut config);
+        let broker = Broker::start(config).unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let (addr, ledger, json) = (broker.addr().to_string(), file("run.ledger"), file("verdict.json"));
+        Rig { broker: Some(broker), addr, ledger, json, _dir: dir }
+    }
+
+    fn run(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+        command.args(["run", "--quiet", "--warmup", "0s", "--addr", &self.addr]);
+        command.arg("--ledger").arg(&self.ledger).args(args).stdout(Stdio::null());
+        command
+    }
+
+    /// Exit code and verdict of `loadgen verify`.
+    fn verify(&self) -> (Option<i32>, Value) {
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let args = ["verify", "--ledger", &path(&self.ledger), "--json", &path(&self.json)];
+        let output: Output = Command::new(env!("CARGO_BIN_EXE_loadgen")).args(args).output().unwrap();
+        let verdict = std::fs::read_to_string(&self.json).unwrap_or_else(|_| panic!("{output:?}"));
+        (output.status.code(), serde_json::from_str(&verdict).unwrap())
+    }
+}
+
+#[test]
+fn a_broker_that_cannot_be_reached_is_not_convicted() {
+    let mut rig = Rig::start(|_| {});
+    assert!(rig.run(&["--count", "2000", "--producers", "4"]).status().unwrap().success());
+    rig.broker.take().unwrap().stop().unwrap();
+    let (code, verdict) = rig.verify();
+    assert_eq!(code, Some(2), "{verdict}");
+    assert_eq!((&verdict["lost"], &verdict["unverified"]), (&0.into(), &2000.into()), "{verdict}");
+}
+
+#[test]
+fn what_retention_removed_is_neither_lost_nor_in_the_way_of_the_rest() {
+    let rig = Rig::start(|config| config.retention_bytes = Some(48 << 20));
+    let args = ["--count", "120000", "--producers", "4", "--in-flight", "8", "--batch", "16"];
+    assert!(rig.run(&args).status().unwrap().success());
+    let (code, verdict) = rig.verify();
+    assert_eq!(code, Some(0), "{verdict}");
+    assert_eq!((&verdict["lost"], &verdict["corrupted"]), (&0.into(), &0.into()), "{verdict}");
+    let count = |name: &str| verdict[name].as_u64().unwrap();
+    assert!(count("expired") > 0 && count("read") > 0, "{verdict}");
+    assert_eq!(count("expired") + count("read"), 120_000, "{verdict}");
+}
+
+#[test]
+fn a_slow_run_can_be_judged_after_its_generator_was_killed() {
+    let rig = Rig::start(|_| {});
+    let mut run = rig.run(&["--duration", "60s", "--producers", "1"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let (code, verdict) = rig.verify();
+    assert_eq!(code, Some(0), "{verdict}");
+    let count = |name: &str| verdict[name].as_u64().unwrap();
+    assert!(count("acked") > 100, "{verdict}");
+    // What the last 20 ms and the bookkeeping before them may miss.
+    assert!(count("acked") >= count("read") / 2, "{verdict}");
+}
