@@ -6,7 +6,8 @@ mod sim;
 use ringbolt::log::SegmentSeq;
 use ringbolt::log::recovery::RecoveryError;
 use ringbolt::shard::action::Reply;
-use ringbolt_wire::{Epoch, ErrorCode, Offset, PartitionId, ProducerId};
+use ringbolt_wire::message::OpenProducer;
+use ringbolt_wire::{Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence};
 
 use sim::disk::Fate;
 use sim::script::{NOBODY, Script, calm_profile};
@@ -254,6 +255,37 @@ fn producer_take_over_does_not_mistake_the_old_ones_batches_for_its_own() {
     }
     // The checker has compared what is there with what was sent.
     script.sim.audit();
+}
+
+/// A take-over waits for what is on its way, and meanwhile another batch of the
+/// old incarnation arrives. Taken in, it would be in the log under a sequence
+/// that the take-over's answer, which is final, calls free.
+#[test]
+fn producer_take_over_refuses_old_epochs_from_its_arrival_on() {
+    let mut script = Script::new(calm_profile());
+    let partition = script.create("t");
+    let id = ProducerId(77);
+    let old = script.open(partition, id, true);
+    let (first, late) = (script.batch(LARGE), script.batch(10));
+    let first = script.tell(Script::produce(partition, (id, old.epoch), 0, first));
+    script.act();
+    let take_over = script.tell(Body::Open(OpenProducer { partition, producer: id, take_over: true }));
+    script.act();
+    assert!(script.answer(take_over).is_none(), "the take-over waits for the first batch");
+    match script.ask(Script::produce(partition, (id, old.epoch), 1, late)) {
+        Reply::Error(error) => assert_eq!(error.error_code(), Some(ErrorCode::FencedProducer)),
+        other => panic!("the old epoch is taken in after the take-over: {other:?}"),
+    }
+    assert!(matches!(script.wait(first), Reply::Produced(_)));
+    match script.wait(take_over) {
+        Reply::ProducerOpened(new) => {
+            assert!(new.epoch > old.epoch);
+            assert_eq!((new.next_sequence, new.last_offset), (Sequence(1), Offset(0)));
+        }
+        other => panic!("{other:?}"),
+    }
+    script.pass(300_000);
+    assert_eq!(script.end(partition), 1, "the answer was final");
 }
 
 #[test]

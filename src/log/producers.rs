@@ -90,17 +90,9 @@ impl ProducerState {
         Some(Offset(run.offset.0 + (sequence.0 - run.base.0)))
     }
 
-    /// The sequence after the last durable one and the offset of that one, when
-    /// the partition is durable up to `durable_end`. Only what is remembered as
-    /// a run can be on its way, so what is older is durable.
-    pub fn durable(&self, durable_end: Offset) -> (Sequence, Option<Offset>) {
-        for run in self.runs.iter().rev() {
-            if run.offset < durable_end {
-                let count = u64::from(run.count).min(durable_end.0 - run.offset.0);
-                return (Sequence(run.base.0 + count), Some(Offset(run.offset.0 + count - 1)));
-            }
-        }
-        (self.runs.front().map_or(self.next_sequence, |run| run.base), None)
+    /// Offset of its last record.
+    pub fn last_offset(&self) -> Option<Offset> {
+        self.runs.back().map(|run| Offset(run.offset.0 + u64::from(run.count) - 1))
     }
 
     /// Takes note of a batch that was appended.

@@ -270,46 +270,49 @@ impl<P: BufferPool> Shard<P> {
         }
     }
 
-    /// Answers once everything that is appended by now is durable, so that what
-    /// the answer does not count is not there and never will be.
+    /// Decides at once, and answers when everything that is appended by now is
+    /// durable. From here on older epochs are refused, so what the answer of a
+    /// take-over does not count is not there and never will be.
     pub(super) fn open_producer(&mut self, from: ReplyTo, open: OpenProducer) {
+        let opened = match self.decide_open(open) {
+            Ok(opened) => opened,
+            Err(error) => return self.reply(from, Reply::Error(error)),
+        };
         match self.commits.last_index() {
-            Some(index) => self.waiting_opens.push_back((index, from, open)),
-            None => self.open_producer_now(from, open),
+            Some(index) => self.waiting_opens.push_back((index, from, opened)),
+            None => self.reply(from, Reply::ProducerOpened(opened)),
         }
     }
 
     /// Answers those who opened a producer before `durable_index` was durable.
     pub(super) fn opens_durable(&mut self, durable_index: u64) {
-        while let Some((_, from, open)) =
+        while let Some((_, from, opened)) =
             self.waiting_opens.pop_front_if(|(index, ..)| *index <= durable_index)
         {
-            self.open_producer_now(from, open);
+            self.reply(from, Reply::ProducerOpened(opened));
         }
     }
 
-    fn open_producer_now(&mut self, from: ReplyTo, open: OpenProducer) {
-        let slot = match self.slot(open.partition) {
-            Ok(slot) => slot,
-            Err(code) => return self.refuse(from, code, format!("partition {}", open.partition)),
-        };
-        let durable_end = self.state.partition(slot).durable_end;
+    /// Where the producer stands, once all that is appended is durable.
+    fn decide_open(&mut self, open: OpenProducer) -> Result<ProducerOpened, ErrorResponse> {
+        let slot = self
+            .slot(open.partition)
+            .map_err(|code| ErrorResponse::new(code, format!("partition {}", open.partition)))?;
         let producer = match open.producer {
             ProducerId::NONE => self.new_producer_id(),
             id => id,
         };
         let is_known = self.state.partition(slot).producers.contains_key(&producer);
         if !open.take_over && !is_known {
-            let opened = ProducerOpened {
+            return Ok(ProducerOpened {
                 producer,
                 epoch: Epoch(0),
                 next_sequence: Sequence(0),
                 last_offset: Offset::UNKNOWN,
-            };
-            return self.reply(from, Reply::ProducerOpened(opened));
+            });
         }
         if !is_known && !self.state.has_room_for_producer() {
-            return self.refuse(from, ErrorCode::TooManyProducers, "");
+            return Err(ErrorResponse::new(ErrorCode::TooManyProducers, ""));
         }
         let state = self.state.producer_or_insert(slot, producer);
         let mut epoch = state.promised_epoch.max(state.epoch);
@@ -317,10 +320,8 @@ impl<P: BufferPool> Shard<P> {
             epoch = Epoch(epoch.0.saturating_add(1));
             state.promised_epoch = epoch;
         }
-        let (next_sequence, last_offset) = state.durable(durable_end);
-        let last_offset = last_offset.unwrap_or(Offset::UNKNOWN);
-        let opened = ProducerOpened { producer, epoch, next_sequence, last_offset };
-        self.reply(from, Reply::ProducerOpened(opened));
+        let last_offset = state.last_offset().unwrap_or(Offset::UNKNOWN);
+        Ok(ProducerOpened { producer, epoch, next_sequence: state.next_sequence, last_offset })
     }
 
     /// A new identity: SplitMix64 (Steele, Lea, Flood 2014) from the seed.

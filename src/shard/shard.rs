@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ringbolt_wire::message::{ErrorResponse, OpenProducer};
+use ringbolt_wire::message::{ErrorResponse, ProducerOpened};
 use ringbolt_wire::{ErrorCode, PartitionId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
@@ -87,8 +87,9 @@ pub struct Shard<P: BufferPool> {
     pub(super) reader: LogReader,
     pub(super) fetches: Fetches,
     pub(super) changes: VecDeque<PendingChange>,
-    /// Who wants to open a producer, once the commit with this index is durable.
-    pub(super) waiting_opens: VecDeque<(u64, ReplyTo, OpenProducer)>,
+    /// Who has opened a producer, and the answer once the commit with this index
+    /// is durable.
+    pub(super) waiting_opens: VecDeque<(u64, ReplyTo, ProducerOpened)>,
     pub(super) out: VecDeque<Action<P::Buffer>>,
     pub(super) counters: ShardCounters,
     pub(super) random: u64,

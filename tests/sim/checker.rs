@@ -158,6 +158,8 @@ impl Checker {
                 continue;
             }
             assert_eq!(self.shard_of(print.partition), shard, "{print:?} is on the wrong shard");
+            let fence = self.promise(print.partition, print.producer).unwrap_or(0);
+            assert!(print.epoch >= fence, "{print:?} is appended, and epoch {fence} was handed out before");
             let appended = self.appended.entry(print).or_default();
             *appended += 1;
             let sent = self.sent.get(&print).copied().unwrap_or(0);
@@ -346,6 +348,13 @@ impl Checker {
             !open.take_over || highest.is_none_or(|highest| taken > highest),
             "{opened:?} takes over from epoch {highest:?}",
         );
+        if open.take_over && !forgotten {
+            // Final: nothing of an older epoch is on its way that it does not count.
+            let batches = self.facts(open.partition).map_or(&[][..], |facts| &facts.batches);
+            let last = PartitionFacts::last_of(batches, id.0).filter(|last| last.print.epoch < taken);
+            let last = last.map_or(told, |last| last.print.next_sequence());
+            assert!(last <= told, "{opened:?} took over, and {last} sequences are on their way");
+        }
         let given_up = self.logs[self.shard_of(open.partition)].given_up;
         let promised = self.promise(open.partition, id.0).max(Some(taken)).unwrap_or(taken);
         self.promised.insert((open.partition, id.0), (promised, given_up));
@@ -434,7 +443,15 @@ impl Checker {
             ErrorCode::FencedProducer => {
                 let promised = self.promised.get(&(print.partition, print.producer)).map_or(0, |p| p.0);
                 let durable = self.durable_producer(print.partition, print.producer).1;
-                let newest = u64::from(promised.max(durable));
+                // Take-overs fence when they arrive, before they are answered.
+                let waiting = self.open.values().filter(|other| match &other.asked {
+                    Asked::Open { open, .. } => {
+                        open.take_over
+                            && (open.partition, open.producer.0) == (print.partition, print.producer)
+                    }
+                    _ => false,
+                });
+                let newest = u64::from(promised.max(durable)) + waiting.count() as u64;
                 assert!(
                     error.detail > u64::from(print.epoch) && error.detail <= newest,
                     "{error:?}, {print:?}"
