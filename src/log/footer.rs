@@ -11,6 +11,7 @@
 //! last sealed segment.
 
 use ringbolt_wire::{Epoch, Offset, PartitionId, ProducerId, Sequence, TopicId};
+use rustc_hash::FxHashSet;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -205,9 +206,12 @@ pub fn merge(
     let (mut rows, mut producers) = tail.split_at_checked(rows_len).ok_or(FooterFormatError)?;
     let runs_len = head.runs.get() as usize * RAW_RUN_LEN;
     let runs_at = end + bytes.len().checked_sub(runs_len).ok_or(FooterFormatError)? as u64;
+    let mut named = FxHashSet::default();
     for _ in 0..head.partitions.get() {
         let row = *take::<RawPartition>(&mut rows)?;
-        let slot = state.slot_or_insert(PartitionId::new(TopicId(row.topic.get()), row.index.get()));
+        let id = PartitionId::new(TopicId(row.topic.get()), row.index.get());
+        named.insert(id);
+        let slot = state.slot_or_insert(id);
         let partition = state.partition_mut(slot);
         partition.start_offset = partition.start_offset.max(Offset(row.start_offset.get()));
         partition.end_offset = Offset(row.end_offset.get());
@@ -222,7 +226,15 @@ pub fn merge(
             *state.producer_or_insert(slot, id) = producer;
         }
     }
-    if producers.len() == runs_len { Ok(()) } else { Err(FooterFormatError) }
+    if producers.len() != runs_len {
+        return Err(FooterFormatError);
+    }
+    // The list is complete: what it does not name was deleted. Kept, it would
+    // take room in later footers for which none was left.
+    if state.partitions().count() > named.len() {
+        state.retain_partitions(|id| named.contains(&id));
+    }
+    Ok(())
 }
 
 fn take_producer(

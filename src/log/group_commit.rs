@@ -142,8 +142,16 @@ pub struct GroupCommit<B> {
 }
 
 impl<B: Buffer> GroupCommit<B> {
-    /// Goes on where the log ends.
-    pub fn new(log: LogId, term: u64, segment_len: u64, max_in_flight: usize, tail: LogTail) -> Self {
+    /// Goes on where the log ends. Its last commit is durable; if it is
+    /// `unrecorded`, nothing on disk says so.
+    pub fn new(
+        log: LogId,
+        term: u64,
+        segment_len: u64,
+        max_in_flight: usize,
+        tail: LogTail,
+        unrecorded: bool,
+    ) -> Self {
         assert!(max_in_flight > 0 && tail.next_index > 0);
         GroupCommit {
             log,
@@ -152,8 +160,8 @@ impl<B: Buffer> GroupCommit<B> {
             max_in_flight,
             tail,
             durable_index: tail.next_index - 1,
-            recorded_durable: tail.next_index - 1,
-            last_with_batches: 0,
+            recorded_durable: tail.next_index - 1 - u64::from(unrecorded),
+            last_with_batches: tail.next_index - 1,
             open: None,
             sealed: VecDeque::new(),
             in_flight: VecDeque::new(),

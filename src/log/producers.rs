@@ -100,6 +100,10 @@ impl ProducerState {
     pub fn record(&mut self, epoch: Epoch, base: Sequence, count: u32, offset: Offset, segment: SegmentSeq) {
         self.epoch = self.epoch.max(epoch);
         self.promised_epoch = self.promised_epoch.max(epoch);
+        if base != self.next_sequence {
+            // Read back: retention had forgotten it, and it began anew.
+            self.runs.clear();
+        }
         self.next_sequence = Sequence(base.0.saturating_add(u64::from(count)));
         self.last_segment = segment;
         if let Some(last) = self.runs.back_mut()

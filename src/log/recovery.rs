@@ -136,6 +136,21 @@ pub enum RecoveryError {
         /// The contradiction.
         damage: Damage,
     },
+    /// A full segment was left without room for the footer that it needs.
+    #[error(
+        "shard {shard}: segment {segment} at position {position}: no room for a footer of {len} bytes; this is \
+         a bug in the broker"
+    )]
+    NoRoomForFooter {
+        /// Whose log.
+        shard: ShardId,
+        /// Which segment.
+        segment: SegmentSeq,
+        /// Where its last commit ends, bytes from its start.
+        position: u64,
+        /// Bytes of the footer.
+        len: usize,
+    },
     /// No buffer for reading: `--memory` is too small for this many shards.
     #[error("shard {0}: no memory for recovery; give more with --memory")]
     NoMemory(ShardId),
@@ -185,6 +200,9 @@ pub struct RecoveredLog {
     pub open: Option<(SegmentSeq, u64)>,
     /// Index of the first commit of the open segment.
     pub open_first_index: u64,
+    /// Whether the last commit holds batches and no trailer or later commit says
+    /// that it is durable: should it rot, it would pass for torn.
+    pub last_is_unrecorded: bool,
     /// Full segments, oldest first.
     pub sealed: Vec<SealedSegment>,
     /// Full segments whose footer must still be written, oldest first; newer
@@ -241,6 +259,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
                 tail: LogTail { next_index: 1, last_crc: 0, last_commit_time_us: 0 },
                 open: None,
                 open_first_index: 1,
+                last_is_unrecorded: false,
                 sealed: Vec::new(),
                 unsealed: Vec::new(),
                 prepared: Vec::new(),
@@ -286,7 +305,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
             return Err(RecoveryError::Acknowledged { shard, segment, position, index, damage });
         }
         if trailer.is_some() || self.goes_on_in(later)? {
-            self.seal_now(segment, position);
+            self.seal_now(segment, position)?;
             return Ok(true);
         }
         self.judge_end(segment, position, damage, later)?;
@@ -374,6 +393,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
             last_crc: trailer.last_crc,
             last_commit_time_us: trailer.last_commit_time_us,
         };
+        self.log.last_is_unrecorded = false;
         self.log.sealed.push(SealedSegment { segment, last_commit_time_us: trailer.last_commit_time_us });
         self.started = true;
         Ok(true)
@@ -433,6 +453,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
                 last_crc: header.crc,
                 last_commit_time_us: header.commit_time_us,
             };
+            self.log.last_is_unrecorded = header.batches > 0;
         }
         Ok(result)
     }
@@ -451,8 +472,13 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
     }
 
     /// Makes the footer that the broker did not come to write.
-    fn seal_now(&mut self, segment: SegmentSeq, end: u64) {
+    fn seal_now(&mut self, segment: SegmentSeq, end: u64) -> Result<(), RecoveryError> {
         let footer = footer::encode(&self.log.state, segment, end);
+        let LogIdentity { shard, segment_len, .. } = self.log.identity;
+        if end + footer.bytes.len() as u64 > Trailer::position(segment_len) {
+            let len = footer.bytes.len();
+            return Err(RecoveryError::NoRoomForFooter { shard, segment, position: end, len });
+        }
         let tail = self.log.tail;
         let trailer = Trailer {
             end,
@@ -466,6 +492,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
         self.log.state.begin_segment(segment);
         self.log.unsealed.push(Unsealed { segment, footer, trailer });
         self.log.open = None;
+        Ok(())
     }
 
     /// The log ends here. Is that the torn end of the last writes, or damage?

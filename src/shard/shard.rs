@@ -122,6 +122,9 @@ impl<P: BufferPool> Shard<P> {
         let segments = Segments::new(&mut recovered);
         let mut state = recovered.state;
         state.catalog = if config.shard == ShardId(0) { catalog.clone() } else { Catalog::default() };
+        // Until the open segment is full, recovery finds in it, and puts in its
+        // footer, partitions that are deleted by now.
+        state.reset_footer_len_for_open(recovered.open.map(|(segment, _)| segment));
         state.retain_partitions(|id| {
             id == crate::catalog::CATALOG_PARTITION
                 || catalog.get(id.topic).is_some_and(|topic| id.index < topic.partitions)
@@ -136,6 +139,7 @@ impl<P: BufferPool> Shard<P> {
                 identity.segment_len,
                 config.commits_in_flight,
                 recovered.tail,
+                recovered.last_is_unrecorded,
             ),
             reader: LogReader {
                 tail: TailCache::new(config.tail_cache_bytes),
@@ -170,8 +174,6 @@ impl<P: BufferPool> Shard<P> {
             failed: false,
         };
         catalog.topics().for_each(|topic| shard.add_topic(topic));
-        let open = shard.segments.open.map(|open| open.segment);
-        shard.state.reset_footer_len_for_open(open);
         shard
     }
 

@@ -14,7 +14,7 @@ use super::{Shard, ShardConfig};
 use crate::buffer::{Buffer, BufferPool};
 use crate::catalog::Catalog;
 use crate::limits::{BLOCK_LEN, CHUNK_LEN, MIN_SEGMENT_LEN};
-use crate::log::recovery::{LogIdentity, RecoveryError, SegmentReader, recover};
+use crate::log::recovery::{LogIdentity, RecoveredLog, RecoveryError, SegmentReader, recover};
 use crate::log::segment::FIRST_COMMIT;
 use crate::log::{LogId, SegmentSeq};
 use crate::time::Now;
@@ -91,6 +91,20 @@ fn identity(term: u64) -> LogIdentity {
     LogIdentity { log_id: LogId([3; 16]), shard: ShardId(0), segment_len: MIN_SEGMENT_LEN, term }
 }
 
+fn config() -> ShardConfig {
+    ShardConfig {
+        shard: ShardId(0),
+        shards: 1,
+        commits_in_flight: 4,
+        commit_delay_us: 0,
+        retention_bytes: None,
+        retention_us: None,
+        tail_cache_bytes: 64 << 10,
+        page_cache_bytes: 4 << 20,
+        seed: 1,
+    }
+}
+
 fn fault(errno: i32) -> DiskFault {
     DiskFault { operation: "write", errno, text: "as the test wants it".to_owned() }
 }
@@ -107,20 +121,9 @@ impl Rig {
         let segments: Vec<_> = disk.0.keys().copied().collect();
         let log = recover(identity(term), &segments, &disk, &mut Endless)?;
         let catalog: Catalog = log.state.catalog.clone();
-        let config = ShardConfig {
-            shard: ShardId(0),
-            shards: 1,
-            commits_in_flight: 4,
-            commit_delay_us: 0,
-            retention_bytes: None,
-            retention_us: None,
-            tail_cache_bytes: 64 << 10,
-            page_cache_bytes: 4 << 20,
-            seed: 1,
-        };
         let now = Now { mono_us: 1, wall_us: 1_000_000 * term };
         let mut rig = Rig {
-            shard: Shard::new(config, log, &catalog, Endless, now),
+            shard: Shard::new(config(), log, &catalog, Endless, now),
             disk,
             now,
             pending: VecDeque::new(),
@@ -143,9 +146,13 @@ impl Rig {
     }
 
     fn produce(&mut self, sequence: u64, value: &[u8]) -> u64 {
+        self.produce_to(PARTITION, ProducerId(9), sequence, value)
+    }
+
+    fn produce_to(&mut self, partition: PartitionId, id: ProducerId, sequence: u64, value: &[u8]) -> u64 {
         let mut batch = BatchBuilder::new();
         batch.push(7, None, value, &[]);
-        let batch = batch.finish(PARTITION, ProducerId(9), Epoch(0), Sequence(sequence));
+        let batch = batch.finish(partition, id, Epoch(0), Sequence(sequence));
         self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 })
     }
 
@@ -450,6 +457,80 @@ fn damage_to_an_acknowledged_commit_is_refused_with_its_place() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// The broker died right after it had acknowledged its last commit. Once it has
+/// started again, records that were readable for months must not pass for torn.
+#[test]
+fn the_last_commit_before_a_crash_is_put_on_record_after_the_start() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    assert_eq!(rig.acks().len(), 1);
+    let mut rig = Rig::start(rig.disk, 2).expect("a good log");
+    rig.wait(100_000);
+    let at = first_batch_commit();
+    rig.disk.0.get_mut(&SegmentSeq(0)).unwrap()[at + 200] ^= 1;
+    let error = Rig::start(rig.disk, 3).err();
+    assert!(matches!(error, Some(RecoveryError::Acknowledged { .. })), "{error:?}");
+}
+
+#[test]
+fn starting_again_and_again_without_work_writes_nothing() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    rig.wait(100_000);
+    let before = rig.disk.0.clone();
+    for term in 2..5 {
+        rig = Rig::start(rig.disk, term).expect("a good log");
+        rig.wait(100_000);
+    }
+    assert!(rig.disk.0 == before, "the log has grown");
+}
+
+fn recovered(disk: &Disk) -> RecoveredLog {
+    let segments: Vec<_> = disk.0.keys().copied().collect();
+    recover(identity(2), &segments, disk, &mut Endless).expect("a good log")
+}
+
+/// A topic is deleted. What recovery still knew of it would be in the next
+/// footer that recovery makes, and the segment had left no room for it.
+#[test]
+fn a_deleted_topic_is_not_brought_back_by_an_older_footer() {
+    let mut rig = Rig::new();
+    rig.produce(0, b"a");
+    rig.request(ShardRequest::CreateTopic { name: "other".to_owned(), partitions: 1 });
+    let Some((_, Reply::TopicCreated(other))) = rig.replies.pop() else { panic!("it is created") };
+    let other = PartitionId::new(other.id, 0);
+    let fill = |rig: &mut Rig, segment| {
+        while rig.shard.segments.open.expect("it is open").segment < segment {
+            rig.produce_to(other, ProducerId::NONE, 0, &[0; 100_000]);
+        }
+    };
+    fill(&mut rig, SegmentSeq(1));
+    assert!(recovered(&rig.disk).state.slot(PARTITION).is_some());
+    rig.request(ShardRequest::DeleteTopic { name: "t".to_owned() });
+    fill(&mut rig, SegmentSeq(2));
+    assert!(recovered(&rig.disk).state.slot(PARTITION).is_none());
+}
+
+/// A shard that starts after a topic was deleted finds the topic's records in
+/// its open segment. So will the next recovery, which may have to make that
+/// segment's footer.
+#[test]
+fn the_open_segment_keeps_room_for_what_recovery_would_put_in_its_footer() {
+    let mut rig = Rig::new();
+    for sequence in 0..50 {
+        rig.produce(sequence, &[0; 3000]);
+    }
+    let log = recovered(&rig.disk);
+    let needed = log.state.footer_len_with_one_more();
+    let mut deleted = log.state.catalog.clone();
+    let plan = deleted.plan_delete("t").expect("it is there");
+    deleted.apply(&plan);
+    let shard = Shard::new(config(), log, &deleted, Endless, rig.now);
+    assert!(shard.state.slot(PARTITION).is_none());
+    let kept = shard.state.footer_len_with_one_more() + 1024; // of the catalog's own row
+    assert!(kept >= needed, "{kept} bytes are kept, {needed} may be needed");
 }
 
 #[test]
