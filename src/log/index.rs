@@ -13,9 +13,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::SegmentSeq;
 
-/// A run ends when it has this many bytes, so that finding an offset within it
-/// walks over few batches.
-const MAX_RUN_LEN: u32 = 64 << 10;
+/// Longest run in bytes unless a single batch is longer, so that finding an
+/// offset within it walks over few batches.
+pub const MAX_RUN_LEN: u32 = 64 << 10;
 
 /// Neighbouring batches of one partition within one commit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,7 +6,7 @@ use ringbolt_wire::{BatchHeader, Offset, PartitionId, crc32c_append};
 use smallvec::SmallVec;
 
 use crate::limits::{MAX_BATCH_LEN, PAGE_LEN};
-use crate::log::index::{RAW_RUN_LEN, Run, SealedPart, read_run};
+use crate::log::index::{MAX_RUN_LEN, RAW_RUN_LEN, Run, SealedPart, read_run};
 use crate::log::pages::{PageId, Pages};
 use crate::log::tail_cache::TailCache;
 use crate::log::{Lsn, SegmentSeq};
@@ -142,6 +142,7 @@ impl LogReader {
         let plausible = run.base_offset >= part.base_offset
             && run.end_offset() <= part.end_offset
             && run.len > 0
+            && run.len <= MAX_RUN_LEN.max(MAX_BATCH_LEN)
             && u64::from(run.position) + u64::from(run.len) <= self.segment_len;
         if plausible { Ok(run) } else { Err(corrupt) }
     }
@@ -164,7 +165,8 @@ impl LogReader {
         let mut base = next;
         while at < len {
             let corrupt = Unavailable::Corrupt { segment, position: u64::from(run.position) + at as u64 };
-            let (batch_len, end) = check_batch(&pieces, at, partition, next, &run).ok_or(corrupt)?;
+            let checked = check_batch(&pieces, at, partition, next, &run);
+            let (batch_len, end) = checked.ok_or_else(|| corrupt.clone())?;
             if end > from {
                 if start.is_none() {
                     base = next;
@@ -173,11 +175,16 @@ impl LogReader {
                 if at + batch_len - first > max_bytes && (at > first || !at_least_one) {
                     break;
                 }
-                verify_batch(&pieces, at, batch_len)
-                    .then_some(())
-                    .ok_or(Unavailable::Corrupt { segment, position: u64::from(run.position) + at as u64 })?;
+                if !verify_batch(&pieces, at, batch_len) {
+                    return Err(corrupt);
+                }
             }
             (at, next) = (at + batch_len, end);
+        }
+        // The batches before `from` are not verified: one of them may claim
+        // fewer records than it has, and pass for the one that holds `from`.
+        if at == len && next != run.end_offset() {
+            return Err(Unavailable::Corrupt { segment, position: u64::from(run.position) });
         }
         let first = start.unwrap_or(at);
         slice_out(&pieces, first, at, out);

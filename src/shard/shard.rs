@@ -166,7 +166,7 @@ impl<P: BufferPool> Shard<P> {
             carver: Carver::default(),
             last_token: 0,
             writes: FxHashMap::default(),
-            record_at_us: now.mono_us,
+            record_at_us: now.mono_us + RECORD_DURABLE_AFTER_US,
             retained_at_us: now.mono_us,
             pages_retry_us: None,
             stopping: false,

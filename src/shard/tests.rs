@@ -14,6 +14,7 @@ use super::{Shard, ShardConfig};
 use crate::buffer::{Buffer, BufferPool};
 use crate::catalog::Catalog;
 use crate::limits::{BLOCK_LEN, CHUNK_LEN, MIN_SEGMENT_LEN};
+use crate::log::commit::COMMIT_HEADER_LEN;
 use crate::log::recovery::{LogIdentity, RecoveredLog, RecoveryError, SegmentReader, recover};
 use crate::log::segment::FIRST_COMMIT;
 use crate::log::{LogId, SegmentSeq};
@@ -490,6 +491,43 @@ fn starting_again_and_again_without_work_writes_nothing() {
 fn recovered(disk: &Disk) -> RecoveredLog {
     let segments: Vec<_> = disk.0.keys().copied().collect();
     recover(identity(2), &segments, disk, &mut Endless).expect("a good log")
+}
+
+/// A batch's count is damaged downwards, and the reader wants a record at its
+/// end: the batch seems to end before it, and there seems to be nothing.
+#[test]
+fn a_damaged_count_is_corrupt_data_and_not_an_empty_answer_for_ever() {
+    let mut rig = Rig::new();
+    let mut batch = BatchBuilder::new();
+    (0..3).for_each(|_| batch.push(7, None, b"a", &[]));
+    let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+    rig.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
+    let mut rig = Rig::start(rig.disk, 2).expect("a good log");
+    rig.replies.clear();
+    let file = rig.disk.0.get_mut(&SegmentSeq(0)).unwrap();
+    let count = first_batch_commit() + COMMIT_HEADER_LEN + 28;
+    assert_eq!(file[count], 3);
+    file[count] = 2;
+    rig.fetch(2, 1000);
+    assert_eq!(rig.fetched().0, ErrorCode::CorruptData as u16);
+}
+
+/// One flipped bit in a footer asks for as much memory as a segment has.
+#[test]
+fn a_run_in_a_footer_that_is_longer_than_any_is_corrupt_data() {
+    let mut rig = Rig::new();
+    while rig.shard.segments.open.expect("it is open").segment < SegmentSeq(2) {
+        rig.produce_to(PARTITION, ProducerId::NONE, 0, &[0; 1_000]);
+    }
+    let mut rig = Rig::start(rig.disk, 2).expect("a good log");
+    rig.replies.clear();
+    let slot = rig.shard.state.slot(PARTITION).expect("it is there");
+    let part = rig.shard.state.partition(slot).index.sealed[0];
+    let file = rig.disk.0.get_mut(&SegmentSeq(0)).unwrap();
+    file[part.runs_at as usize + 22] ^= 0x20; // the third byte of its length
+    rig.fetch(0, 1000);
+    assert_eq!(rig.fetched().0, ErrorCode::CorruptData as u16);
+    assert!(rig.shard.counters().page_reads <= 2, "only the footer is read");
 }
 
 /// A topic is deleted. What recovery still knew of it would be in the next
