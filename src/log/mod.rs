@@ -15,6 +15,8 @@
 
 use std::fmt;
 
+use ringbolt_wire::ShardId;
+
 pub mod commit;
 pub mod footer;
 pub mod group_commit;
@@ -22,6 +24,7 @@ pub mod index;
 pub mod pages;
 pub mod producers;
 pub mod recovery;
+mod recovery_error;
 pub mod segment;
 pub mod state;
 pub mod superblock;
@@ -45,6 +48,11 @@ impl SegmentSeq {
     pub fn next(self) -> SegmentSeq {
         SegmentSeq(self.0 + 1)
     }
+}
+
+/// A segment's file as the data directory names it, for messages.
+pub fn segment_file(shard: ShardId, segment: SegmentSeq) -> String {
+    format!("shard-{:03}/segment-{:016x}", shard.0, segment.0)
 }
 
 /// Identity of one shard's log, unique among all data directories.

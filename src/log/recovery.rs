@@ -13,11 +13,12 @@
 
 use std::fmt;
 
-use ringbolt_wire::{BatchView, Offset, PartitionId, ShardId, crc32c_append};
+use ringbolt_wire::{BatchView, ShardId, crc32c_append};
 
-use super::commit::{CommitHeader, PayloadFault};
+use super::commit::CommitHeader;
 use super::footer::{self, Footer};
 use super::group_commit::LogTail;
+pub use super::recovery_error::{Damage, RecoveryError};
 use super::segment::{FIRST_COMMIT, SegmentHeadFault, Trailer, check_head};
 use super::state::LogState;
 pub use super::window::SegmentReader;
@@ -26,7 +27,6 @@ use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::BufferPool;
 use crate::catalog::{CATALOG_PARTITION, CatalogUpdate};
 use crate::limits::{BLOCK_LEN, CHUNK_LEN};
-use crate::shard::event::DiskFault;
 
 /// Which log is recovered, and for which start of the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,121 +39,6 @@ pub struct LogIdentity {
     pub segment_len: u64,
     /// Boot count of this start: higher than at any start before.
     pub term: u64,
-}
-
-/// What is wrong with a stretch of the log.
-#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
-pub enum Damage {
-    /// No valid commit header where one must be.
-    #[error("no valid commit header")]
-    Header,
-    /// A valid header that does not follow its predecessor.
-    #[error("commit {index} does not follow the one before it")]
-    Chain {
-        /// The index that it claims.
-        index: u64,
-    },
-    /// A valid header with a damaged payload.
-    #[error("{0}")]
-    Payload(PayloadFault),
-    /// A footer whose CRC is wrong, and commits that do not make up for it.
-    #[error("the footer is damaged")]
-    Footer,
-    /// A batch whose offset does not continue its partition.
-    #[error("partition {partition} goes on at offset {found} instead of {expected}")]
-    Offset {
-        /// Which partition.
-        partition: PartitionId,
-        /// As stored.
-        found: Offset,
-        /// As it must be.
-        expected: Offset,
-    },
-    /// A record of the catalog that cannot be read.
-    #[error("a change to the catalog cannot be read")]
-    Catalog,
-}
-
-/// Why a log cannot be recovered. Nothing was changed.
-#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
-pub enum RecoveryError {
-    /// A segment cannot be read.
-    #[error("shard {shard}: segment {segment} at position {position}: {fault}")]
-    Read {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-        /// Bytes from its start.
-        position: u64,
-        /// What the kernel said.
-        fault: DiskFault,
-    },
-    /// A segment between two others is not there.
-    #[error("shard {shard}: segment {segment} is missing; restore its file to start")]
-    MissingSegment {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-    },
-    /// A segment that must hold commits has no valid header.
-    #[error("shard {shard}: segment {segment}: {fault}")]
-    Head {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-        /// What is wrong.
-        fault: SegmentHeadFault,
-    },
-    /// Records that were acknowledged are damaged.
-    #[error(
-        "shard {shard}: segment {segment} at position {position}: {damage}, although commit {index} was \
-         acknowledged (a later commit says so); restore the segment's file, or see `ringbolt log verify`"
-    )]
-    Acknowledged {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-        /// Bytes from its start.
-        position: u64,
-        /// The commit that should be there.
-        index: u64,
-        /// What is there.
-        damage: Damage,
-    },
-    /// Valid commits that contradict each other.
-    #[error("shard {shard}: segment {segment} at position {position}: {damage}")]
-    Inconsistent {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-        /// Bytes from its start.
-        position: u64,
-        /// The contradiction.
-        damage: Damage,
-    },
-    /// A full segment was left without room for the footer that it needs.
-    #[error(
-        "shard {shard}: segment {segment} at position {position}: no room for a footer of {len} bytes; this is \
-         a bug in the broker"
-    )]
-    NoRoomForFooter {
-        /// Whose log.
-        shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
-        /// Where its last commit ends, bytes from its start.
-        position: u64,
-        /// Bytes of the footer.
-        len: usize,
-    },
-    /// No buffer for reading: `--memory` is too small for this many shards.
-    #[error("shard {0}: no memory for recovery; give more with --memory")]
-    NoMemory(ShardId),
 }
 
 /// A segment that is full but has no footer on disk: it was full when the

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::buffer::Buffer;
 use crate::catalog::CatalogUpdate;
-use crate::log::SegmentSeq;
+use crate::log::{SegmentSeq, segment_file};
 use crate::shard::event::{DiskFault, ReplyTo};
 
 /// Names a write until it has ended.
@@ -55,7 +55,8 @@ pub enum FatalError {
     /// A write or flush failed. It is not retried: the kernel may have dropped
     /// what it could not write.
     #[error(
-        "shard {shard}: segment {segment}, position {position}: {fault}; restart to recover from what is on disk"
+        "{} at position {position}: {fault}; restart to recover from what is on disk",
+        segment_file(*.shard, *.segment)
     )]
     Write {
         /// Whose log.
@@ -68,7 +69,7 @@ pub enum FatalError {
         fault: DiskFault,
     },
     /// A segment could not be made ready, for another reason than a full disk.
-    #[error("shard {shard}: preparing segment {segment}: {fault}")]
+    #[error("preparing {}: {fault}", segment_file(*.shard, *.segment))]
     Prepare {
         /// Whose log.
         shard: ShardId,

@@ -71,6 +71,13 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn messages_name_the_file_as_it_is_named() {
+        let (shard, segment) = (ShardId(7), SegmentSeq(0xab));
+        let file = format!("{}/{}", shard_name(shard), segment_name(segment));
+        assert_eq!(crate::log::segment_file(shard, segment), file);
+    }
+
     proptest! {
         #[test]
         fn names_say_what_they_were_made_of(n: u64, shard in 0..MAX_SHARDS) {
