@@ -52,12 +52,16 @@ pub const MAX_TOPICS: usize = 10_000;
 /// Most partitions over all topics: each costs some 300 bytes of memory and 32
 /// bytes in every segment's footer.
 pub const MAX_TOTAL_PARTITIONS: usize = 200_000;
-/// Most producers remembered per shard: some 100 bytes each.
+/// Most producers remembered per shard: some 100 bytes each, and their runs.
+/// Those that took over and have no record yet give way to others.
 pub const MAX_PRODUCERS: usize = 1_000_000;
 /// Acknowledged batches per producer and partition whose offsets are
 /// remembered for retries, after adjacent ones were merged. Older retries are
 /// still recognised, but answered without their offset.
 pub const MAX_REMEMBERED_RUNS: usize = 256;
+/// As many per shard over all producers, 24 bytes each: 96 MB. Beyond, every
+/// producer keeps as many as it has, and one at least.
+pub const MAX_TOTAL_RUNS: usize = 4_000_000;
 
 /// Most shards of a data directory.
 pub const MAX_SHARDS: u16 = 256;

@@ -223,7 +223,7 @@ pub fn merge(
         }
         for _ in 0..row.producers.get() {
             let (id, producer) = take_producer(&mut producers, segment)?;
-            *state.producer_or_insert(slot, id) = producer;
+            state.set_producer(slot, id, producer);
         }
     }
     if producers.len() != runs_len {

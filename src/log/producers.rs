@@ -10,7 +10,6 @@ use ringbolt_wire::{Epoch, Offset, ProducerId, Sequence};
 use rustc_hash::FxHashMap;
 
 use super::SegmentSeq;
-use crate::limits::MAX_REMEMBERED_RUNS;
 
 /// Consecutive sequences that have consecutive offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,9 +94,16 @@ impl ProducerState {
         self.runs.back().map(|run| Offset(run.offset.0 + u64::from(run.count) - 1))
     }
 
-    /// Takes note of a batch that was appended.
+    /// Takes note of a batch that was appended, and remembers `max_runs` runs at
+    /// the most, or one. Returns whether it began a run.
     #[inline]
-    pub fn record(&mut self, epoch: Epoch, base: Sequence, count: u32, offset: Offset, segment: SegmentSeq) {
+    pub fn record(
+        &mut self,
+        (epoch, base, count): (Epoch, Sequence, u32),
+        offset: Offset,
+        segment: SegmentSeq,
+        max_runs: usize,
+    ) -> bool {
         self.epoch = self.epoch.max(epoch);
         self.promised_epoch = self.promised_epoch.max(epoch);
         if base != self.next_sequence {
@@ -112,12 +118,13 @@ impl ProducerState {
             && let Some(sum) = last.count.checked_add(count)
         {
             last.count = sum;
-            return;
+            return false;
         }
-        if self.runs.len() == MAX_REMEMBERED_RUNS {
+        if self.runs.len() >= max_runs {
             self.runs.pop_front();
         }
         self.runs.push_back(SequenceRun { base, count, offset });
+        true
     }
 }
 
@@ -127,11 +134,12 @@ pub type Producers = FxHashMap<ProducerId, ProducerState>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_REMEMBERED_RUNS as RUNS;
 
     fn state() -> ProducerState {
         let mut state = ProducerState::new(Epoch(3));
-        state.record(Epoch(3), Sequence(0), 10, Offset(100), SegmentSeq(1));
-        state.record(Epoch(3), Sequence(10), 5, Offset(200), SegmentSeq(1));
+        state.record((Epoch(3), Sequence(0), 10), Offset(100), SegmentSeq(1), RUNS);
+        state.record((Epoch(3), Sequence(10), 5), Offset(200), SegmentSeq(1), RUNS);
         state
     }
 
@@ -162,13 +170,13 @@ mod tests {
     fn neighbouring_batches_are_remembered_as_one_run_and_old_runs_are_forgotten() {
         let mut state = ProducerState::new(Epoch(0));
         for i in 0..1000 {
-            state.record(Epoch(0), Sequence(i), 1, Offset(i), SegmentSeq(0));
+            state.record((Epoch(0), Sequence(i), 1), Offset(i), SegmentSeq(0), RUNS);
         }
         assert_eq!(state.runs.len(), 1);
         for i in 1000..2000 {
-            state.record(Epoch(0), Sequence(i), 1, Offset(2 * i), SegmentSeq(0));
+            state.record((Epoch(0), Sequence(i), 1), Offset(2 * i), SegmentSeq(0), RUNS);
         }
-        assert_eq!(state.runs.len(), MAX_REMEMBERED_RUNS);
+        assert_eq!(state.runs.len(), RUNS);
         assert_eq!(state.judge(Epoch(0), Sequence(0), 1), Verdict::Duplicate(None));
         assert_eq!(state.judge(Epoch(0), Sequence(1999), 1), Verdict::Duplicate(Some(Offset(3998))));
     }

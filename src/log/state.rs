@@ -3,8 +3,10 @@
 //! The same code applies a batch when it is appended and when it is read back
 //! at recovery, so that both arrive at the same state.
 
+use std::collections::VecDeque;
+
 use ringbolt_wire::{BatchHeader, Offset, PartitionId, ProducerId, TopicId};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use slab::Slab;
 
 use super::SegmentSeq;
@@ -12,7 +14,7 @@ use super::footer::{FOOTER_HEAD_LEN, PARTITION_ROW_LEN, PRODUCER_ROW_LEN, SEQUEN
 use super::index::{PartitionIndex, RAW_RUN_LEN, Run, SealedPart};
 use super::producers::{ProducerState, Producers};
 use crate::catalog::{Catalog, CatalogChange, CatalogUpdate, MAX_TOPIC_ROW_LEN, topic_row_len};
-use crate::limits::MAX_PRODUCERS;
+use crate::limits::{MAX_PRODUCERS, MAX_REMEMBERED_RUNS, MAX_TOTAL_RUNS};
 
 /// One partition.
 #[derive(Clone, Debug)]
@@ -62,6 +64,11 @@ pub struct LogState {
     partitions: Slab<Partition>,
     by_id: FxHashMap<PartitionId, u32>,
     producers: usize,
+    /// Sequence runs of all producers.
+    sequence_runs: usize,
+    /// Producers that were added by a take-over, oldest first; some have records
+    /// by now, or are gone.
+    promised: VecDeque<(PartitionId, ProducerId)>,
     /// Bytes that a footer of the open segment would take, at most.
     footer_len: usize,
 }
@@ -116,12 +123,13 @@ impl LogState {
 
     /// Removes the partitions of which `keep` says no.
     pub fn retain_partitions(&mut self, mut keep: impl FnMut(PartitionId) -> bool) {
-        let (by_id, producers) = (&mut self.by_id, &mut self.producers);
+        let (by_id, producers, runs) = (&mut self.by_id, &mut self.producers, &mut self.sequence_runs);
         self.partitions.retain(|_, p| {
             let kept = keep(p.id);
             if !kept {
                 by_id.remove(&p.id);
                 *producers -= p.producers.len();
+                *runs -= p.producers.values().map(|state| state.runs.len()).sum::<usize>();
             }
             kept
         });
@@ -132,9 +140,53 @@ impl LogState {
         self.retain_partitions(|id| id.topic != topic);
     }
 
-    /// Whether one more producer may be remembered.
-    pub fn has_room_for_producer(&self) -> bool {
-        self.producers < MAX_PRODUCERS
+    /// Whether one more producer may be remembered. If need be, the oldest that
+    /// took over and has no record is forgotten: nothing in the log is of an
+    /// epoch that it fenced.
+    pub fn make_room_for_producer(&mut self) -> bool {
+        while self.producers >= MAX_PRODUCERS {
+            let Some((partition, id)) = self.promised.pop_front() else { return false };
+            let Some(slot) = self.slot(partition) else { continue };
+            let known = &mut self.partitions[slot as usize].producers;
+            if known.get(&id).is_some_and(|state| state.runs.is_empty()) {
+                known.remove(&id);
+                self.producers -= 1;
+            }
+        }
+        true
+    }
+
+    /// The state of a producer that takes over; it is added if it is not known.
+    pub fn promise(&mut self, slot: u32, id: ProducerId) -> &mut ProducerState {
+        let partition = &self.partitions[slot as usize];
+        let partition_id = partition.id;
+        if !partition.producers.contains_key(&id) {
+            self.producer_or_insert(slot, id);
+            self.promised.push_back((partition_id, id));
+            if self.promised.len() > 2 * MAX_PRODUCERS {
+                self.compact_promised();
+            }
+        }
+        self.producer_or_insert(slot, id)
+    }
+
+    /// Drops entries of producers that have records by now or are gone.
+    fn compact_promised(&mut self) {
+        let (by_id, partitions) = (&self.by_id, &self.partitions);
+        let mut seen = FxHashSet::default();
+        self.promised.retain(|entry @ (partition, id)| {
+            let known = by_id.get(partition).map(|slot| &partitions[*slot as usize].producers);
+            let state = known.and_then(|known| known.get(id));
+            state.is_some_and(|state| state.runs.is_empty()) && seen.insert(*entry)
+        });
+    }
+
+    /// Sets what a footer says of a producer.
+    pub fn set_producer(&mut self, slot: u32, id: ProducerId, producer: ProducerState) {
+        let state = self.producer_or_insert(slot, id);
+        let (before, after) = (state.runs.len(), producer.runs.len());
+        *state = producer;
+        self.sequence_runs = self.sequence_runs - before + after;
     }
 
     /// The producer's state on the partition; it is added if it is not known.
@@ -166,19 +218,20 @@ impl LogState {
         };
         let producer = header.producer_id();
         if producer != ProducerId::NONE {
+            let is_full = self.sequence_runs >= MAX_TOTAL_RUNS;
             let state = self.producer_or_insert(slot, producer);
             let runs_before = state.runs.len();
             let first_in_segment = state.last_segment != segment || runs_before == 0;
-            state.record(
-                header.producer_epoch(),
-                header.base_sequence(),
-                header.count(),
-                base_offset,
-                segment,
-            );
+            let max_runs = if is_full { runs_before } else { MAX_REMEMBERED_RUNS };
+            let sequences = (header.producer_epoch(), header.base_sequence(), header.count());
+            let began = state.record(sequences, base_offset, segment, max_runs);
+            let runs_after = state.runs.len();
+            self.sequence_runs = self.sequence_runs - runs_before + runs_after;
+            // Recovery may have room for runs that were forgotten here.
+            let most = (runs_before + usize::from(began)).min(MAX_REMEMBERED_RUNS);
             if first_in_segment {
-                self.footer_len += PRODUCER_ROW_LEN + state.runs.len() * SEQUENCE_RUN_LEN;
-            } else if state.runs.len() != runs_before {
+                self.footer_len += PRODUCER_ROW_LEN + most * SEQUENCE_RUN_LEN;
+            } else if most > runs_before {
                 self.footer_len += SEQUENCE_RUN_LEN;
             }
         }
@@ -200,7 +253,7 @@ impl LogState {
         let one = MAX_TOPIC_ROW_LEN
             + PARTITION_ROW_LEN
             + PRODUCER_ROW_LEN
-            + (crate::limits::MAX_REMEMBERED_RUNS + 1) * SEQUENCE_RUN_LEN
+            + (MAX_REMEMBERED_RUNS + 1) * SEQUENCE_RUN_LEN
             + RAW_RUN_LEN;
         self.footer_len + one
     }
@@ -260,15 +313,83 @@ impl LogState {
     /// Forgets what a segment held, the oldest one: its records are no longer
     /// retained.
     pub fn drop_segment(&mut self, segment: SegmentSeq) {
-        let producers = &mut self.producers;
+        let (producers, runs) = (&mut self.producers, &mut self.sequence_runs);
         for (_, p) in &mut self.partitions {
             while p.index.sealed.front().is_some_and(|part| part.segment <= segment) {
                 let part = p.index.sealed.pop_front().expect("the loop saw one");
                 p.start_offset = p.start_offset.max(part.end_offset);
             }
             let before = p.producers.len();
-            p.producers.retain(|_, state| state.last_segment > segment || state.runs.is_empty());
+            p.producers.retain(|_, state| {
+                let kept = state.last_segment > segment || state.runs.is_empty();
+                *runs -= if kept { 0 } else { state.runs.len() };
+                kept
+            });
             *producers -= before - p.producers.len();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringbolt_wire::{BatchBuilder, BatchView, Epoch, Sequence};
+
+    use super::*;
+
+    fn apply(state: &mut LogState, slot: u32, id: ProducerId, sequence: u64) {
+        let mut batch = BatchBuilder::new();
+        batch.push(7, None, b"a", &[]);
+        let partition = state.partition(slot);
+        let (partition, end) = (partition.id, partition.end_offset);
+        let batch = batch.finish(partition, id, Epoch(0), Sequence(sequence));
+        let mut bytes = batch.to_vec();
+        bytes[..8].copy_from_slice(&end.0.to_le_bytes());
+        let header = *BatchView::parse(&bytes, u32::MAX).expect("a good batch").header();
+        state.apply(slot, &header, SegmentSeq(1), end.0 as u32);
+    }
+
+    /// Take-overs by producers that never write must not keep out those that do.
+    #[test]
+    fn promises_without_records_give_way_to_producers_oldest_first() {
+        let mut state = LogState::default();
+        let slot = state.slot_or_insert(PartitionId::new(TopicId(1), 0));
+        apply(&mut state, slot, ProducerId(1), 0);
+        for id in 2..=MAX_PRODUCERS as u64 {
+            assert!(state.make_room_for_producer());
+            state.promise(slot, ProducerId(id)).promised_epoch = Epoch(1);
+        }
+        apply(&mut state, slot, ProducerId(2), 0);
+        assert!(state.make_room_for_producer());
+        apply(&mut state, slot, ProducerId(u64::MAX), 0);
+        let known = &state.partition(slot).producers;
+        let is_known = |id| known.contains_key(&ProducerId(id));
+        assert!(is_known(1) && is_known(2) && is_known(4), "those with records, and newer promises");
+        assert!(!is_known(3), "the oldest promise without a record");
+        assert_eq!(known.len(), MAX_PRODUCERS);
+    }
+
+    #[test]
+    fn no_more_runs_are_remembered_than_the_shard_may_and_retries_are_still_known() {
+        let mut state = LogState::default();
+        let slot = state.slot_or_insert(PartitionId::new(TopicId(1), 0));
+        for sequence in 0..3 {
+            apply(&mut state, slot, ProducerId(1), sequence);
+            apply(&mut state, slot, ProducerId(2), sequence);
+        }
+        assert_eq!(state.sequence_runs, 6);
+        let others = MAX_TOTAL_RUNS - state.sequence_runs;
+        state.sequence_runs += others;
+        for sequence in 3..100 {
+            apply(&mut state, slot, ProducerId(1), sequence);
+            apply(&mut state, slot, ProducerId(2), sequence);
+        }
+        apply(&mut state, slot, ProducerId(3), 0);
+        assert_eq!(state.sequence_runs, MAX_TOTAL_RUNS + 1, "one for the producer that is new");
+        let first = &state.partition(slot).producers[&ProducerId(1)];
+        assert_eq!((first.runs.len(), first.next_sequence), (3, Sequence(100)));
+        assert_eq!(first.judge(Epoch(0), Sequence(0), 1), super::super::producers::Verdict::Duplicate(None));
+        state.sequence_runs -= others;
+        state.drop_segment(SegmentSeq(1));
+        assert_eq!((state.sequence_runs, state.producers), (0, 0));
     }
 }

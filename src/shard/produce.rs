@@ -108,13 +108,14 @@ impl<P: BufferPool> Shard<P> {
         }
         let known = self.state.partition(slot).producers.get(&header.producer_id());
         let (epoch, base, count) = (header.producer_epoch(), header.base_sequence(), header.count());
+        let is_known = known.is_some();
         let verdict = match known {
             Some(producer) => producer.judge(epoch, base, count),
             None if base.0 != 0 => Verdict::OutOfOrder(Sequence(0)),
             None => Verdict::Append,
         };
         match verdict {
-            Verdict::Append if known.is_none() && !self.state.has_room_for_producer() => {
+            Verdict::Append if !is_known && !self.state.make_room_for_producer() => {
                 refused(ErrorCode::TooManyProducers, String::new())
             }
             Verdict::Append => Admission::Append { slot, partition },
@@ -311,10 +312,10 @@ impl<P: BufferPool> Shard<P> {
                 last_offset: Offset::UNKNOWN,
             });
         }
-        if !is_known && !self.state.has_room_for_producer() {
+        if !is_known && !self.state.make_room_for_producer() {
             return Err(ErrorResponse::new(ErrorCode::TooManyProducers, ""));
         }
-        let state = self.state.producer_or_insert(slot, producer);
+        let state = self.state.promise(slot, producer);
         let mut epoch = state.promised_epoch.max(state.epoch);
         if open.take_over {
             epoch = Epoch(epoch.0.saturating_add(1));
