@@ -148,9 +148,11 @@ impl Producer {
                 self.begin_anew(cx);
             }
             ErrorCode::OutOfOrderSequence if self.kind == Kind::Rival => self.begin_anew(cx),
-            // Retention has forgotten the producer together with its records; the
-            // checker knows whether that can be.
-            ErrorCode::OutOfOrderSequence if !self.settling && cx.forgets => self.begin_anew(cx),
+            // Retention has forgotten the producer together with its records, all of
+            // them; the checker knows whether that can be.
+            ErrorCode::OutOfOrderSequence if !self.settling && cx.forgets && error.detail == 0 => {
+                self.begin_anew(cx);
+            }
             ErrorCode::OutOfOrderSequence => {
                 assert!(self.settling, "no batch before this one was refused: {error:?}, {self:?}");
             }
