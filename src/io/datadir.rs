@@ -63,6 +63,22 @@ pub struct ShardDir {
     pub unknown: Vec<PathBuf>,
 }
 
+impl ShardDir {
+    /// A number that no spare file has, and no other entry that is named like
+    /// one: a new spare file would never get its name.
+    pub fn next_spare(&self) -> u64 {
+        let named_like_one = self.unknown.iter().filter_map(|path| {
+            match path.file_name().and_then(|name| name.to_str()).and_then(FileName::parse) {
+                Some(FileName::Spare(number)) => Some(number),
+                _ => None,
+            }
+        });
+        let taken = self.spares.iter().copied().chain(named_like_one);
+        // The last number of all is never reached.
+        taken.filter_map(|number| number.checked_add(1)).max().unwrap_or(0)
+    }
+}
+
 /// An open data directory. Its lock is given up when this is dropped.
 #[derive(Debug)]
 pub struct DataDir {

@@ -99,7 +99,7 @@ impl Disk {
             config,
             folder: ManuallyDrop::new(folder),
             files: ManuallyDrop::new(Files::new(&dir.segments)),
-            spares: ManuallyDrop::new(Spares::new(&config, &dir.spares)),
+            spares: ManuallyDrop::new(Spares::new(&config, &dir.spares, dir.next_spare())),
             ops: Slab::new(),
             events: VecDeque::new(),
             stats: DiskStats::default(),
@@ -347,6 +347,7 @@ impl Disk {
     /// Starts whatever the spare files need next, and passes on what came of
     /// it.
     fn step_spares(&mut self, ring: &mut Ring) {
+        self.spares.retry_recycling(clock::mono_us);
         while let Some(step) = self.spares.next_step() {
             let token = self.track(Op::Spare(step));
             self.spares.push(ring, token, step, self.folder.as_raw_fd());

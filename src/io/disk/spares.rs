@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::{DiskConfig, c_name, fault, owned};
+use crate::io::clock;
 use crate::io::datadir::{segment_name, spare_name};
 use crate::io::ring::{Ring, Token};
 use crate::log::SegmentSeq;
@@ -27,6 +28,9 @@ use making::{Made, Making, Pace};
 
 /// Most credit that piles up while there is nothing to make.
 const CREDIT_MAX: u64 = 4 << 20;
+
+/// How long a recycling that has failed waits, in µs.
+const RECYCLE_RETRY_US: u64 = 1_000_000;
 
 /// An operation for the spare files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +90,9 @@ pub(super) struct Spares {
     /// Segments that wait for a file, oldest first.
     wanted: VecDeque<SegmentSeq>,
     recycled: VecDeque<(SegmentSeq, Option<OwnedFd>)>,
+    /// The oldest of them could not be renamed: it is tried again at this time
+    /// (monotonic, µs), and none younger before it.
+    recycle_at: Option<u64>,
     folder: Option<FolderJob>,
     making: Option<Making>,
     /// Why the last file could not be made; nothing is tried until somebody
@@ -102,7 +109,8 @@ pub(super) struct Spares {
 }
 
 impl Spares {
-    pub(super) fn new(config: &DiskConfig, spares: &[u64]) -> Self {
+    /// New files are numbered from `next_number`: no file has such a name.
+    pub(super) fn new(config: &DiskConfig, spares: &[u64], next_number: u64) -> Self {
         Spares {
             segment_len: config.segment_len,
             open_flags: libc::O_RDWR | config.mode.flags(),
@@ -111,9 +119,10 @@ impl Spares {
             target: 0,
             hurry: false,
             ready: spares.iter().map(|&number| Spare { number, fd: None }).collect(),
-            next_number: spares.last().map_or(0, |last| last + 1),
+            next_number,
             wanted: VecDeque::new(),
             recycled: VecDeque::new(),
+            recycle_at: None,
             folder: None,
             making: None,
             failed: None,
@@ -162,6 +171,11 @@ impl Spares {
         self.recycled.push_back((segment, fd));
     }
 
+    /// Lets a recycling that has failed be tried again when its time has come.
+    pub(super) fn retry_recycling(&mut self, now_us: impl FnOnce() -> u64) {
+        self.recycle_at = self.recycle_at.filter(|at| *at > now_us());
+    }
+
     /// A segment that has its file, or will not get one.
     pub(super) fn next_prepared(&mut self) -> Option<(SegmentSeq, Result<OwnedFd, DiskFault>)> {
         self.prepared.pop_front()
@@ -195,7 +209,9 @@ impl Spares {
             let spare = self.ready.pop_front()?;
             let step = if spare.fd.is_some() { FolderStep::Rename } else { FolderStep::Open };
             (Job::Take { segment, spare }, step)
-        } else if let Some((segment, fd)) = self.recycled.pop_front() {
+        } else if self.recycle_at.is_none()
+            && let Some((segment, fd)) = self.recycled.pop_front()
+        {
             let spare = Spare { number: self.new_number(), fd };
             (Job::Recycle { segment, spare }, FolderStep::Rename)
         } else if self.ready.len() > self.max {
@@ -217,7 +233,8 @@ impl Spares {
     fn next_make_step(&mut self) -> Option<MakeStep> {
         if self.making.is_none() && self.failed.is_none() {
             let recycling = matches!(&self.folder, Some(FolderJob { job: Job::Recycle { .. }, .. }));
-            let coming = self.ready.len() + self.recycled.len() + usize::from(recycling);
+            let recycled = if self.recycle_at.is_none() { self.recycled.len() } else { 0 };
+            let coming = self.ready.len() + recycled + usize::from(recycling);
             if coming < self.target + self.wanted.len() {
                 let number = self.new_number();
                 self.making = Some(Making::new(number, self.segment_len, self.no_write_zeroes));
@@ -349,8 +366,11 @@ impl Spares {
                 }
                 self.prepared.push_back((segment, Err(fault)));
             }
-            Job::Recycle { segment, .. } => {
-                tracing::error!(%segment, %fault, "a segment that is no longer retained could not be recycled");
+            Job::Recycle { segment, spare } => {
+                tracing::error!(%segment, %fault, "a segment that is no longer retained could not be recycled; trying again");
+                // First in line: without it the younger ones must stay.
+                self.recycled.push_front((segment, spare.fd));
+                self.recycle_at = Some(clock::mono_us() + RECYCLE_RETRY_US);
             }
             Job::Remove { number } => {
                 tracing::warn!(number, %fault, "a spare file too many could not be removed");

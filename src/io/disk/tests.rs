@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::buffer::{Buffer, BufferPool};
-use crate::io::datadir::segment_name;
+use crate::io::datadir::{segment_name, spare_name};
 use crate::io::pool::Pool;
 use crate::io::ring::RingConfig;
 use crate::io::test_mount::on_small_file_system;
@@ -36,12 +36,14 @@ fn list(path: &Path) -> ShardDir {
         numbers.sort_unstable();
         numbers
     };
+    let whole = |&number: &u64| fs::metadata(path.join(spare_name(number))).unwrap().len() == LEN;
+    let (spares, others): (Vec<_>, Vec<_>) = parse("spare-").into_iter().partition(whole);
     ShardDir {
         shard: ShardId(3),
         path: path.to_owned(),
         segments: parse("segment-").into_iter().map(SegmentSeq).collect(),
-        spares: parse("spare-"),
-        unknown: Vec::new(),
+        spares,
+        unknown: others.into_iter().map(|number| path.join(spare_name(number))).collect(),
     }
 }
 
@@ -343,6 +345,18 @@ fn a_segment_that_is_there_already_needs_no_preparing() {
     let mut bench = Bench::new(dir.path(), direct());
     bench.prepare(7).unwrap();
     assert_eq!(bench.names().len(), 1);
+}
+
+#[test]
+fn a_spare_file_of_a_wrong_length_is_in_nobodys_way() {
+    let dir = folder();
+    fs::write(dir.path().join(spare_name(0)), [1; 100]).unwrap();
+    let mut bench = Bench::new(dir.path(), direct());
+    bench.prepare(0).unwrap();
+    bench.disk.recycle(&mut bench.ring, SegmentSeq(0));
+    bench.settle();
+    assert_eq!(bench.disk.spares_ready(), 1, "{:?}", bench.names());
+    assert_eq!(fs::read(dir.path().join(spare_name(0))).unwrap(), [1; 100]);
 }
 
 /// A full disk, for real: refused as such, nothing left lying about, and good

@@ -7,7 +7,8 @@ use super::*;
 use crate::io::disk::FileMode;
 
 fn spares(ready: &[u64]) -> Spares {
-    Spares::new(&DiskConfig::new(3 << 20, FileMode::Direct), ready)
+    let next_number = ready.last().map_or(0, |last| last + 1);
+    Spares::new(&DiskConfig::new(3 << 20, FileMode::Direct), ready, next_number)
 }
 
 /// A descriptor for the state machine to own.
@@ -183,5 +184,33 @@ fn a_file_that_fails_is_not_tried_again_until_somebody_asks() {
     assert_eq!(run(&mut spares, None), []);
     spares.prepare(SegmentSeq(0));
     assert!(run(&mut spares, None).len() > 5);
+    assert!(spares.next_prepared().unwrap().1.is_ok());
+}
+
+#[test]
+fn a_younger_segment_is_not_recycled_before_an_older_one_whose_rename_failed() {
+    let mut spares = spares(&[]);
+    spares.recycle(SegmentSeq(0), None);
+    spares.recycle(SegmentSeq(1), None);
+    let rename = Step::Folder(FolderStep::Rename);
+    assert_eq!(run(&mut spares, Some(0)), [rename], "the first fails, the second does not start");
+    spares.retry_recycling(clock::mono_us);
+    assert_eq!(run(&mut spares, None), [], "not at once");
+    spares.retry_recycling(|| u64::MAX);
+    assert_eq!(spares.next_step(), Some(rename));
+    let oldest = spares.folder.as_ref().map(|folder| &folder.job);
+    assert!(matches!(oldest, Some(Job::Recycle { segment: SegmentSeq(0), .. })), "{oldest:?}");
+    spares.complete(rename, 0);
+    assert_eq!(run(&mut spares, None).len(), 3, "its flush, and then the second");
+    assert_eq!(spares.ready(), 2);
+}
+
+#[test]
+fn a_segment_does_not_wait_for_a_file_that_cannot_be_recycled() {
+    let mut spares = spares(&[]);
+    spares.recycle(SegmentSeq(0), None);
+    run(&mut spares, Some(0));
+    spares.prepare(SegmentSeq(7));
+    assert_eq!(run(&mut spares, None), whole_way());
     assert!(spares.next_prepared().unwrap().1.is_ok());
 }
