@@ -124,8 +124,14 @@ impl CoreStart {
         let mut disk =
             Disk::new(config, dir).map_err(ServeError::io(format!("opening {}", dir.path.display())))?;
         if self.config.preallocate > 0 {
-            disk.preallocate(ring, self.config.preallocate)
-                .map_err(|fault| ServeError::Preallocate { shard, fault })?;
+            match disk.preallocate(ring, self.config.preallocate) {
+                // What is there can be read, and the open segment has room.
+                Err(fault) if fault.may_pass() => {
+                    let ready = disk.spares_ready();
+                    tracing::warn!(%shard, ready, wanted = self.config.preallocate, %fault, "going on with fewer files for segments to come");
+                }
+                other => other.map_err(|fault| ServeError::Preallocate { shard, fault })?,
+            }
         }
         Ok((log, disk))
     }

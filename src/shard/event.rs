@@ -98,6 +98,26 @@ pub struct DiskFault {
     pub text: String,
 }
 
+impl DiskFault {
+    /// Whether only something was short: room on the disk, memory, or open
+    /// files. That can pass.
+    pub fn may_pass(&self) -> bool {
+        const ENOSPC: i32 = 28;
+        const EDQUOT: i32 = 122;
+        matches!(self.errno, ENOSPC | EDQUOT) || self.is_shortage()
+    }
+
+    /// Whether the broker was short of memory or of open files; the disk has
+    /// said nothing.
+    pub fn is_shortage(&self) -> bool {
+        const EAGAIN: i32 = 11;
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        matches!(self.errno, EAGAIN | ENOMEM | ENFILE | EMFILE)
+    }
+}
+
 /// What can happen to a shard. This enum and
 /// [`Action`](crate::shard::action::Action) are all that connects it to the
 /// world.
@@ -141,7 +161,7 @@ pub enum Event<'a, B: Buffer> {
     SegmentPrepared {
         /// Which one.
         segment: SegmentSeq,
-        /// Ready, or a fault; ENOSPC is not fatal.
+        /// Ready, or a fault; one that may pass is not fatal.
         result: Result<(), DiskFault>,
     },
     /// Shard 0 has made a change to the catalog durable.

@@ -444,8 +444,8 @@ impl<P: BufferPool> Shard<P> {
     fn segment_prepared(&mut self, segment: SegmentSeq, result: Result<(), DiskFault>, now: Now) {
         match result {
             Ok(()) => self.segments.prepared(segment),
-            Err(fault) if fault.is_disk_full() => {
-                tracing::warn!(shard = %self.config.shard, %segment, %fault, "the disk is full: producing is refused");
+            Err(fault) if fault.may_pass() => {
+                tracing::warn!(shard = %self.config.shard, %segment, %fault, "no file for the next segment: producing is refused");
                 self.segments.disk_full(now.mono_us);
             }
             Err(fault) => {
@@ -548,14 +548,5 @@ impl<P: BufferPool> Shard<P> {
     pub(super) fn start_commit(&mut self, commit: OpenCommit<P::Buffer>, now: Now) {
         self.opened_at_us = now.mono_us;
         self.commits.start(commit);
-    }
-}
-
-impl DiskFault {
-    /// Whether there is no room, which can pass.
-    pub fn is_disk_full(&self) -> bool {
-        const ENOSPC: i32 = 28;
-        const EDQUOT: i32 = 122;
-        matches!(self.errno, ENOSPC | EDQUOT)
     }
 }

@@ -28,7 +28,12 @@ impl DirLock {
             .map_err(failed("open", path))?;
         lock(&file, libc::LOCK_EX, path)?;
         let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(failed("write", path))?;
+        match written {
+            // Only the hint is lost who holds the lock. Reading must be
+            // possible from a full disk too.
+            Err(error) if is_full(&error) => {}
+            other => other.map_err(failed("write", path))?,
+        }
         Ok(DirLock { file, exclusive: true })
     }
 
@@ -53,6 +58,10 @@ impl Drop for DirLock {
             let _ = self.file.set_len(0);
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn lock(file: &File, kind: i32, path: &Path) -> Result<(), DataDirError> {

@@ -246,6 +246,16 @@ fn a_read_only_file_system_can_be_looked_at_but_not_served() {
 }
 
 #[test]
+fn a_directory_on_a_full_file_system_opens() {
+    on_small_file_system(1 << 20, |path| {
+        let data = path.join("data");
+        let boots = DataDir::open(&data, LAYOUT).unwrap().superblock().boot_count;
+        fs::write(path.join("filler"), vec![1; 2 << 20]).unwrap_err();
+        assert_eq!(DataDir::open(&data, LAYOUT).unwrap().superblock().boot_count, boots + 1);
+    });
+}
+
+#[test]
 fn denied_permission_says_what_to_do() {
     let error = failed("open", Path::new("/data/lock"))(std::io::Error::from_raw_os_error(libc::EACCES));
     assert!(error.to_string().contains("must belong to the user"), "{error}");

@@ -101,7 +101,11 @@ fn try_direct(folder: &Path) -> io::Result<()> {
     let options = options.read(true).write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
     let tried = options.open(&path).and_then(|file| {
         let mut block = Block([0x5a; BLOCK_LEN]);
-        file.write_all_at(&block.0, 0)?;
+        match file.write_all_at(&block.0, 0) {
+            // It was opened; the segments that are there have their blocks.
+            Err(error) if is_full(&error) => return Ok(()),
+            other => other?,
+        }
         block.0.fill(0);
         file.read_exact_at(&mut block.0, 0)?;
         if block.0.iter().all(|&byte| byte == 0x5a) {
@@ -117,9 +121,23 @@ fn try_direct(folder: &Path) -> io::Result<()> {
     }
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::test_mount::on_small_file_system;
+
+    #[test]
+    fn a_full_file_system_is_no_reason_to_refuse() {
+        on_small_file_system(1 << 20, |path| {
+            fs::write(path.join("filler"), vec![1; 2 << 20]).unwrap_err();
+            assert_eq!(choose_mode(path, false).unwrap(), FileMode::Direct);
+            assert_eq!(fs::read_dir(path).unwrap().count(), 1);
+        });
+    }
 
     #[test]
     fn this_file_system_is_tried_for_real_and_left_clean() {
