@@ -2,7 +2,7 @@
 
 mod net_common;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -130,6 +130,50 @@ fn a_damaged_shard_refuses_the_start_of_all_cores() {
     config.memory = 160 << 20;
     let text = Broker::start(config).err().expect("the damage is seen").to_string();
     assert!(text.contains("shard 1") && text.contains("segment 0"), "{text}");
+}
+
+/// A broker that may have `files` open files.
+fn start_with_files(dir: &TempDir, files: u64) -> Server {
+    let mut child = Command::new("prlimit")
+        .args([&format!("--nofile={files}:{files}"), env!("CARGO_BIN_EXE_ringbolt"), "serve"])
+        .args(["--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--shards", "1"])
+        .args(["--memory", "96MiB", "--handshake-timeout", "60s", "--data"])
+        .arg(dir.path().join("data"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
+    Server { addr: addr.parse().unwrap(), child }
+}
+
+#[test]
+fn connections_never_take_the_descriptors_that_segments_need() {
+    ringbolt::io::process::raise_open_files().unwrap();
+    let dir = TempDir::new().unwrap();
+    let mut server = start_with_files(&dir, 1024);
+    let mut peer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(peer.topic("t", 1).id, 0);
+    let crowd: Vec<Peer> = (0..1100).map(|_| Peer::silent(server.addr)).collect();
+    let open = format!("/proc/{}/fd", server.child.id());
+    wait_until("the crowd is let in", || std::fs::read_dir(&open).unwrap().count() > 600);
+    std::thread::sleep(Duration::from_secs(1));
+    let value = vec![7; 400_000];
+    for n in 0..250 {
+        let acked = loop {
+            match peer.try_produce(&batch(partition, &[&value])) {
+                Response::Produced(ack) => break ack.base_offset,
+                // The last descriptor may just have gone to one of the crowd.
+                refused => assert_eq!(code(&refused), ErrorCode::DiskFull),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert_eq!(acked, Offset(n));
+    }
+    assert!(server.child.try_wait().unwrap().is_none());
+    assert_eq!(peer.read_all(partition, ZERO).len(), 250);
+    drop(crowd);
 }
 
 /// Processor time of a process so far, in clock ticks of 10 ms.

@@ -9,9 +9,6 @@ use tracing_subscriber::EnvFilter;
 use crate::io::process::{StopSignals, raise_open_files};
 use crate::serve::{Broker, Options, ServeError};
 
-/// Files that a broker needs beside its connections.
-const SPARE_FILES: u64 = 256;
-
 /// Arguments of `ringbolt serve`.
 #[derive(clap::Args)]
 pub struct ServeArgs {
@@ -50,14 +47,7 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
         move |source| ServeError::Io { what, source }
     };
     let signals = StopSignals::hold().map_err(io_error("holding signals back"))?;
-    let files = raise_open_files().map_err(io_error("raising the limit of open files"))?;
-    if files < config.max_connections as u64 + SPARE_FILES {
-        tracing::warn!(
-            files,
-            max_connections = config.max_connections,
-            "the limit of open files (ulimit -n) allows fewer connections than --max-connections"
-        );
-    }
+    raise_open_files().map_err(io_error("raising the limit of open files"))?;
     let broker = Broker::start(config)?;
     let handle = broker.handle();
     std::thread::Builder::new()

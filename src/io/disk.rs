@@ -31,6 +31,7 @@ use crate::limits::BLOCK_LEN;
 use crate::log::SegmentSeq;
 use crate::shard::action::{ReadToken, WriteToken};
 use crate::shard::event::{DiskFault, Event};
+pub use files::MAX_OPEN;
 use files::{Files, Found};
 pub use mode::{FileMode, ModeError, choose_mode, readable_mode};
 pub use reader::FolderReader;
@@ -314,6 +315,13 @@ impl Disk {
     }
 
     fn opened(&mut self, ring: &mut Ring, segment: SegmentSeq, result: i32) {
+        if matches!(-result, libc::EMFILE | libc::ENFILE)
+            && let Some(idle) = self.files.give_up_idle()
+        {
+            // Closed at once: the next open finds its descriptor free.
+            drop(idle);
+            return self.open(ring, segment);
+        }
         let waiting = self.files.take_waiting(segment);
         if result < 0 {
             self.files.open_failed(segment);

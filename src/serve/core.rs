@@ -12,11 +12,12 @@ use super::{Config, MemoryPlan, ServeError};
 use crate::catalog::Catalog;
 use crate::io::clock;
 use crate::io::datadir::{ShardDir, segment_name};
-use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader};
+use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, MAX_OPEN};
 use crate::io::mailbox::Mailbox;
 use crate::io::net::{Net, NetConfig};
 use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
+use crate::io::probe::{Resource, limit};
 use crate::io::ring::{Ring, RingConfig};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
@@ -31,6 +32,11 @@ const MAX_UNSENT: usize = 16 << 20;
 /// The same, for answers outside of the pool: four times the acknowledgements
 /// of as many requests as may be in flight.
 const MAX_UNSENT_OWN: usize = 256 << 10;
+/// Open files of a broker beside its connections and its segments.
+const OPEN_FILES_OF_PROCESS: u64 = 256;
+
+/// Connections that are served however few files may be open.
+const MIN_CONNECTIONS: usize = 64;
 
 /// What a core reports while it starts.
 pub(super) enum Recovered {
@@ -170,7 +176,15 @@ impl CoreStart {
             max_unsent_own: MAX_UNSENT_OWN,
             counters: SessionCounters::default(),
         });
-        let net = Net::new(&mut ring, self.pool.clone(), listener, self.net_config(), session_config)
+        let net_config = self.net_config();
+        if core == 0 && net_config.max_connections < self.config.max_connections {
+            tracing::warn!(
+                max_connections = net_config.max_connections,
+                wanted = self.config.max_connections,
+                "fewer connections than --max-connections: the limit of open files (ulimit -n) is too low"
+            );
+        }
+        let net = Net::new(&mut ring, self.pool.clone(), listener, net_config, session_config)
             .map_err(ServeError::io("registering receive buffers with io_uring"))?;
         let pool = self.pool.clone();
         let core = Core::new(ring, mailbox, shards, places, pool, Arc::clone(&self.shared), now);
@@ -195,9 +209,19 @@ impl CoreStart {
         }
     }
 
+    /// As many connections as configured, or as leave enough open files for
+    /// segments.
+    fn max_connections(&self) -> usize {
+        let wanted = self.config.max_connections;
+        let Some(files) = limit(Resource::OpenFiles).soft else { return wanted };
+        let own = OPEN_FILES_OF_PROCESS + MAX_OPEN as u64 * self.dirs.len() as u64;
+        let left = usize::try_from(files.saturating_sub(own)).unwrap_or(usize::MAX);
+        wanted.min(left.max(MIN_CONNECTIONS))
+    }
+
     fn net_config(&self) -> NetConfig {
         NetConfig {
-            max_connections: self.config.max_connections,
+            max_connections: self.max_connections(),
             connections: Arc::clone(&self.connections),
             handshake_timeout_us: micros(self.config.handshake_timeout),
             max_stashed: self.plan.stashed,

@@ -317,6 +317,7 @@ impl<P: BufferPool> Shard<P> {
             }
         }
         self.reader.broken.clear();
+        self.reader.short.clear();
     }
 
     /// Looks at those that wait for what has become durable.
@@ -358,18 +359,23 @@ impl<P: BufferPool> Shard<P> {
     }
 
     pub(super) fn page_read(&mut self, token: ReadToken, result: Result<P::Buffer, DiskFault>) {
-        let bytes = match result {
-            Ok(buffer) => Some(share(buffer)),
-            Err(fault) => {
-                tracing::error!(shard = %self.config.shard, %fault, "stored records cannot be read");
-                None
-            }
+        let (bytes, fault) = match result {
+            Ok(buffer) => (Some(share(buffer)), None),
+            Err(fault) => (None, Some(fault)),
         };
-        let failed = bytes.is_none();
-        let Some(page) = self.reader.pages.ended(token, bytes) else { return };
-        if failed {
-            self.counters.corrupt_reads += 1;
-            self.reader.broken.push(page);
+        let page = self.reader.pages.ended(token, bytes);
+        if let Some(fault) = &fault {
+            let (segment, position) = page.map(|p| (p.segment, p.position())).unzip();
+            tracing::error!(shard = %self.config.shard, ?segment, ?position, %fault, "stored records cannot be read");
+        }
+        let Some(page) = page else { return };
+        match fault {
+            Some(fault) if fault.is_shortage() => self.reader.short.push(page),
+            Some(_) => {
+                self.counters.corrupt_reads += 1;
+                self.reader.broken.push(page);
+            }
+            None => {}
         }
         self.wake_readers(page);
     }
@@ -453,6 +459,12 @@ impl<P: BufferPool> Shard<P> {
                 Ok(_) => break,
                 Err(Unavailable::Pages(missing)) => {
                     pages = missing;
+                    break;
+                }
+                Err(Unavailable::Shortage) => {
+                    if so_far == 0 {
+                        fetched.status = ErrorCode::Overloaded as u16;
+                    }
                     break;
                 }
                 Err(Unavailable::Corrupt { segment, position }) => {
@@ -539,6 +551,9 @@ impl<P: BufferPool> Shard<P> {
                 // in it: what follows that record is the answer.
                 Ok(None) => Some(part.end_offset),
                 Err(Unavailable::Pages(pages)) => return Look::Pages(pages),
+                Err(Unavailable::Shortage) => {
+                    return Look::Answer(Reply::Error(ErrorResponse::new(ErrorCode::Overloaded, "")));
+                }
                 Err(Unavailable::Corrupt { segment, position }) => {
                     self.report_corrupt(id, start, segment, position);
                     return Look::Answer(Reply::Error(ErrorResponse::new(ErrorCode::CorruptData, "")));

@@ -19,6 +19,8 @@ pub(super) type Pieces = SmallVec<[Bytes; 4]>;
 pub(super) enum Unavailable {
     /// These pages must be read first. They are asked for, if that is allowed.
     Pages(Vec<PageId>),
+    /// A page could not be read for want of memory or of open files.
+    Shortage,
     /// What is stored is not what was written.
     Corrupt {
         /// In which segment.
@@ -49,6 +51,8 @@ pub(super) struct LogReader {
     pub durable_end: Lsn,
     /// Pages that could not be read, while somebody waits for them.
     pub broken: Vec<PageId>,
+    /// Those for which only something was short.
+    pub short: Vec<PageId>,
     /// Whether pages may be asked for on behalf of who is reading.
     pub may_want: bool,
 }
@@ -74,6 +78,7 @@ impl LogReader {
             let (from, to) = (at - page.position(), (end - page.position()).min(PAGE_LEN as u64));
             match self.pages.get(page, to as usize) {
                 Some(bytes) => pieces.push(bytes.slice(from as usize..to as usize)),
+                None if self.short.contains(&page) => return Err(Unavailable::Shortage),
                 None if self.broken.contains(&page) => {
                     return Err(Unavailable::Corrupt { segment, position: page.position() });
                 }

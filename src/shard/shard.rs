@@ -147,6 +147,7 @@ impl<P: BufferPool> Shard<P> {
                 segment_len: identity.segment_len,
                 durable_end,
                 broken: Vec::new(),
+                short: Vec::new(),
                 may_want: false,
             },
             random: config.seed,

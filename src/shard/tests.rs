@@ -83,6 +83,8 @@ struct Rig {
     /// Writes are carried out at once.
     auto: bool,
     disk_full: bool,
+    /// What the next reads end with instead.
+    read_fault: Option<i32>,
     correlation: u64,
 }
 
@@ -132,6 +134,7 @@ impl Rig {
             stopped: None,
             auto: true,
             disk_full: false,
+            read_fault: None,
             correlation: 0,
         };
         rig.run();
@@ -188,7 +191,8 @@ impl Rig {
                 }
                 Action::Read { token, segment, position, mut buffer } => {
                     self.disk.read(segment, position, buffer.as_mut()).expect("memory can be read");
-                    self.shard.handle(Event::Read { token, result: Ok(buffer) }, self.now);
+                    let result = self.read_fault.map_or(Ok(buffer), |errno| Err(fault(errno)));
+                    self.shard.handle(Event::Read { token, result }, self.now);
                 }
                 Action::PrepareSegment { segment } => {
                     let result = if self.disk_full { Err(fault(28)) } else { Ok(()) };
@@ -388,6 +392,27 @@ fn a_full_disk_refuses_producing_keeps_reading_and_resumes_by_itself() {
     rig.wait(2_000_000);
     rig.produce(sequence, &value);
     assert_eq!(rig.acks().len(), 1);
+}
+
+#[test]
+fn want_of_descriptors_is_no_damage_and_passes() {
+    let mut rig = Rig::new();
+    let value = vec![1; 100 << 10];
+    for sequence in 0..3 {
+        rig.produce(sequence, &value);
+    }
+    assert_eq!(rig.acks().len(), 3);
+    for (errno, code) in
+        [(24, ErrorCode::Overloaded), (12, ErrorCode::Overloaded), (5, ErrorCode::CorruptData)]
+    {
+        rig.read_fault = Some(errno);
+        rig.fetch(0, 0);
+        assert_eq!(rig.fetched().0, code as u16, "errno {errno}");
+    }
+    rig.read_fault = None;
+    rig.fetch(0, 0);
+    assert_eq!(rig.fetched().0, 0);
+    assert!(ErrorCode::Overloaded.is_retryable());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::Waiting;
 use crate::log::SegmentSeq;
 
 /// Most open segments of a shard: with the most shards, 16,384 descriptors.
-const MAX_OPEN: usize = 64;
+pub const MAX_OPEN: usize = 64;
 
 /// Where a segment stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,13 +119,20 @@ impl Files {
     }
 
     fn evict(&mut self, keep: SegmentSeq) -> Option<OwnedFd> {
-        if self.open <= MAX_OPEN {
-            return None;
-        }
+        if self.open <= MAX_OPEN { None } else { self.close_idle(Some(keep)) }
+    }
+
+    /// The file that was used the longest ago and is not in use, to be closed
+    /// for want of descriptors.
+    pub(super) fn give_up_idle(&mut self) -> Option<OwnedFd> {
+        self.close_idle(None)
+    }
+
+    fn close_idle(&mut self, keep: Option<SegmentSeq>) -> Option<OwnedFd> {
         let idle = self
             .segments
             .iter_mut()
-            .filter(|(segment, file)| **segment != keep && file.fd.is_some() && file.in_flight == 0);
+            .filter(|(segment, file)| Some(**segment) != keep && file.fd.is_some() && file.in_flight == 0);
         let (_, oldest) = idle.min_by_key(|(_, file)| file.last_used)?;
         self.open -= 1;
         oldest.fd.take()

@@ -348,6 +348,21 @@ fn a_segment_that_is_there_already_needs_no_preparing() {
 }
 
 #[test]
+fn without_a_descriptor_left_an_idle_file_gives_up_its_own() {
+    let dir = folder();
+    fs::write(dir.path().join(segment_name(SegmentSeq(7))), vec![1; LEN as usize]).unwrap();
+    let mut bench = Bench::new(dir.path(), direct());
+    bench.prepare(8).unwrap();
+    let (token, data) = (WriteToken(3), Bytes::from_static(&[]));
+    bench.disk.files.opening(SegmentSeq(7));
+    bench.disk.files.wait(SegmentSeq(7), Waiting::Write { token, position: 0, data });
+    bench.disk.opened(&mut bench.ring, SegmentSeq(7), -libc::EMFILE);
+    assert!(matches!(bench.event(), Event::Written { result: Ok(()), .. }));
+    assert_eq!(bench.disk.files.find(SegmentSeq(8)), Found::Closed);
+    bench.write(8, 0, 1, 4096).unwrap();
+}
+
+#[test]
 fn a_spare_file_of_a_wrong_length_is_in_nobodys_way() {
     let dir = folder();
     fs::write(dir.path().join(spare_name(0)), [1; 100]).unwrap();
