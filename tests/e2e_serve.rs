@@ -2,8 +2,10 @@
 
 mod net_common;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -130,6 +132,119 @@ fn a_damaged_shard_refuses_the_start_of_all_cores() {
     config.memory = 160 << 20;
     let text = Broker::start(config).err().expect("the damage is seen").to_string();
     assert!(text.contains("shard 1") && text.contains("segment 0"), "{text}");
+}
+
+/// Every file below `folder` with its contents, but for the lock, which names
+/// its last holder.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            all.extend([(path.clone(), std::fs::read(&path).unwrap())]);
+        }
+    }
+    all
+}
+
+/// Standard error of a command that must fail.
+fn refusal(args: &[&str], data: &Path) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_ringbolt")).args(args).arg(data).output().unwrap();
+    assert!(!out.status.success(), "{args:?}: {out:?}");
+    String::from_utf8(out.stderr).unwrap()
+}
+
+const SERVE: [&str; 8] =
+    ["serve", "--listen", "127.0.0.1:0", "--memory", "96MiB", "--preallocate", "0", "--data"];
+
+#[test]
+fn a_data_directory_of_another_version_is_refused_and_stays_as_it_was() {
+    let broker = start(|_| ());
+    let partition = PartitionId::new(broker.topic("t", 1).id, 0);
+    broker.connect().produce(&batch(partition, &[&[5; 10_000]]));
+    let dir = broker.stop();
+    let data = dir.path().join("data");
+    let path = data.join("superblock");
+    let right = std::fs::read(&path).unwrap();
+    // Format and CRC of each of the two blocks that was written.
+    let mut other = right.clone();
+    for block in other.chunks_mut(4096).filter(|block| block.iter().any(|&byte| byte != 0)) {
+        block[8..12].copy_from_slice(&2u32.to_le_bytes());
+        let crc = ringbolt_wire::crc32c(&block[8..]);
+        block[4..8].copy_from_slice(&crc.to_le_bytes());
+    }
+    std::fs::write(&path, &other).unwrap();
+    let before = contents(&data);
+    for args in [&SERVE[..], &["log", "inspect"], &["log", "verify"]] {
+        let text = refusal(args, &data);
+        assert!(text.contains("superblock") && text.contains("format 2"), "{args:?}: {text}");
+        assert!(contents(&data) == before, "{args:?} has changed something");
+    }
+    std::fs::write(&path, &right).unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    assert_eq!(Peer::greeted(server.addr).read_all(partition, ZERO), [[5; 10_000]]);
+}
+
+/// The place of `value` in a file.
+fn position_of(file: &[u8], value: &[u8]) -> usize {
+    file.windows(value.len()).position(|window| window == value).expect("it is in the file")
+}
+
+#[test]
+fn a_flipped_bit_is_refused_at_the_start_and_stays_as_it_was() {
+    let broker = start(|_| ());
+    let partition = PartitionId::new(broker.topic("t", 1).id, 0);
+    let mut peer = broker.connect();
+    for n in 0..20u8 {
+        peer.produce(&batch(partition, &[&[n + 100; 5000]]));
+    }
+    drop(peer);
+    let dir = broker.stop();
+    let data = dir.path().join("data");
+    let path = data.join("shard-000/segment-0000000000000000");
+    let mut damaged = std::fs::read(&path).unwrap();
+    let at = position_of(&damaged, &[105; 5000]);
+    damaged[at + 2000] ^= 4;
+    std::fs::write(&path, &damaged).unwrap();
+    let before = contents(&data);
+    // A start is counted in the superblock and removes what is half made; all
+    // else stays.
+    let logs = |all: BTreeMap<PathBuf, Vec<u8>>| -> BTreeMap<PathBuf, Vec<u8>> {
+        let kept = |path: &PathBuf| path.parent() != Some(&data) && path.extension().is_none();
+        all.into_iter().filter(|(path, _)| kept(path)).collect()
+    };
+    refusal(&["log", "verify"], &data);
+    assert!(contents(&data) == before, "verify has changed something");
+    let text = refusal(&SERVE, &data);
+    assert!(text.contains("shard 0") && text.contains("segment 0"), "{text}");
+    assert!(logs(contents(&data)) == logs(before), "serve has changed something");
+}
+
+#[test]
+fn a_bit_that_flips_while_a_broker_runs_is_answered_as_damage_and_the_rest_is_served() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut peer = Peer::greeted(server.addr);
+    let [good, bad] = [0, 1].map(|index| PartitionId::new(peer.topic(["a", "b"][index], 1).id, 0));
+    peer.produce(&batch(bad, &[&[105; 5000]]));
+    peer.produce(&batch(good, &[&[106; 5000]]));
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    // Read anew from the disk by this broker, which has it in no cache yet.
+    let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+    let path = dir.path().join("data/shard-000/segment-0000000000000000");
+    let at = position_of(&std::fs::read(&path).unwrap(), &[105; 5000]);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[105 ^ 4], at as u64 + 2000).unwrap();
+    file.sync_all().unwrap();
+    let mut peer = Peer::greeted(server.addr);
+    let (partitions, payload) = peer.fetch(&[(bad, ZERO)], 1 << 20, 0);
+    assert_eq!((partitions[0].status, payload.len()), (ErrorCode::CorruptData as u16, 0));
+    assert_eq!(peer.read_all(good, ZERO), [[106; 5000]]);
+    assert_eq!(peer.produce(&batch(bad, &[&[107; 5000]])), Offset(1));
+    assert!(server.child.try_wait().unwrap().is_none());
 }
 
 /// A broker that may have `files` open files.
