@@ -32,6 +32,7 @@ const MAX_UNSENT: usize = 16 << 20;
 /// The same, for answers outside of the pool: four times the acknowledgements
 /// of as many requests as may be in flight.
 const MAX_UNSENT_OWN: usize = 256 << 10;
+
 /// Open files of a broker beside its connections and its segments.
 const OPEN_FILES_OF_PROCESS: u64 = 256;
 
