@@ -21,7 +21,7 @@ use crate::io::disk::{ModeError, choose_mode};
 use crate::io::mailbox::{Post, mailboxes};
 use crate::io::net::{ListenError, bind};
 use crate::io::pin::{PinError, available_cpus};
-use crate::io::pool::{Pool, PoolError, RegistrationError};
+use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
 use crate::io::probe::{self, probe_ring};
 use crate::io::ring::RingError;
 use crate::limits::MAX_SHARDS;
@@ -135,7 +135,10 @@ impl BrokerHandle {
 
 impl Broker {
     /// Starts a broker and returns when it listens.
-    pub fn start(config: Config) -> Result<Broker, ServeError> {
+    ///
+    /// Where the kernel locks too little memory to register it, the broker runs
+    /// on unregistered memory, and warns.
+    pub fn start(mut config: Config) -> Result<Broker, ServeError> {
         config.check()?;
         probe_ring()?.require()?;
         let available = available_cpus()?;
@@ -152,6 +155,19 @@ impl Broker {
         let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
         let plan = MemoryPlan::new(config.memory, cpus.len(), shards)?;
         let pool = Pool::new(plan.pool)?;
+        // Each core's ring counts all of it.
+        let locked = plan.pool * cpus.len();
+        if !config.unregistered_memory
+            && let Some(limit) = too_little_to_lock(locked)
+        {
+            tracing::warn!(
+                limit,
+                wanted = locked,
+                "the limit on locked memory (ulimit -l) is too low to register memory with io_uring: \
+                 running with --unregistered-memory"
+            );
+            config.unregistered_memory = true;
+        }
         if config.unregistered_memory {
             pool.prefault().map_err(ServeError::io("finding memory"))?;
         }

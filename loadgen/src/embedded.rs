@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ringbolt::io::pin::{PinError, available_cpus};
-use ringbolt::io::pool::RegistrationError;
 use ringbolt::serve::{Broker, Config, ServeError};
 
 /// Why the broker does not run.
@@ -82,18 +81,7 @@ fn start(dir: &Path, core: usize) -> Result<Broker, EmbeddedError> {
     config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.cores = Some(vec![core]);
     config.shards = Some(1);
-    let started = match Broker::start(config.clone()) {
-        Err(ServeError::Registration(RegistrationError::Memlock { bytes, limit, .. })) => {
-            eprintln!(
-                "loadgen: the kernel locks only {limit} of {bytes} bytes (`ulimit -l`): \
-                 the embedded broker runs on unregistered memory, which is slower"
-            );
-            config.unregistered_memory = true;
-            Broker::start(config)
-        }
-        started => started,
-    };
-    started.map_err(|source| failed(dir, source))
+    Broker::start(config).map_err(|source| failed(dir, source))
 }
 
 fn failed(dir: &Path, source: ServeError) -> EmbeddedError {

@@ -32,6 +32,17 @@ fn loadgen(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(args).output().unwrap()
 }
 
+/// Where only 8 MiB may be locked, which is what most systems allow.
+fn with_little_locked_memory(args: &[&str]) -> Output {
+    let mut command = Command::new("prlimit");
+    command.arg("--memlock=8388608");
+    // Root is not held to the limit but for this.
+    if std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0 {
+        command.args(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+    }
+    command.arg(env!("CARGO_BIN_EXE_loadgen")).args(args).output().unwrap()
+}
+
 fn succeed(args: &[&str]) -> Output {
     let output = loadgen(args);
     assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
@@ -256,4 +267,12 @@ fn bad_usage_and_missing_brokers_are_told_apart_from_lost_messages() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
         assert!(text.contains(words), "{args:?}: {text}");
     }
+}
+
+#[test]
+fn the_embedded_broker_needs_no_locked_memory() {
+    let dir = directory();
+    let data = dir.path().to_str().unwrap();
+    let output = with_little_locked_memory(&["run", "--count", "1000", "--data", data]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }

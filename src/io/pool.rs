@@ -28,7 +28,7 @@ use crate::buffer::{Buffer, BufferPool};
 use crate::limits::{BLOCK_LEN, CHUNK_LEN};
 use region::Region;
 pub(in crate::io) use registration::Registered;
-pub use registration::RegistrationError;
+pub use registration::{RegistrationError, too_little_to_lock};
 
 /// Unit in which the pool is registered with a ring, in bytes: each as soon as
 /// it is warm.

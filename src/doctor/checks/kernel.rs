@@ -77,8 +77,8 @@ pub(super) fn limits() -> Vec<Check> {
             .found(Some(found), Verdict::advice_unless(exempt || locked.allows(needed)))
             .why("memory registered with io_uring is locked, and counts once for each core that registers it")
             .how(
-                "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; CAP_IPC_LOCK; or serve \
-                  --unregistered-memory, which is slower",
+                "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; CAP_IPC_LOCK; \
+                  without, serve runs on unregistered memory",
             ),
         Check::new("RLIMIT_NOFILE", format!("{OPEN_FILES} or more"))
             .found(Some(files), Verdict::advice_unless(files.allows(OPEN_FILES)))

@@ -63,8 +63,8 @@ impl Registered {
     /// Registers what is warm. The ring must keep the value as long as it
     /// lives.
     pub(in crate::io) fn new(pool: &Pool, submitter: &Submitter<'_>) -> Result<Self, RegistrationError> {
-        let (all, bytes, limit) = (pool.len().div_ceil(SLICE_LEN), pool.len(), memlock_limit());
-        if limit < bytes as u64 && !may_lock_all() {
+        let (all, bytes) = (pool.len().div_ceil(SLICE_LEN), pool.len());
+        if let Some(limit) = too_little_to_lock(bytes) {
             // Known now, though it would be met only when all is warm.
             let source = io::Error::from_raw_os_error(libc::ENOMEM);
             return Err(RegistrationError::Memlock { bytes, limit, source });
@@ -112,6 +112,12 @@ impl Registered {
         }
         Ok(())
     }
+}
+
+/// The limit in bytes, if this process may not lock so many.
+pub fn too_little_to_lock(bytes: usize) -> Option<u64> {
+    let limit = memlock_limit();
+    (limit < bytes as u64 && !may_lock_all()).then_some(limit)
 }
 
 fn memlock_limit() -> u64 {
