@@ -159,7 +159,10 @@ fn a_missing_segment_is_named_by_both_commands() {
     assert!(text(&verified.stdout).contains(&format!("{}: the file is missing", file.display())));
     let inspected = log("inspect", &data, &[]);
     assert_eq!(inspected.status.code(), Some(1));
-    assert!(text(&inspected.stdout).contains("segment 1 is missing"), "{inspected:?}");
+    assert!(
+        text(&inspected.stdout).contains("shard-000/segment-0000000000000001 is missing"),
+        "{inspected:?}"
+    );
 }
 
 #[test]
