@@ -117,7 +117,6 @@ impl Reactor {
                     self.net.reply(to.session, to.correlation, reply, &mut self.core);
                 }
                 Message::Connection(connection) => self.net.adopt(connection, &mut self.core),
-                Message::Wake => {}
                 other => self.core.message(other),
             }
         }
@@ -195,7 +194,7 @@ impl Reactor {
         let patience = self.stopping_since.map(|since| since + STOP_PATIENCE_US + 1);
         let due = [net_due, shard_due, retry, patience].into_iter().flatten().min();
         let is_due = due.is_some_and(|due| due <= core.now.mono_us);
-        if is_due || self.look_on(due)? || !self.core.mailbox.may_sleep() {
+        if is_due || self.look_on(due)? || !self.core.may_sleep() {
             self.core.ring.submit()?;
         } else {
             let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(clock::mono_us())));

@@ -126,10 +126,7 @@ impl BrokerHandle {
 
     fn set_course(&self, course: Course) {
         self.shared.set_course(course);
-        for core in 0..self.post.cores() {
-            // A core whose mailbox is full does not sleep.
-            let _ = self.post.send(core, Message::Wake);
-        }
+        (0..self.post.cores()).for_each(|core| self.post.wake(core));
     }
 }
 
@@ -323,9 +320,11 @@ mod tests {
     fn a_stop_reaches_a_core_whose_mailbox_is_full() {
         let mailboxes = mailboxes(1, 1).unwrap();
         let handle = BrokerHandle { shared: Arc::new(Shared::new(1)), post: mailboxes[0].post() };
-        handle.post.send(0, Message::Wake).unwrap();
+        handle.post.send(0, Message::SnapshotWanted { core: 0 }).unwrap();
+        let seen = handle.shared.changes();
         handle.stop();
         assert_eq!(handle.shared.course(), Course::Stop);
+        assert_ne!(handle.shared.changes(), seen, "a core that is about to sleep looks again");
         handle.set_course(Course::Abort);
         handle.stop();
         assert_eq!(handle.shared.course(), Course::Abort, "a stop does not soften it");

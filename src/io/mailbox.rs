@@ -7,11 +7,12 @@
 //!
 //! # Why no wake-up is lost
 //!
-//! The sleeper stores `sleeping = true`, then looks whether its queue is empty.
-//! The sender pushes, then looks whether `sleeping` is true. Each has a
+//! The sleeper stores `sleeping = true`, then looks whether its queue is empty
+//! and whether what it shares with others is as it knew it. The sender pushes,
+//! or changes what is shared, then looks whether `sleeping` is true. Each has a
 //! sequentially consistent fence between its two steps, and of two such fences
 //! one comes first: if the sleeper's, the sender sees `true` and wakes; if the
-//! sender's, the sleeper sees the message and stays awake. (Both may hold: then
+//! sender's, the sleeper sees the message or the change and stays awake. (Both may hold: then
 //! the wake-up finds the core awake and is taken as a completion that says
 //! nothing new.) A wake-up that comes between the sleeper's look and its system
 //! call is a completion that is already there, so the call returns at once.
@@ -112,10 +113,17 @@ impl<M: Send> Post<M> {
     pub fn send(&self, to: u16, message: M) -> Result<(), M> {
         let slot = &self.slots[usize::from(to)];
         slot.queue.push(message)?;
+        self.wake(to);
+        Ok(())
+    }
+
+    /// Wakes a core if it sleeps, without a message: for those who have changed
+    /// what the core looks at in [`Mailbox::may_sleep`].
+    pub fn wake(&self, core: u16) {
+        let slot = &self.slots[usize::from(core)];
         if slot.must_wake() {
             slot.wake_by_eventfd();
         }
-        Ok(())
     }
 
     /// Number of cores.
@@ -193,14 +201,15 @@ impl<M: Send> Mailbox<M> {
     }
 
     /// Announces that the core is about to sleep. If it answers false there are
-    /// messages to receive first.
+    /// messages to receive first, or `has_changed` says that there is something
+    /// else to look at: whoever changes that calls [`Post::wake`] afterwards.
     #[must_use]
     #[inline]
-    pub fn may_sleep(&mut self) -> bool {
+    pub fn may_sleep(&mut self, has_changed: impl FnOnce() -> bool) -> bool {
         let slot = self.slot();
         slot.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if slot.queue.is_empty() {
+        if slot.queue.is_empty() && !has_changed() {
             return true;
         }
         slot.sleeping.store(false, Ordering::Relaxed);

@@ -55,6 +55,8 @@ pub struct Core {
     pub(super) resuming: bool,
     cores: u16,
     shared: Arc<Shared>,
+    /// Changes of `shared` that this core has acted upon.
+    seen_changes: u32,
     /// For each shard of the broker.
     places: Vec<Place>,
     /// For each shard of the broker, sessions that wait for it.
@@ -109,6 +111,7 @@ impl Core {
             resuming: false,
             cores,
             shared,
+            seen_changes: 0,
             places,
             stalled,
             stalled_count: 0,
@@ -204,7 +207,7 @@ impl Core {
                 self.stats.sum.add(&snapshot);
                 self.stats.missing -= 1;
             }
-            Message::Reply { .. } | Message::Connection(_) | Message::Wake => {
+            Message::Reply { .. } | Message::Connection(_) => {
                 unreachable!("the loop takes these")
             }
         }
@@ -253,8 +256,17 @@ impl Core {
 
     /// What the broker is asked to do.
     #[inline]
-    pub(super) fn course(&self) -> Course {
+    pub(super) fn course(&mut self) -> Course {
+        self.seen_changes = self.shared.changes();
         self.shared.course()
+    }
+
+    /// Announces that this core is about to sleep, unless there are messages or
+    /// a change of what all cores share that it has not seen.
+    #[must_use]
+    #[inline]
+    pub(super) fn may_sleep(&mut self) -> bool {
+        self.mailbox.may_sleep(|| self.shared.changes() != self.seen_changes)
     }
 
     /// Whether anybody waits for a shard to take requests again.
@@ -326,7 +338,8 @@ impl Core {
     /// Says that this core has no connections left.
     pub(super) fn tell_drained(&mut self) {
         if self.shared.drained_one() == self.cores {
-            self.tell_other_cores(|| Message::Wake);
+            let post = self.mailbox.post();
+            (0..self.cores).for_each(|core| post.wake(core));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What cores tell each other.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use ringbolt_wire::ShardId;
 
@@ -62,8 +62,6 @@ pub enum Message {
     },
     /// A core's counters, as asked for.
     Snapshot(Box<Snapshot>),
-    /// Look again at what all cores share.
-    Wake,
 }
 
 /// What the cores are asked to do; each outdoes the one before.
@@ -85,6 +83,7 @@ pub enum Course {
 #[derive(Debug)]
 pub struct Shared {
     course: AtomicU8,
+    changes: AtomicU32,
     /// Cores that have no connections left and take no more.
     drained: AtomicU16,
     /// By shard: its core holds requests of other cores for which it has no
@@ -97,15 +96,24 @@ impl Shared {
     pub fn new(shards: usize) -> Shared {
         Shared {
             course: AtomicU8::new(Course::Serve as u8),
+            changes: AtomicU32::new(0),
             drained: AtomicU16::new(0),
             full: (0..shards).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
     /// Asks all cores for this, unless more was asked for already. They look at
-    /// every turn; one that sleeps has to be sent [`Message::Wake`] afterwards.
+    /// every turn; one that sleeps has to be woken afterwards.
     pub fn set_course(&self, course: Course) {
-        self.course.fetch_max(course as u8, Ordering::SeqCst);
+        self.course.fetch_max(course as u8, Ordering::AcqRel);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts the changes of the course and of how many cores have drained: a
+    /// core that has seen all of them may sleep.
+    #[inline]
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// What the cores are asked to do.
@@ -129,9 +137,12 @@ impl Shared {
         self.full[usize::from(shard.0)].load(Ordering::Acquire)
     }
 
-    /// One more core has no connections left. Returns how many that makes.
+    /// One more core has no connections left. Returns how many that makes. A
+    /// core that sleeps has to be woken when it is the last.
     pub fn drained_one(&self) -> u16 {
-        self.drained.fetch_add(1, Ordering::AcqRel) + 1
+        let drained = self.drained.fetch_add(1, Ordering::AcqRel) + 1;
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        drained
     }
 
     /// Cores without connections.

@@ -12,7 +12,7 @@ fn ring() -> Ring {
 
 /// One turn of a core's loop; sleeps at most `patience` if nothing is to do.
 fn turn(ring: &mut Ring, mailbox: &mut Mailbox<u64>, patience: Duration, got: &mut Vec<u64>) {
-    if mailbox.waiting() == 0 && mailbox.may_sleep() {
+    if mailbox.waiting() == 0 && mailbox.may_sleep(|| false) {
         ring.submit_and_wait(Some(patience)).unwrap();
         mailbox.awake();
     } else {
@@ -113,7 +113,7 @@ fn a_core_whose_ring_is_not_there_yet_gets_its_messages_when_it_comes() {
     let mut early = boxes.pop().unwrap();
     let mut ring0 = ring();
     early.attach(&mut ring0);
-    assert!(late.may_sleep());
+    assert!(late.may_sleep(|| false));
     early.send(&mut ring0, 1, 42);
     ring0.submit().unwrap();
     let mut ring1 = ring();
@@ -135,7 +135,7 @@ fn a_wake_up_that_fails_between_rings_goes_through_the_eventfd() {
     ring1.submit().unwrap();
     // A descriptor that is no ring.
     target.slot().ring.store(0, Ordering::Release);
-    assert!(target.may_sleep());
+    assert!(target.may_sleep(|| false));
     sender.send(&mut ring0, 1, 5);
     ring0.submit_and_wait(Some(LONG)).unwrap();
     let failure = ring0.next_completion().expect("the failed wake-up is answered");
@@ -144,4 +144,57 @@ fn a_wake_up_that_fails_between_rings_goes_through_the_eventfd() {
     ring1.submit_and_wait(Some(LONG)).unwrap();
     assert!(start.elapsed() < LONG / 2);
     assert_eq!(target.receive(), Some(5));
+}
+
+#[test]
+fn a_change_that_comes_between_the_look_and_the_sleep_keeps_the_core_awake() {
+    let mut mailbox = mailboxes::<u64>(1, 1).unwrap().remove(0);
+    let post = mailbox.post();
+    let shared = AtomicI32::new(0);
+    let seen = shared.load(Ordering::Acquire);
+    // Nobody sleeps yet, so nobody is woken.
+    shared.store(1, Ordering::Release);
+    post.wake(0);
+    assert!(!mailbox.may_sleep(|| shared.load(Ordering::Acquire) != seen));
+    assert!(mailbox.may_sleep(|| shared.load(Ordering::Acquire) != 1));
+}
+
+/// No message tells of the changes; a lost one would cost `LONG`.
+#[test]
+fn changes_are_seen_by_a_core_that_sleeps_whenever_it_can() {
+    let count = 20_000;
+    let mut mailbox = mailboxes::<u64>(1, 1).unwrap().remove(0);
+    let post = mailbox.post();
+    let shared = Arc::new(AtomicI32::new(0));
+    let (seen, all_seen) = mpsc::channel();
+    let core = std::thread::spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let mut ring = ring();
+            mailbox.attach(&mut ring);
+            let mut last = 0;
+            while last < count {
+                if mailbox.may_sleep(|| shared.load(Ordering::Acquire) != last) {
+                    ring.submit_and_wait(Some(LONG)).unwrap();
+                    mailbox.awake();
+                }
+                while let Some(completion) = ring.next_completion() {
+                    mailbox.complete(&mut ring, &completion);
+                }
+                let now = shared.load(Ordering::Acquire);
+                if now != last {
+                    last = now;
+                    seen.send(now).unwrap();
+                }
+            }
+        }
+    });
+    for change in 1..=count {
+        shared.store(change, Ordering::Release);
+        post.wake(0);
+        let start = Instant::now();
+        assert_eq!(all_seen.recv_timeout(LONG).unwrap(), change);
+        assert!(start.elapsed() < LONG / 2, "a change was lost: {:?}", start.elapsed());
+    }
+    core.join().unwrap();
 }
