@@ -12,10 +12,11 @@
 //! or changes what is shared, then looks whether `sleeping` is true. Each has a
 //! sequentially consistent fence between its two steps, and of two such fences
 //! one comes first: if the sleeper's, the sender sees `true` and wakes; if the
-//! sender's, the sleeper sees the message or the change and stays awake. (Both may hold: then
-//! the wake-up finds the core awake and is taken as a completion that says
-//! nothing new.) A wake-up that comes between the sleeper's look and its system
-//! call is a completion that is already there, so the call returns at once.
+//! sender's, the sleeper sees the message or the change and stays awake. (Both
+//! may hold: then the wake-up finds the core awake and is taken as a completion
+//! that says nothing new.) A wake-up that comes between the sleeper's look and
+//! its system call is a completion that is already there, so the call returns
+//! at once.
 
 #[cfg(test)]
 mod tests;

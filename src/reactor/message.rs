@@ -83,6 +83,7 @@ pub enum Course {
 #[derive(Debug)]
 pub struct Shared {
     course: AtomicU8,
+    /// See [`Shared::changes`]: counted after what has changed.
     changes: AtomicU32,
     /// Cores that have no connections left and take no more.
     drained: AtomicU16,
