@@ -29,6 +29,7 @@ const PURE: &[&str] = &[
     "wire/src/",
     "client/src/session/",
     "client/src/session.rs",
+    "client/src/producer_state/",
 ];
 
 /// What pure code never names.
@@ -144,6 +145,35 @@ fn ci_runs_the_test_command_of_the_readme() {
     let command = "cargo test --workspace";
     assert!(read("README.md").lines().any(|line| line.trim() == command));
     assert!(read(".ci/run").lines().any(|line| line.trim() == format!("step {command}")));
+}
+
+/// Options of `serve` that say what it serves and where, and change no speed.
+const NO_KNOBS: &[&str] = &["data", "listen", "help", "version"];
+
+#[test]
+fn every_knob_of_serve_has_a_section_in_tuning() {
+    let flags = defined_flags(include_str!("../src/serve/options.rs"));
+    assert!(flags.len() > 15, "{flags:?}");
+    let missing = flags_without_section(include_str!("../tuning.md"), &flags);
+    assert!(missing.is_empty(), "tuning.md has no section about {missing:?}");
+    let gone: Vec<_> = NO_KNOBS.iter().filter(|flag| !flags.iter().any(|known| known == *flag)).collect();
+    assert!(gone.is_empty(), "{gone:?} in NO_KNOBS are no flags any more");
+}
+
+/// The knobs among `flags` that no heading of a document names.
+fn flags_without_section(text: &str, flags: &[String]) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with("### "));
+    let words = headings.flat_map(|line| line.split(|c: char| c.is_whitespace() || c == ',' || c == '`'));
+    let named: Vec<&str> = words.filter_map(|word| word.strip_prefix("--")).collect();
+    let has_none = |flag: &&String| !named.contains(&flag.as_str()) && !NO_KNOBS.contains(&flag.as_str());
+    flags.iter().filter(has_none).cloned().collect()
+}
+
+#[test]
+fn a_knob_without_a_section_is_found() {
+    let flags = ["data", "cores", "memory", "idle"].map(String::from);
+    let found = flags_without_section("### --cores, --idle-poll\n`--memory` is one.\n", &flags);
+    assert_eq!(found, ["memory", "idle"]);
 }
 
 /// The flags that a shell script takes, as the arms of its `case` name them.
@@ -432,6 +462,7 @@ fn pure_code_that_names_the_outside_is_found() {
     check(layers, "src/log/recovery.rs", "use crate::io::disk;\nlet t = SystemTime::now();\n", 2);
     check(layers, "wire/src/batch.rs", "fn f() { std::thread::spawn(g); }\n", 1);
     check(layers, "client/src/session/mod.rs", "let x: u8 = rand::random();\n", 1);
+    check(layers, "client/src/producer_state/window.rs", "use tokio::time::sleep;\n", 1);
     check(layers, "src/io/disk.rs", "use std::time::Instant;\n", 0);
     check(layers, "src/shard/shard.rs", "// not std::fs, and no Instant\nlet s = \"std::net\";\n", 0);
     check(layers, "src/shard/shard.rs", "struct Instantly;\nuse std::fmt;\nuse crate::iodine;\n", 0);

@@ -193,6 +193,21 @@ async fn without_a_broker_until_the_deadline_nothing_was_written() {
 }
 
 #[tokio::test]
+async fn waiting_for_room_in_the_buffer_counts_towards_the_deadline() {
+    const DEADLINE: Duration = Duration::from_secs(1);
+    let broker = FakeBroker::start(1).await;
+    let client = broker.client().await;
+    let producer = client.producer("t").buffer_bytes(1000).deadline(DEADLINE).build().await.unwrap();
+    let _stopped = broker.stop().await;
+    let first = producer.enqueue(Record::new(vec![b'x'; 900])).await.unwrap();
+    let start = Instant::now();
+    let second = producer.send(Record::new(vec![b'y'; 900])).await.unwrap_err();
+    assert_eq!(second.outcome(), Outcome::RejectedRetryable, "{second}");
+    assert!(start.elapsed() < DEADLINE * 17 / 10, "it took {:?}", start.elapsed());
+    assert_eq!(first.await.unwrap_err().outcome(), Outcome::RejectedRetryable);
+}
+
+#[tokio::test]
 async fn a_refusal_until_the_deadline_is_retryable_and_named() {
     let broker = FakeBroker::start(1).await;
     broker.fail(Opcode::Produce, std::iter::repeat_n(Fault::Refuse(ErrorCode::DiskFull), 1000));

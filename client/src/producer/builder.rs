@@ -88,8 +88,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Longest time from taking a record to its end; retries go on until then.
-    /// Default 120 s.
+    /// Longest time from giving a record to the producer to its end: waiting for
+    /// room in the buffer counts, and retries go on until then. Default 120 s.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -103,7 +103,7 @@ impl ProducerBuilder {
     }
 
     /// Bytes of records that are taken and have not ended; beyond,
-    /// [`Producer::enqueue`] waits. Default 32 MiB.
+    /// [`Producer::enqueue`] waits, until the deadline. Default 32 MiB.
     pub fn buffer_bytes(mut self, bytes: usize) -> Self {
         self.buffer_bytes = bytes;
         self

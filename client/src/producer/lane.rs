@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use ringbolt_wire::{BatchBuilder, PartitionId};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::time::timeout_at;
 
 use crate::error::ProduceError;
 use crate::record::{Delivery, Record};
@@ -70,14 +71,25 @@ impl Shared {
         self.origin.checked_add(std::time::Duration::from_micros(us))
     }
 
-    /// Waits for room in the buffer; what is returned is to be released.
-    pub async fn reserve(&self, len: usize) -> usize {
+    /// Waits for room in the buffer, until `until_us` (µs since the producer
+    /// was made); what is returned is to be released. `None` if there was no
+    /// room in time.
+    pub async fn reserve(&self, len: usize, until_us: u64) -> Option<usize> {
         let cost = len.min(self.buffer_bytes);
-        // Only a closed semaphore refuses, and it is never closed.
-        if let Ok(permit) = self.buffer.acquire_many(cost as u32).await {
+        // A timer costs more than the rest of this: only who waits has one.
+        // Nobody is overtaken, as room goes to those who wait first.
+        if let Ok(permit) = self.buffer.try_acquire_many(cost as u32) {
             permit.forget();
+            return Some(cost);
         }
-        cost
+        let room = self.buffer.acquire_many(cost as u32);
+        // Only a closed semaphore refuses, and it is never closed.
+        let permit = match self.instant(until_us) {
+            Some(until) => timeout_at(until.into(), room).await.ok()?.ok()?,
+            None => room.await.ok()?,
+        };
+        permit.forget();
+        Some(cost)
     }
 
     pub fn release(&self, cost: usize) {
@@ -132,8 +144,26 @@ struct Gathered {
 pub(super) struct Batch {
     pub builder: BatchBuilder,
     pub tag: Tag,
-    /// When its first record came.
+    pub times: Times,
+}
+
+/// What a batch has to be done by, in µs since the producer was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// When its first record came in.
     pub begun_us: u64,
+    /// The earliest deadline of its records, which counts from when each was
+    /// given to the producer: it may have waited for room since.
+    pub deadline_us: u64,
+}
+
+/// What a record was given when there was room for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Bytes of the buffer, to be released.
+    pub cost: usize,
+    /// The record's deadline in µs since the producer was made.
+    pub deadline_us: u64,
 }
 
 /// Who waits for a batch.
@@ -164,10 +194,10 @@ impl Shard {
         lane: usize,
         shared: &Shared,
         record: &Record,
-        cost: usize,
+        room: Room,
         waiter: Waiter,
     ) -> Option<bool> {
-        let (news, completed) = self.lanes[lane].add(shared, record, cost, waiter)?;
+        let (news, completed) = self.lanes[lane].add(shared, record, room, waiter)?;
         if news {
             lock(&self.dirty).push(lane);
             self.wake.notify_one();
@@ -187,7 +217,7 @@ impl Lane {
     }
 
     /// Whether the task has to hear of it, and whether a batch was completed.
-    fn add(&self, shared: &Shared, record: &Record, cost: usize, waiter: Waiter) -> Option<(bool, bool)> {
+    fn add(&self, shared: &Shared, record: &Record, room: Room, waiter: Waiter) -> Option<(bool, bool)> {
         let limits = &shared.gathering;
         let mut gathered = lock(&self.gathered);
         if gathered.closed {
@@ -204,11 +234,12 @@ impl Lane {
         let batch = gathered.open.get_or_insert_with(|| Batch {
             builder: BatchBuilder::new(),
             tag: Tag { waiters: Vec::new(), cost: 0, _generation: shared.token() },
-            begun_us: shared.now_us(),
+            times: Times { begun_us: shared.now_us(), deadline_us: room.deadline_us },
         });
+        batch.times.deadline_us = batch.times.deadline_us.min(room.deadline_us);
         batch.builder.push(record.timestamp_us(), record.key(), record.value(), record.headers());
         batch.tag.waiters.push(waiter);
-        batch.tag.cost += cost;
+        batch.tag.cost += room.cost;
         if batch.builder.count() >= limits.batch_records || batch.builder.len() >= limits.batch_bytes {
             completed = true;
             let full = gathered.open.take();
@@ -230,19 +261,19 @@ impl Lane {
     }
 
     /// The open batch, unless there are complete ones before it or `take`
-    /// declines it by when it was begun.
-    pub fn take_open(&self, take: impl FnOnce(u64) -> bool) -> Option<Batch> {
+    /// declines it by its times.
+    pub fn take_open(&self, take: impl FnOnce(Times) -> bool) -> Option<Batch> {
         let mut gathered = lock(&self.gathered);
-        let begun_us = gathered.open.as_ref()?.begun_us;
-        if !gathered.complete.is_empty() || !take(begun_us) {
+        let times = gathered.open.as_ref()?.times;
+        if !gathered.complete.is_empty() || !take(times) {
             return None;
         }
         gathered.open.take()
     }
 
-    /// When the open batch was begun.
-    pub fn open_since(&self) -> Option<u64> {
-        lock(&self.gathered).open.as_ref().map(|open| open.begun_us)
+    /// The times of the open batch.
+    pub fn open_times(&self) -> Option<Times> {
+        lock(&self.gathered).open.as_ref().map(|open| open.times)
     }
 }
 

@@ -22,10 +22,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use builder::ProducerBuilder;
-use lane::{Lane, Shard, Shared, lock};
+use lane::{Lane, Room, Shard, Shared, lock};
 
 use crate::error::ProduceError;
 use crate::partitioner::partition_for_key;
+use crate::producer_state::Failure;
 use crate::record::{Delivery, Record};
 
 /// A producer to one topic. Cheap to clone; clones share batches, connections
@@ -73,7 +74,7 @@ impl Future for Pending {
         let answer = ready!(Pin::new(&mut self.answer).poll(cx));
         // A task answers every record before it ends, unless the runtime was
         // shut down under it; then it may have been sent.
-        let lost = crate::producer_state::Failure::Unknown { last: None };
+        let lost = Failure::Unknown { last: None };
         Poll::Ready(answer.unwrap_or(Err(ProduceError::Failed(lost))))
     }
 }
@@ -96,7 +97,8 @@ impl Producer {
     /// returns a future that tells what became of it.
     ///
     /// # Errors
-    /// [`ProduceError`] for a record that cannot be taken.
+    /// [`ProduceError`] for a record that cannot be taken, also because there
+    /// was no room for it by its deadline.
     pub async fn enqueue(&self, record: Record) -> Result<Pending, ProduceError> {
         let partition = self.choose(&record);
         self.enqueue_to(partition, record).await
@@ -118,11 +120,14 @@ impl Producer {
             (Some(None), Some(fixed)) => return Err(ProduceError::OtherPartition { fixed, partition }),
             _ => return Err(ProduceError::NoSuchPartition { partitions: inner.partitions, partition }),
         };
-        let cost = inner.shared.reserve(len).await;
+        let deadline_us = inner.shared.now_us().saturating_add(inner.shared.gathering.deadline_us);
+        let expired = ProduceError::Failed(Failure::Expired { last: None });
+        let cost = inner.shared.reserve(len, deadline_us).await.ok_or(expired)?;
+        let room = Room { cost, deadline_us };
         let (answer, pending) = oneshot::channel();
         let added = match inner.closed.load(Ordering::Acquire) {
             true => None,
-            false => inner.shards[shard].add(lane, &inner.shared, &record, cost, answer),
+            false => inner.shards[shard].add(lane, &inner.shared, &record, room, answer),
         };
         match added {
             Some(true) => turn(&inner.sticky, partition, inner.partitions),

@@ -11,7 +11,7 @@ use ringbolt_wire::{ErrorCode, Request, Response};
 use tokio::time::sleep_until;
 
 use super::connection::{Connection, ConnectionEvent};
-use super::lane::{Shard, Shared, Tag};
+use super::lane::{Shard, Shared, Tag, Times};
 use super::turn;
 use crate::backoff::Backoff;
 use crate::error::Error;
@@ -120,7 +120,7 @@ impl ShardTask {
         let closing = self.shard.closing.load(Ordering::Acquire);
         if self.shard.hurry.swap(false, Ordering::AcqRel) || closing {
             for lane in 0..self.lanes.len() {
-                if self.shard.lanes[lane].open_since().is_some() {
+                if self.shard.lanes[lane].open_times().is_some() {
                     self.lanes[lane].hurry = true;
                     self.queue(lane);
                 }
@@ -171,17 +171,17 @@ impl ShardTask {
         let limits = self.shared.gathering;
         let task = &mut self.lanes[lane];
         while let Some(batch) = self.shard.lanes[lane].take_complete() {
-            task.state.push(batch.builder, batch.begun_us.saturating_add(limits.deadline_us), batch.tag);
+            task.state.push(batch.builder, batch.times.deadline_us, batch.tag);
         }
         let wanted = task.state.wants_batch(now);
         let hurry = task.hurry;
-        let due = |begun: u64| {
-            let lingered = hurry || now >= begun.saturating_add(limits.linger_us);
-            (wanted && lingered) || now >= begun.saturating_add(limits.deadline_us)
+        let due = |times: Times| {
+            let lingered = hurry || now >= times.begun_us.saturating_add(limits.linger_us);
+            (wanted && lingered) || now >= times.deadline_us
         };
         if let Some(batch) = self.shard.lanes[lane].take_open(due) {
             task.hurry = false;
-            task.state.push(batch.builder, batch.begun_us.saturating_add(limits.deadline_us), batch.tag);
+            task.state.push(batch.builder, batch.times.deadline_us, batch.tag);
             let partition = self.shard.lanes[lane].partition.index;
             turn(&self.sticky.0, partition, self.sticky.1);
         }
@@ -240,9 +240,9 @@ impl ShardTask {
     fn set_timer(&mut self, lane: usize, now: u64) {
         let limits = self.shared.gathering;
         let task = &mut self.lanes[lane];
-        let open = self.shard.lanes[lane].open_since().map(|begun| {
-            let lingers = task.state.wants_batch(now);
-            begun.saturating_add(if lingers { limits.linger_us } else { limits.deadline_us })
+        let open = self.shard.lanes[lane].open_times().map(|times| {
+            let lingered = times.begun_us.saturating_add(limits.linger_us);
+            if task.state.wants_batch(now) { lingered.min(times.deadline_us) } else { times.deadline_us }
         });
         let Some(at) = [task.state.poll_timeout(), open].into_iter().flatten().min() else { return };
         if task.timer_us.is_none_or(|set| at < set) {
