@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -52,6 +52,16 @@ fn loadgen(args: &[&str], ledger: &Path, port: u16) -> Command {
     command
 }
 
+/// Waits until a run has its topic and sends: before that, a dead broker is a
+/// broker that cannot be reached.
+fn wait_for_load(ledger: &Path) {
+    let start = Instant::now();
+    while std::fs::metadata(ledger).map_or(0, |ledger| ledger.len()) < 4096 {
+        assert!(start.elapsed() < Duration::from_secs(30), "the run does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Judges a ledger: the exit code, and the report.
 fn verify(ledger: &Path, port: u16, folder: &Path) -> (Option<i32>, Value) {
     let json = folder.join("verify.json");
@@ -72,6 +82,7 @@ fn nothing_acknowledged_is_lost_over_twenty_kills_under_load() {
         .stdout(Stdio::null())
         .spawn()
         .expect("loadgen starts");
+    wait_for_load(&ledger);
     for kill in 0..KILLS {
         // Not in step with anything that the broker does at regular times.
         std::thread::sleep(Duration::from_millis(300 + (kill as u64 * 173) % 500));

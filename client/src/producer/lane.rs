@@ -236,6 +236,8 @@ impl Lane {
             tag: Tag { waiters: Vec::new(), cost: 0, _generation: shared.token() },
             times: Times { begun_us: shared.now_us(), deadline_us: room.deadline_us },
         });
+        // The task's timer is set by the deadline as it was.
+        let is_due_earlier = room.deadline_us < batch.times.deadline_us;
         batch.times.deadline_us = batch.times.deadline_us.min(room.deadline_us);
         batch.builder.push(record.timestamp_us(), record.key(), record.value(), record.headers());
         batch.tag.waiters.push(waiter);
@@ -245,7 +247,7 @@ impl Lane {
             let full = gathered.open.take();
             gathered.complete.extend(full);
         }
-        Some((begun || completed, completed))
+        Some((begun || completed || is_due_earlier, completed))
     }
 
     /// Takes no more records from here on, unless there are some; true if so.
