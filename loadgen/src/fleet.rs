@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::ledger::{Entry, LedgerError};
-use crate::producer::{Context, Phase, Producer, Tally};
+use crate::producer::{Context, LinkError, Phase, Producer, Tally};
 use crate::signals::Signals;
 
 /// How long a run is, in ns.
@@ -187,6 +187,8 @@ impl Fleet {
     pub fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool {
         match self.producers[index].received(&mut self.ctx, bytes, now) {
             Ok(()) => true,
+            // A restart, seen while shaking hands.
+            Err(LinkError::Session(error)) if error.is_shutting_down() => false,
             Err(error) => {
                 self.ctx.fail(|| format!("producer {index}: {error}"));
                 false

@@ -1,7 +1,7 @@
 //! What can go wrong on one connection.
 
 use ringbolt_wire::message::ErrorResponse;
-use ringbolt_wire::{FrameError, MessageError, PROTOCOL_VERSION};
+use ringbolt_wire::{ErrorCode, FrameError, MessageError, PROTOCOL_VERSION};
 
 /// Why a connection cannot go on. All of them mean: close it; requests without
 /// answer have an unknown outcome.
@@ -44,6 +44,15 @@ pub enum SessionError {
     /// The broker refused the connection.
     #[error("the broker refused the connection: {0}")]
     HandshakeRefused(ErrorResponse),
+}
+
+impl SessionError {
+    /// Whether the broker only said that it is leaving: connecting again may
+    /// find it back, or its successor.
+    pub fn is_shutting_down(&self) -> bool {
+        matches!(self, SessionError::HandshakeRefused(refusal)
+            if refusal.error_code() == Some(ErrorCode::ShuttingDown))
+    }
 }
 
 /// Why a request was not taken. Nothing was sent.

@@ -112,9 +112,15 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
                 () = watching => Ok(()),
             }
         };
-        if let Err(error) = ended {
-            shared.fail(error.to_string());
-            return;
+        // Whoever watches may have ended the reading anywhere.
+        connection.read_unread(shared, consumer);
+        match ended {
+            Err(error) if !error.is_shutting_down() => {
+                shared.fail(error.to_string());
+                return;
+            }
+            // A restart, if anything.
+            _ => {}
         }
         tokio::time::sleep(RECONNECT).await;
     }
@@ -144,13 +150,22 @@ struct Connection<'a> {
     session: Session<u64>,
     input: BytesMut,
     answers: VecDeque<(u64, Vec<FetchedPartition>, Bytes)>,
+    unread: Option<Unread>,
+}
+
+/// An answer behind which the consumer has moved on, and which is not read yet.
+struct Unread {
+    asked: u64,
+    came_at: u64,
+    fetched: Vec<FetchedPartition>,
+    payload: Bytes,
 }
 
 impl<'a> Connection<'a> {
     fn new(stream: &'a TcpStream) -> Connection<'a> {
         let config = SessionConfig { client_name: "loadgen-consumer".into(), ..SessionConfig::default() };
         let session = Session::new(config);
-        Connection { stream, session, input: BytesMut::new(), answers: VecDeque::new() }
+        Connection { stream, session, input: BytesMut::new(), answers: VecDeque::new(), unread: None }
     }
 
     /// Fetches until the consumer is done (or the connection is gone, which is
@@ -181,24 +196,34 @@ impl<'a> Connection<'a> {
                 }
             }
             while let Some((asked, fetched, payload)) = self.answers.pop_front() {
-                let now = shared.clock.now();
+                let came_at = shared.clock.now();
                 let before = consumer.progress();
                 consumer.advance(&fetched, &payload);
-                self.ask(shared, consumer);
-                if self.flush().await.is_err() {
-                    return Ok(());
-                }
-                let mut sink = shared.sink.borrow_mut();
-                sink.fetched(asked, now, payload.len());
-                consumer.read(&fetched, &payload, &mut *sink);
                 if consumer.progress() != before {
-                    *shared.progress_at.borrow_mut() = now;
+                    *shared.progress_at.borrow_mut() = came_at;
+                }
+                // The next fetch is on its way before this one is read.
+                self.unread = Some(Unread { asked, came_at, fetched, payload });
+                self.ask(shared, consumer);
+                let flushed = self.flush().await;
+                self.read_unread(shared, consumer);
+                if flushed.is_err() {
+                    return Ok(());
                 }
             }
             if consumer.is_done() || consumer.is_idle() {
                 return Ok(());
             }
         }
+    }
+
+    /// Reads what the consumer has moved past already: skipping it would look as
+    /// if the broker had lost it.
+    fn read_unread<S: Sink>(&mut self, shared: &Shared<S>, consumer: &mut Consumer) {
+        let Some(unread) = self.unread.take() else { return };
+        let mut sink = shared.sink.borrow_mut();
+        sink.fetched(unread.asked, unread.came_at, unread.payload.len());
+        consumer.read(&unread.fetched, &unread.payload, &mut *sink);
     }
 
     fn ask<S>(&mut self, shared: &Shared<S>, consumer: &mut Consumer) {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 use proptest::prelude::*;
-use ringbolt_wire::message::{Hello, HelloAck, ProduceAck, ProducerOpened};
+use ringbolt_wire::message::{ErrorResponse, Hello, HelloAck, ProduceAck, ProducerOpened};
 use ringbolt_wire::{
-    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Response, Sequence, TopicId,
+    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Response, Sequence, TopicId,
 };
 
 use super::*;
@@ -32,6 +32,14 @@ enum Mood {
     /// Stores, and hangs up before the answer is out.
     StoreAndHangUp,
     HangUp,
+}
+
+/// What a broker says that stops while it is greeted.
+fn farewell() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let leaving = ErrorResponse::new(ErrorCode::ShuttingDown, "the broker is shutting down");
+    Response::Error(leaving).encode(&mut bytes, Opcode::Goodbye as u8, 0, 0);
+    bytes
 }
 
 #[derive(Default)]
@@ -277,6 +285,18 @@ proptest! {
         prop_assert_eq!(verdict.acked, tally.acked);
         prop_assert_eq!(tally.acked + tally.refused + tally.unknown, tally.sent);
     }
+}
+
+#[test]
+fn a_broker_that_stops_while_hands_are_shaken_is_waited_for() {
+    let mut case = Case::new(1, 1, 4, 100, Vec::new());
+    case.fleet.connected(0, case.now);
+    assert!(!case.fleet.received(0, &farewell(), case.now), "the connection is of no more use");
+    case.fleet.disconnected(0, case.now);
+    case.run();
+    let (verdict, tally, failure) = case.verdict();
+    assert_eq!(failure, None);
+    assert_eq!((tally.acked, verdict.acked, verdict.lost), (100, 100, 0));
 }
 
 #[test]
