@@ -3,16 +3,18 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
-use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, OffsetSpec, TopicInfo};
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, HelloAck, OffsetSpec, TopicInfo};
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId, Request, Response};
 
 /// Longest wait for a connection or an answer. Creating a topic of 100,000
 /// partitions is the slowest of them.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two attempts to reach a broker that was there before.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Why a broker could not be asked.
 #[derive(thiserror::Error, Debug)]
@@ -63,10 +65,25 @@ pub fn resolve(addr: &str) -> Result<SocketAddr, AdminError> {
     all.next().ok_or_else(|| error(std::io::Error::other("the name has no address")))
 }
 
+impl AdminError {
+    /// Whether it says that the broker goes away, as one does that is started
+    /// again.
+    fn is_departure(&self) -> bool {
+        match self {
+            AdminError::Io(error) => error.kind() != std::io::ErrorKind::Other,
+            AdminError::Connect { .. } => true,
+            AdminError::Session(error) => error.is_shutting_down(),
+            AdminError::Refused(error) => error.error_code() == Some(ErrorCode::ShuttingDown),
+            AdminError::Address { .. } | AdminError::Partitions { .. } => false,
+        }
+    }
+}
+
 /// A connection that asks one thing at a time.
 pub struct Admin {
     stream: TcpStream,
     session: Session<()>,
+    limits: HelloAck,
 }
 
 impl Admin {
@@ -78,9 +95,34 @@ impl Admin {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let config = SessionConfig { client_name: "loadgen-admin".into(), ..SessionConfig::default() };
-        let mut admin = Admin { stream, session: Session::new(config) };
-        while !matches!(admin.next_event()?, SessionEvent::Connected(_)) {}
-        Ok(admin)
+        let mut session = Session::new(config);
+        let mut stream = stream;
+        loop {
+            if let SessionEvent::Connected(limits) = next_event(&mut stream, &mut session)? {
+                return Ok(Admin { stream, session, limits });
+            }
+        }
+    }
+
+    /// Does `work` with a broker that may be started again meanwhile: what a
+    /// broken connection cut short is done once more from its beginning, for up
+    /// to [`PATIENCE`]. A broker that is not there at first is an error at once.
+    pub fn persist<T>(
+        addr: SocketAddr,
+        mut work: impl FnMut(&mut Admin) -> Result<T, AdminError>,
+    ) -> Result<T, AdminError> {
+        let mut done = work(&mut Admin::connect(addr)?);
+        let start = Instant::now();
+        while matches!(&done, Err(error) if error.is_departure()) && start.elapsed() < PATIENCE {
+            std::thread::sleep(AGAIN);
+            done = Admin::connect(addr).and_then(|mut admin| work(&mut admin));
+        }
+        done
+    }
+
+    /// What the broker accepts.
+    pub fn limits(&self) -> &HelloAck {
+        &self.limits
     }
 
     /// So many connections, which are of no use but that they exist.
@@ -101,7 +143,7 @@ impl Admin {
             return Err(std::io::Error::other(refused.why).into());
         }
         loop {
-            match self.next_event()? {
+            match next_event(&mut self.stream, &mut self.session)? {
                 SessionEvent::Answer { response: Response::Error(error), .. }
                 | SessionEvent::Goodbye(error) => {
                     return Err(AdminError::Refused(error));
@@ -159,26 +201,26 @@ impl Admin {
         let header = BatchHeader::decode(&payload).map_err(std::io::Error::other)?;
         Ok((header.len() as u64 / u64::from(header.count())).max(1))
     }
+}
 
-    fn next_event(&mut self) -> Result<SessionEvent<()>, AdminError> {
-        while let Some(piece) = self.session.poll_transmit() {
-            self.stream.write_all(piece.as_ref())?;
+fn next_event(stream: &mut TcpStream, session: &mut Session<()>) -> Result<SessionEvent<()>, AdminError> {
+    while let Some(piece) = session.poll_transmit() {
+        stream.write_all(piece.as_ref())?;
+    }
+    let mut buffer = [0; 16 << 10];
+    // The session may hold events of bytes that came before.
+    let mut rest: &[u8] = &[];
+    loop {
+        if let Some(event) = session.receive_slice(&mut rest)? {
+            // One request at a time: at most one answer per read, and after
+            // a goodbye nothing matters.
+            return Ok(event);
         }
-        let mut buffer = [0; 16 << 10];
-        // The session may hold events of bytes that came before.
-        let mut rest: &[u8] = &[];
-        loop {
-            if let Some(event) = self.session.receive_slice(&mut rest)? {
-                // One request at a time: at most one answer per read, and after
-                // a goodbye nothing matters.
-                return Ok(event);
-            }
-            let len = self.stream.read(&mut buffer)?;
-            if len == 0 {
-                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-            }
-            rest = &buffer[..len];
+        let len = stream.read(&mut buffer)?;
+        if len == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
+        rest = &buffer[..len];
     }
 }
 

@@ -115,8 +115,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_size)]
     pub span: u32,
     /// Append what was sent, acknowledged and refused to this file, for
-    /// `loadgen verify`
-    #[arg(long, value_name = "FILE")]
+    /// `loadgen verify`. It is on disk when the run ends; until then it survives
+    /// the end of this process, but not of the machine. Needs --addr: an embedded
+    /// broker's data is gone when the run ends
+    #[arg(long, value_name = "FILE", requires = "addr")]
     pub ledger: Option<PathBuf>,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]

@@ -11,7 +11,7 @@ use ringbolt::serve::{Broker, Config, ServeError};
 #[derive(thiserror::Error, Debug)]
 pub enum EmbeddedError {
     /// No fresh directory.
-    #[error("cannot make a directory for the broker in {}: {source}; choose another with --data", parent.display())]
+    #[error("cannot make a directory for the broker in {}: {source}; choose another with loadgen run --data DIR", parent.display())]
     Directory {
         /// Where.
         parent: PathBuf,
@@ -22,7 +22,7 @@ pub enum EmbeddedError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// The broker's own reason.
-    #[error("the embedded broker does not run in {}: {source}; choose another directory with --data", dir.display())]
+    #[error("the embedded broker does not run in {}: {source}; choose another with loadgen run --data DIR", dir.display())]
     Broker {
         /// Its directory.
         dir: PathBuf,

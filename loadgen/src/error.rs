@@ -38,6 +38,9 @@ pub enum Error {
     /// No room for temporary files.
     #[error("cannot make a temporary file: {0}")]
     Temporary(std::io::Error),
+    /// Signals cannot be taken.
+    #[error("cannot take signals: {0}")]
+    Signals(std::io::Error),
     /// The arguments do not fit each other, or the topic.
     #[error("{0}")]
     Usage(String),

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::LONGEST_SLEEP;
 use crate::ledger::{Entry, LedgerError};
 use crate::producer::{Context, LinkError, Phase, Producer, Tally};
 use crate::signals::Signals;
@@ -19,6 +20,8 @@ pub struct Plan {
 /// Between two rounds of bookkeeping, in ns: how old the ledger's news of what
 /// was sent may be.
 const BOOKKEEPING: u64 = 5_000_000;
+/// How long an open loop goes on, in ns, to send what was due before its end.
+const CATCH_UP: u64 = 5_000_000_000;
 /// Between two looks for producers that wait too long, in ns.
 const TIMEOUT_CHECK: u64 = 100_000_000;
 
@@ -55,6 +58,10 @@ pub struct Fleet {
     measuring: bool,
     measure_at: u64,
     stop_at: u64,
+    /// When an open loop stops to catch up.
+    catch_up_until: u64,
+    /// When the engine called last.
+    called_at: u64,
     bookkeeping_at: u64,
     timeouts_at: u64,
 }
@@ -70,6 +77,8 @@ impl Fleet {
             measuring: false,
             measure_at: u64::MAX,
             stop_at: u64::MAX,
+            catch_up_until: u64::MAX,
+            called_at: u64::MAX,
             bookkeeping_at: 0,
             timeouts_at: 0,
         }
@@ -84,8 +93,10 @@ impl Fleet {
     /// Lets the run take its course; to be called at every turn.
     pub fn poll(&mut self, now: u64) -> Turn {
         self.ctx.recorder.tick(now);
+        self.note_pause(now);
         let mut turn = Turn::Go;
         match self.ctx.phase {
+            Phase::Opening if self.signals.is_interrupted() => self.stop_sending(now),
             Phase::Opening if self.producers.iter().all(Producer::is_ready) => {
                 self.begin(now);
                 turn = Turn::FillAll;
@@ -95,10 +106,13 @@ impl Fleet {
                 if !self.measuring && now >= self.measure_at {
                     self.measure(now);
                 }
-                if now >= self.stop_at {
+                if now >= self.stop_at || self.signals.is_interrupted() {
+                    self.stop_sending(now);
+                }
+            }
+            Phase::CatchingUp => {
+                if now >= self.catch_up_until || !self.is_behind() {
                     self.ctx.phase = Phase::Draining;
-                    self.ctx.recorder.cut(now, false);
-                    self.signals.measure_until(now);
                 }
             }
             Phase::Draining => {}
@@ -113,11 +127,43 @@ impl Fleet {
         turn
     }
 
+    /// Notes a pause if the engine's last call was longer ago than it may sleep:
+    /// then it was held up itself, and what it sees now may have been there for
+    /// that long.
+    #[inline]
+    fn note_pause(&mut self, now: u64) {
+        let from = self.called_at.saturating_add(LONGEST_SLEEP.as_nanos() as u64);
+        self.called_at = now;
+        if from < now {
+            self.ctx.pauses.push(from, now);
+        }
+    }
+
+    /// Ends what is measured. What an open loop owes until now is still sent: it
+    /// would have been, had the broker left room for it.
+    fn stop_sending(&mut self, now: u64) {
+        if self.signals.is_interrupted() {
+            self.ctx.fail(|| "interrupted: the figures are of what was run until then".to_owned());
+        }
+        self.ctx.due_until = self.ctx.due_until.min(now);
+        self.catch_up_until = now + CATCH_UP;
+        self.ctx.phase = if self.is_behind() { Phase::CatchingUp } else { Phase::Draining };
+        if self.measuring {
+            self.ctx.recorder.await_answers(now);
+        }
+        self.signals.measure_until(now);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.producers.iter().any(|producer| producer.is_behind(&self.ctx))
+    }
+
     fn begin(&mut self, now: u64) {
         self.ctx.phase = Phase::Sending;
         self.ctx.recorder.cut(now, false);
         self.measure_at = now + self.plan.warmup;
         self.stop_at = self.plan.measured.map_or(u64::MAX, |length| self.measure_at + length);
+        self.ctx.due_until = self.stop_at;
         for producer in &mut self.producers {
             producer.begin(&self.ctx, now);
         }
@@ -138,7 +184,9 @@ impl Fleet {
         }
         let tally = &self.ctx.tally;
         // Cheap first: with batches under way nothing is over.
-        if self.ctx.phase == Phase::Opening || tally.acked + tally.refused + tally.unknown < tally.sent {
+        if matches!(self.ctx.phase, Phase::Opening | Phase::CatchingUp)
+            || tally.acked + tally.refused + tally.unknown < tally.sent
+        {
             return false;
         }
         match self.ctx.phase {
@@ -164,6 +212,9 @@ impl Fleet {
     fn end(&mut self, now: u64) {
         self.ctx.recorder.cut(now, false);
         self.signals.measure_until(now);
+        // A counted run that ended early has no end of its own.
+        let until = self.ctx.due_until.min(now);
+        self.ctx.tally.due_not_sent = self.producers.iter().map(|p| p.due_not_sent(&self.ctx, until)).sum();
         for producer in &mut self.producers {
             producer.stop(&mut self.ctx);
         }
@@ -185,6 +236,7 @@ impl Fleet {
     /// be closed.
     #[inline]
     pub fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool {
+        self.note_pause(now);
         match self.producers[index].received(&mut self.ctx, bytes, now) {
             Ok(()) => true,
             // A restart, seen while shaking hands.

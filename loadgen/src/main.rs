@@ -1,6 +1,7 @@
 //! The `loadgen` command.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use loadgen::admin::Admin;
@@ -10,7 +11,9 @@ use loadgen::judge::Verdict;
 use loadgen::peer::Peer;
 use loadgen::report::{self, Report};
 use loadgen::run::Outcome;
+use loadgen::signals::Signals;
 use loadgen::{read, run, verify};
+use ringbolt::io::process::StopSignals;
 
 /// The broker broke its word.
 const BROKEN: u8 = 1;
@@ -36,14 +39,30 @@ fn command() -> String {
     std::env::args().collect::<Vec<_>>().join(" ")
 }
 
+/// Lets the first SIGINT or SIGTERM end the run in an orderly way, and the
+/// second one end the process. To be called before there are threads.
+fn heed_signals() -> Result<Arc<Signals>, Error> {
+    let stop = StopSignals::hold().map_err(Error::Signals)?;
+    let signals = Arc::new(Signals::default());
+    let interrupted = signals.clone();
+    let waiting = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        stop.wait();
+        interrupted.interrupt();
+        // As a shell reports a process that a signal has ended.
+        std::process::exit(128 + stop.wait());
+    });
+    waiting.map(|_| signals).map_err(Error::Signals)
+}
+
 /// `loadgen`: a run against an embedded broker, which is then stopped and
 /// started again, so that what is read back comes from its disk.
 fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
+    let signals = heed_signals()?;
     let Peer::Embedded(embedded) = Peer::of(args)? else { unreachable!("no address was given") };
     let ledger = embedded.dir().join("run.ledger");
     println!("an embedded broker listens on {}", embedded.addr());
     let peer = Peer::Embedded(embedded);
-    let mut outcome = run::run(args, &peer, Some(&ledger), &command())?;
+    let mut outcome = run::run(args, &peer, Some(&ledger), signals, &command())?;
     let Peer::Embedded(embedded) = peer else { unreachable!("made above") };
     println!("the broker is restarted, and everything is read back from its disk");
     let embedded = embedded.restart()?;
@@ -55,11 +74,13 @@ fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
 
 /// `loadgen run`.
 fn single(args: &RunArgs) -> Result<ExitCode, Error> {
+    // A reading run leaves nothing behind that an orderly end would save.
+    let signals = if args.read.is_some() { Arc::default() } else { heed_signals()? };
     let peer = Peer::of(args)?;
     let _idle = Admin::connect_idle(peer.addr(), args.idle)?;
     let outcome = match args.read {
         Some(what) => read::read(args, what, &peer, &command())?,
-        None => run::run(args, &peer, args.ledger.as_deref(), &command())?,
+        None => run::run(args, &peer, args.ledger.as_deref(), signals, &command())?,
     };
     finish(args, outcome)
 }

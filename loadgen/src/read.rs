@@ -69,6 +69,7 @@ pub fn read(args: &RunArgs, what: ReadFrom, peer: &Peer, command: &str) -> Resul
         reordered: None,
         corrupted: None,
         unknown: 0,
+        due_not_sent: 0,
         invalid: false,
         latency_us: fetched.latency_us,
         schedule_lag_us: Lag::default(),

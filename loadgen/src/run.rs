@@ -19,7 +19,7 @@ use crate::judge::{Judge, Verdict};
 use crate::ledger::{Entry, LedgerReader, LedgerSink, LedgerWriter, RunInfo};
 use crate::payload::Filler;
 use crate::peer::Peer;
-use crate::producer::{Context, Parameters, Phase, Producer, Tally};
+use crate::producer::{Context, Parameters, Pauses, Phase, Producer, Tally};
 use crate::report::{Fetched, Lag, Progress, Quantiles, Report};
 use crate::schedule;
 use crate::signals::Signals;
@@ -47,20 +47,69 @@ struct Run<'a> {
     command: &'a str,
 }
 
+/// Sees to it that the run fits the broker, and that its topic is there.
+fn set_up(args: &RunArgs, peer: &Peer) -> Result<TopicId, Error> {
+    if args.consumers > args.partitions {
+        return Err(Error::Usage(format!(
+            "{} consumers for {} partitions: some would have nothing to read; lower --consumers or raise --partitions",
+            args.consumers, args.partitions
+        )));
+    }
+    let maker = FrameMaker::new(Filler::new(0, args.size as usize), args.batch);
+    let batch_len = maker.batch_len(args.batch);
+    if let Peer::Echo(_) = peer {
+        fits(args, batch_len, ringbolt::limits::MAX_BATCH_LEN, u32::MAX)?;
+        return Ok(TopicId(1));
+    }
+    Admin::persist(peer.addr(), |admin| {
+        let limits = admin.limits();
+        if let Err(misfit) = fits(args, batch_len, limits.max_batch_len, limits.max_in_flight) {
+            return Ok(Err(misfit));
+        }
+        Ok(Ok(admin.topic(&args.topic, Some(args.partitions))?.id))
+    })?
+}
+
+/// Whether the peer takes what the run is to send.
+fn fits(args: &RunArgs, batch_len: usize, max_batch_len: u32, max_in_flight: u32) -> Result<(), Error> {
+    if batch_len > max_batch_len as usize {
+        return Err(Error::Usage(format!(
+            "a record batch of {} values of {} bytes has {batch_len} bytes, at most {max_batch_len} are taken; \
+             lower --batch or --size",
+            args.batch, args.size
+        )));
+    }
+    if args.in_flight > max_in_flight {
+        return Err(Error::Usage(format!(
+            "the broker takes {max_in_flight} requests in flight per connection; \
+             lower --in-flight from {} and raise --producers",
+            args.in_flight
+        )));
+    }
+    Ok(())
+}
+
 /// Loads `peer` with producers as asked for; consumers read along.
 ///
 /// `ledger` is where the ledger goes, whatever the arguments say.
-pub fn run(args: &RunArgs, peer: &Peer, ledger: Option<&Path>, command: &str) -> Result<Outcome, Error> {
-    let topic = match peer {
-        Peer::Echo(_) => TopicId(1),
-        _ => Admin::connect(peer.addr())?.topic(&args.topic, Some(args.partitions))?.id,
-    };
+///
+/// # Errors
+/// If it cannot begin, or not be carried through; what goes wrong on the way is
+/// in the outcome.
+pub fn run(
+    args: &RunArgs,
+    peer: &Peer,
+    ledger: Option<&Path>,
+    signals: Arc<Signals>,
+    command: &str,
+) -> Result<Outcome, Error> {
+    let topic = set_up(args, peer)?;
     let clock = Clock::start();
     let run = Run {
         args,
         config: EngineConfig { addr: peer.addr(), core: args.core, busy_poll: args.busy_poll },
         clock,
-        signals: Arc::new(Signals::default()),
+        signals,
         number: uuid::Uuid::new_v4().as_u64_pair().0,
         wall_us: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64,
         partitions: (0..args.partitions).map(|index| PartitionId::new(topic, index)).collect(),
@@ -130,6 +179,9 @@ impl Run<'_> {
             fetched = Some(sink.fetched());
             verdict = Some(judge(sink.into_judge(), &ledger.path, Some(self.number))?);
         }
+        if tally.acked == 0 {
+            failure.get_or_insert("nothing was acknowledged".to_owned());
+        }
         let report = self.report(totals, tally, name, fetched, verdict);
         Ok(Outcome { report, failure })
     }
@@ -171,6 +223,8 @@ impl Run<'_> {
             ledger,
             tally: Tally::default(),
             phase: Phase::Opening,
+            due_until: u64::MAX,
+            pauses: Pauses::default(),
             acked_end: vec![0; self.partitions.len()],
             streams: 0,
             failure: None,
@@ -199,15 +253,15 @@ impl Run<'_> {
         if self.args.consumers == 0 {
             return Ok(None);
         }
-        let count = (self.args.consumers as usize).min(self.partitions.len());
-        let mut admin = Admin::connect(self.config.addr)?;
-        let mut judge = Judge::default();
+        let count = self.args.consumers as usize;
         // Only what this run produces is of interest.
-        let mut from = Vec::with_capacity(self.partitions.len());
-        for &partition in &self.partitions {
-            let end = admin.end(partition)?;
+        let from = Admin::persist(self.config.addr, |admin| {
+            self.partitions.iter().map(|&partition| Ok((partition, admin.end(partition)?))).collect()
+        });
+        let from: Vec<(PartitionId, u64)> = from?;
+        let mut judge = Judge::default();
+        for &(partition, end) in &from {
             judge.begin_at(partition, end);
-            from.push((partition, end));
         }
         let consumers = (0..count)
             .map(|c| Consumer::new(from.iter().copied().skip(c).step_by(count), self.args.fetch_bytes))
@@ -244,7 +298,10 @@ impl Run<'_> {
         fetched: Option<Fetched>,
         verdict: Option<Verdict>,
     ) -> Report {
-        let reason = self.args.rate.and_then(|_| schedule::invalid(&totals.lag, &totals.latency));
+        let reason = self
+            .args
+            .rate
+            .and_then(|_| schedule::invalid(&totals.lag, &totals.latency, tally.sent, tally.due_not_sent));
         let mut report = Report {
             acked: tally.acked,
             acked_per_s: totals.per_second(),
@@ -254,6 +311,7 @@ impl Run<'_> {
             reordered: None,
             corrupted: None,
             unknown: tally.unknown,
+            due_not_sent: tally.due_not_sent,
             invalid: reason.is_some(),
             latency_us: Quantiles::of(&totals.latency),
             schedule_lag_us: Lag::of(&totals.lag),

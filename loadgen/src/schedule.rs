@@ -11,7 +11,9 @@
 //! were sent late: that is **schedule lag**, and it makes figures worthless.
 //! A run is invalid if the 99th percentile of the lag exceeds both 1 ms and a
 //! tenth of the 99th percentile of the latency: from there on the generator's
-//! lateness shows in the figure that people read first.
+//! lateness shows in the figure that people read first. It is invalid as well if
+//! more than one message in a hundred that was due was never sent, because the
+//! broker left no room for it: the worst latencies are then missing.
 
 use hdrhistogram::Histogram;
 
@@ -51,6 +53,13 @@ impl Schedule {
         self.start + (self.phase_ns + self.next as f64 * self.period_ns) as u64
     }
 
+    /// How many of its batches are due before `until` and not on their way.
+    pub fn left_before(&self, until: u64) -> u64 {
+        let before = until.saturating_sub(self.start) as f64 - self.phase_ns;
+        let all = if before > 0.0 { (before / self.period_ns).ceil() as u64 } else { 0 };
+        all.saturating_sub(self.next)
+    }
+
     /// Notes that the next batch is on its way.
     #[inline]
     pub fn advance(&mut self) {
@@ -59,8 +68,24 @@ impl Schedule {
 }
 
 /// Why a run's figures cannot be trusted, if they cannot; takes lag and latency
-/// in ns.
-pub fn invalid(lag: &Histogram<u64>, latency: &Histogram<u64>) -> Option<String> {
+/// in ns, and the messages that were sent and that were only due.
+pub fn invalid(
+    lag: &Histogram<u64>,
+    latency: &Histogram<u64>,
+    sent: u64,
+    due_not_sent: u64,
+) -> Option<String> {
+    late(lag, latency).or_else(|| {
+        (due_not_sent > (sent + due_not_sent) / 100).then(|| {
+            format!(
+                "the broker fell behind the schedule: {due_not_sent} messages were due and never sent, and \
+                 what they would have waited is missing; lower --rate or raise --in-flight"
+            )
+        })
+    })
+}
+
+fn late(lag: &Histogram<u64>, latency: &Histogram<u64>) -> Option<String> {
     let (lag, latency) = (lag.value_at_quantile(0.99), latency.value_at_quantile(0.99));
     (lag > TOLERATED_LAG_NS.max(latency / 10)).then(|| {
         format!(
@@ -104,8 +129,34 @@ mod tests {
 
     #[test]
     fn a_generator_that_was_late_invalidates_the_run() {
-        assert!(invalid(&constant(2_000_000), &constant(3_000_000)).is_some());
-        assert!(invalid(&constant(900_000), &constant(3_000_000)).is_none());
-        assert!(invalid(&constant(2_000_000), &constant(30_000_000)).is_none());
+        let invalid = |lag, latency| invalid(&constant(lag), &constant(latency), 1000, 0);
+        assert!(invalid(2_000_000, 3_000_000).is_some());
+        assert!(invalid(900_000, 3_000_000).is_none());
+        assert!(invalid(2_000_000, 30_000_000).is_none());
+    }
+
+    #[test]
+    fn a_broker_that_left_no_room_invalidates_the_run() {
+        let (lag, latency) = (constant(0), constant(1_000_000));
+        assert!(invalid(&lag, &latency, 990, 10).is_none());
+        assert!(invalid(&lag, &latency, 989, 11).unwrap().contains("11 messages"));
+    }
+
+    #[test]
+    fn what_is_left_is_what_is_due_and_not_sent() {
+        let mut schedule = Schedule::new(1000, 1000.0, 1, 1, 2);
+        let mut due = Vec::new();
+        for _ in 0..10 {
+            due.push(schedule.due());
+            schedule.advance();
+        }
+        let mut schedule = Schedule::new(1000, 1000.0, 1, 1, 2);
+        for sent in 0..5 {
+            for until in (0..20_000_000).step_by(333_333).chain(due.iter().copied()) {
+                let left = due.iter().skip(sent).filter(|&&at| at < until).count() as u64;
+                assert_eq!(schedule.left_before(until), left, "{sent} sent, until {until}");
+            }
+            schedule.advance();
+        }
     }
 }

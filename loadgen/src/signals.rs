@@ -1,7 +1,7 @@
 //! Words between a run's producers, its consumers, and the thread that waits
 //! for both.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Moments on the run's clock that everybody has to know.
 pub struct Signals {
@@ -11,13 +11,20 @@ pub struct Signals {
     until: AtomicU64,
     /// Nothing is produced after this: read to the end, and stop.
     frozen_at: AtomicU64,
+    /// The user has had enough.
+    interrupted: AtomicBool,
 }
 
 const NEVER: u64 = u64::MAX;
 
 impl Default for Signals {
     fn default() -> Self {
-        Signals { from: NEVER.into(), until: NEVER.into(), frozen_at: NEVER.into() }
+        Signals {
+            from: NEVER.into(),
+            until: NEVER.into(),
+            frozen_at: NEVER.into(),
+            interrupted: false.into(),
+        }
     }
 }
 
@@ -42,6 +49,17 @@ impl Signals {
     pub fn measured_seconds(&self) -> f64 {
         let (from, until) = (self.from.load(Ordering::Relaxed), self.until.load(Ordering::Relaxed));
         if until == NEVER { 0.0 } else { until.saturating_sub(from) as f64 / 1e9 }
+    }
+
+    /// The run is to end early, in an orderly way.
+    pub fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the run is to end early.
+    #[inline]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     /// Nothing is produced any more.

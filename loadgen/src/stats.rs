@@ -56,6 +56,9 @@ pub struct Interval {
     /// Whether it belongs to what is measured, and not to warm-up or the wait
     /// for the last answers.
     pub measured: bool,
+    /// Whether its latencies count: while measuring, and after it those of what
+    /// was sent, or was to be sent, before the end.
+    pub sampled: bool,
     /// Time to the answer of each record, ns.
     pub latency: Histogram<u64>,
     /// How late the generator itself was with each batch, ns.
@@ -72,6 +75,7 @@ impl Interval {
             start: 0,
             end: 0,
             measured: false,
+            sampled: false,
             latency: histogram(),
             lag: histogram(),
             records: 0,
@@ -97,6 +101,8 @@ pub struct Recorder {
     full: Sender<Box<Interval>>,
     empty: Receiver<Box<Interval>>,
     next_swap: u64,
+    /// Latencies of what was due before this do not count; ns.
+    due_from: u64,
 }
 
 /// The receiving side.
@@ -117,15 +123,21 @@ pub fn recorder() -> (Recorder, Intervals) {
         full: full_tx,
         empty: empty_rx,
         next_swap: INTERVAL_NS,
+        due_from: 0,
     };
     (recorder, Intervals { full, empty })
 }
 
 impl Recorder {
-    /// Notes `records` answers of `bytes` bytes together, after `latency_ns`.
+    /// Notes that `records` records of `bytes` bytes together, sent or to be sent
+    /// at `due`, were answered. Throughput is what was answered while measuring;
+    /// latency is that of what was due in that time, however late the answer
+    /// comes, or the worst would be left out.
     #[inline]
-    pub fn answered(&mut self, latency_ns: u64, records: u64, bytes: u64) {
-        self.current.latency.saturating_record_n(latency_ns, records);
+    pub fn answered(&mut self, due: u64, now: u64, records: u64, bytes: u64) {
+        if due >= self.due_from {
+            self.current.latency.saturating_record_n(now.saturating_sub(due), records);
+        }
         self.current.records += records;
         self.current.bytes += bytes;
     }
@@ -153,18 +165,31 @@ impl Recorder {
     #[inline]
     pub fn tick(&mut self, now: u64) {
         if now >= self.next_swap {
-            let measured = self.current.measured;
-            self.cut(now, measured);
+            let (measured, sampled) = (self.current.measured, self.current.sampled);
+            self.swap(now, measured, sampled);
         }
     }
 
     /// Ends the interval here; the next one is part of what is measured, or
     /// not.
     pub fn cut(&mut self, now: u64, measured: bool) {
+        if measured {
+            self.due_from = now;
+        }
+        self.swap(now, measured, measured);
+    }
+
+    /// Ends what is measured here; the latencies of what was due until now still
+    /// count.
+    pub fn await_answers(&mut self, now: u64) {
+        self.swap(now, false, true);
+    }
+
+    fn swap(&mut self, now: u64, measured: bool, sampled: bool) {
         let fresh = self.empty.try_recv().unwrap_or_else(|_| Box::new(Interval::new()));
         let mut full = std::mem::replace(&mut self.current, fresh);
         full.end = now;
-        (self.current.start, self.current.measured) = (now, measured);
+        (self.current.start, self.current.measured, self.current.sampled) = (now, measured, sampled);
         self.next_swap = now + INTERVAL_NS;
         // Nobody listening means that nobody wants to know.
         let _ = self.full.send(full);
@@ -253,10 +278,12 @@ impl Default for Totals {
 impl Totals {
     /// Adds an interval, and returns its point if it has a length.
     pub fn add(&mut self, interval: &Interval) -> Option<Point> {
-        if interval.measured {
+        if interval.sampled {
             // Same bounds on both sides: cannot fail.
             let _ = self.latency.add(&interval.latency);
             let _ = self.lag.add(&interval.lag);
+        }
+        if interval.measured {
             self.records += interval.records;
             self.bytes += interval.bytes;
             self.seconds += interval.seconds();
@@ -309,22 +336,25 @@ mod tests {
     }
 
     #[test]
-    fn warm_up_and_the_wait_for_the_last_answers_do_not_count() {
+    fn warm_up_does_not_count_and_late_answers_count_as_latency_alone() {
+        const S: u64 = 1_000_000_000;
         let (mut recorder, intervals) = recorder();
         let mut totals = Totals::default();
         recorder.cut(0, false);
-        recorder.answered(9_000_000, 5, 500);
-        recorder.cut(1_000_000_000, true);
-        recorder.answered(1_000, 10, 1000);
-        recorder.tick(2_500_000_000);
-        recorder.answered(3_000, 10, 1000);
-        recorder.cut(3_000_000_000, false);
-        recorder.answered(9_000_000, 5, 500);
-        recorder.cut(4_000_000_000, false);
+        recorder.answered(S - 9_000_000, S, 5, 500);
+        recorder.cut(S, true);
+        recorder.answered(S - 1, S + 9_000_000, 10, 1000);
+        recorder.answered(S, S + 1_000, 10, 1000);
+        recorder.tick(2 * S + S / 2);
+        recorder.answered(2 * S, 2 * S + 3_000, 10, 1000);
+        recorder.await_answers(3 * S);
+        recorder.answered(3 * S - 1000, 3 * S + 6_000, 5, 500);
+        recorder.cut(4 * S, false);
         drain(&intervals, &mut totals);
-        assert_eq!((totals.records, totals.bytes, totals.latency.len()), (20, 2000, 20));
-        assert_eq!((totals.seconds, totals.per_second(), totals.mb_per_second()), (2.0, 10.0, 0.001));
-        assert!(totals.latency.max() < 3_100);
+        assert_eq!((totals.records, totals.bytes), (30, 3000), "answered while measuring");
+        assert_eq!((totals.seconds, totals.per_second(), totals.mb_per_second()), (2.0, 15.0, 0.0015));
+        assert_eq!(totals.latency.len(), 25, "sent while measuring");
+        assert!((6_900..7_100).contains(&totals.latency.max()), "{}", totals.latency.max());
         assert_eq!(totals.points.iter().filter(|p| p.measured).count(), 2);
     }
 
@@ -333,7 +363,7 @@ mod tests {
         let (mut recorder, intervals) = recorder();
         let mut totals = Totals::default();
         for second in 1..20 {
-            recorder.answered(1_000, 1, 1);
+            recorder.answered(second * INTERVAL_NS, second * INTERVAL_NS, 1, 1);
             recorder.cut(second * INTERVAL_NS, true);
             drain(&intervals, &mut totals);
         }

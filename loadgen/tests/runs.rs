@@ -1,12 +1,15 @@
 //! The binary as a user runs it: against an echo peer, against a broker that
 //! keeps its word, and against one that does not.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use loadgen::admin::Admin;
 use ringbolt::serve::{Broker, Config};
+use ringbolt_wire::{Request, Response};
 use serde_json::Value;
 
 /// A directory on a real disk, where a broker can write directly.
@@ -168,6 +171,15 @@ fn consumers_that_read_along_find_all_that_was_acknowledged() {
     }
 }
 
+/// Waits until a run has its topic and sends.
+fn wait_for_load(ledger: &Path) {
+    let start = Instant::now();
+    while std::fs::metadata(ledger).map_or(0, |ledger| ledger.len()) < 4096 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the run does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn restarts_of_the_broker_are_survived_and_cost_nothing() {
     for engine in ["raw", "tokio-uring"] {
@@ -181,8 +193,9 @@ fn restarts_of_the_broker_are_survived_and_cost_nothing() {
             .args(["--consumers", "1", "--ledger", files.ledger(), "--json", files.json()])
             .spawn()
             .unwrap();
+        wait_for_load(&files.ledger);
         for _ in 0..2 {
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(300));
             running.stop().unwrap();
             running = broker(&data, addr);
         }
@@ -254,12 +267,20 @@ fn bad_usage_and_missing_brokers_are_told_apart_from_lost_messages() {
     let files = Files::new();
     // A port that nobody listens on: it was free a moment ago.
     let free = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap().to_string();
+    let dir = directory();
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = broker.addr().to_string();
     for (args, words) in [
         (vec!["run", "--size", "3"], "must be from 40 bytes"),
         (vec!["run", "--rate", "0"], "must be a number from"),
         (vec!["run", "--addr", "nonsense"], "write HOST:PORT"),
         (vec!["run", "--addr", &free], "cannot reach a broker"),
         (vec!["run", "--echo", "--consumers", "1"], "cannot be used with"),
+        (vec!["run", "--echo", "--batch", "2048"], "2146384 bytes, at most 1048576 are taken"),
+        (vec!["run", "--addr", &addr, "--size", "1MiB"], "1048680 bytes, at most 1048576 are taken"),
+        (vec!["run", "--addr", &addr, "--in-flight", "1025"], "1024 requests in flight"),
+        (vec!["run", "--addr", &addr, "--consumers", "2"], "2 consumers for 1 partitions"),
+        (vec!["run", "--ledger", files.ledger()], "--addr"),
         (vec!["verify", "--ledger", files.ledger()], "No such file"),
     ] {
         let output = loadgen(&args);
@@ -267,6 +288,8 @@ fn bad_usage_and_missing_brokers_are_told_apart_from_lost_messages() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
         assert!(text.contains(words), "{args:?}: {text}");
     }
+    assert!(topics(broker.addr()).is_empty(), "what does not fit leaves no topic behind");
+    broker.stop().unwrap();
 }
 
 #[test]
@@ -275,4 +298,110 @@ fn the_embedded_broker_needs_no_locked_memory() {
     let data = dir.path().to_str().unwrap();
     let output = with_little_locked_memory(&["run", "--count", "1000", "--data", data]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+fn topics(addr: SocketAddr) -> Vec<String> {
+    let mut admin = Admin::connect(addr).unwrap();
+    match admin.ask(&Request::ListTopics).unwrap() {
+        Response::Topics(topics) => topics.into_iter().map(|topic| topic.name).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Passes connections on to the broker at `to`, but breaks the first one when
+/// its first request has been made.
+fn breaking_once(to: SocketAddr) -> SocketAddr {
+    let listener = std::net::TcpListener::bind(anywhere()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (mut client, mut broker) = (client.unwrap(), TcpStream::connect(to).unwrap());
+            let (mut back, mut forth) = (broker.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut back, &mut forth));
+            std::thread::spawn(move || {
+                let mut buffer = [0; 16 << 10];
+                for turn in 0.. {
+                    let len = client.read(&mut buffer).unwrap_or(0);
+                    if len == 0 || (number == 0 && turn == 1) || broker.write_all(&buffer[..len]).is_err() {
+                        break;
+                    }
+                }
+                let _ = (client.shutdown(Shutdown::Both), broker.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn a_connection_that_breaks_before_the_run_is_made_again() {
+    let (dir, files) = (directory(), Files::new());
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = breaking_once(broker.addr()).to_string();
+    succeed(&["run", "--addr", &addr, "--count", "100", "--producers", "2", "--json", files.json()]);
+    assert_eq!(files.report()["acked"], 100);
+    broker.stop().unwrap();
+}
+
+#[test]
+fn a_run_that_acknowledged_nothing_fails() {
+    let dir = directory();
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = broker.addr().to_string();
+    let output = loadgen(&["run", "--addr", &addr, "--duration", "0s", "--warmup", "0s", "--quiet"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing was acknowledged"), "{output:?}");
+    broker.stop().unwrap();
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success(), "kill -s {name}");
+}
+
+#[test]
+fn an_open_loop_tells_its_own_pauses_from_those_of_the_broker() {
+    let (dir, files) = (directory(), Files::new());
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = broker.addr().to_string();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["run", "--addr", &addr, "--rate", "2000", "--producers", "4", "--in-flight", "1"])
+        .args(["--duration", "3s", "--warmup", "0s", "--quiet"])
+        .args(["--ledger", files.ledger(), "--json", files.json()])
+        .spawn()
+        .unwrap();
+    wait_for_load(&files.ledger);
+    signal(&child, "STOP");
+    std::thread::sleep(Duration::from_millis(700));
+    signal(&child, "CONT");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let report = files.report();
+    assert_eq!(report["invalid"], true, "{report}");
+    let micros = |field: &str| report[field]["max"].as_f64().unwrap();
+    assert!(micros("schedule_lag_us") > 600e3 && micros("latency_us") > 600e3, "{report}");
+    broker.stop().unwrap();
+}
+
+#[test]
+fn an_interrupted_run_reports_what_it_did() {
+    let (dir, files) = (directory(), Files::new());
+    let broker = broker(&dir.path().join("data"), anywhere());
+    let addr = broker.addr().to_string();
+    let child = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["run", "--addr", &addr, "--duration", "1h", "--consumers", "1"])
+        .args(["--ledger", files.ledger(), "--json", files.json()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for_load(&files.ledger);
+    signal(&child, "INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"), "{output:?}");
+    let report = files.report();
+    assert!(report["acked"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!((&report["lost"], &report["unknown"]), (&0.into(), &0.into()), "{report}");
+    succeed(&["verify", "--ledger", files.ledger(), "--quiet"]);
+    broker.stop().unwrap();
 }

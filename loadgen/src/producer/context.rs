@@ -1,5 +1,7 @@
 //! What all producers of a run share: its parameters, its books, its phase.
 
+use std::collections::VecDeque;
+
 use ringbolt_wire::Offset;
 
 use crate::frame::FrameMaker;
@@ -13,6 +15,8 @@ pub enum Phase {
     Opening,
     /// New messages are sent.
     Sending,
+    /// The time is up; an open loop still sends what was due before.
+    CatchingUp,
     /// No new ones; the last answers are waited for.
     Draining,
 }
@@ -52,6 +56,34 @@ pub struct Tally {
     pub retries: u64,
     /// Connections made again.
     pub reconnects: u64,
+    /// Due in an open loop, and never sent: there was no room in time.
+    pub due_not_sent: u64,
+}
+
+/// The latest times, in ns, in which the generator did not look at its sockets
+/// though it should have: held up by the system, or by too much to do.
+#[derive(Default)]
+pub struct Pauses(VecDeque<(u64, u64)>);
+
+/// How many pauses are remembered: those of a second, if each is just long enough
+/// to be one.
+const PAUSES: usize = 256;
+
+impl Pauses {
+    /// Notes a pause, which is later than those before.
+    pub fn push(&mut self, from: u64, until: u64) {
+        if self.0.len() == PAUSES {
+            self.0.pop_front();
+        }
+        self.0.push_back((from, until));
+    }
+
+    /// How much of the time since `due` was pause.
+    #[inline]
+    pub fn since(&self, due: u64) -> u64 {
+        let overlapping = self.0.iter().rev().take_while(|&&(_, until)| until > due);
+        overlapping.map(|&(from, until)| until - from.max(due)).sum()
+    }
 }
 
 /// What producers write into.
@@ -70,6 +102,10 @@ pub struct Context {
     pub tally: Tally,
     /// What the run does.
     pub phase: Phase,
+    /// An open loop sends what is due before this, and nothing else; ns.
+    pub due_until: u64,
+    /// When the generator itself did not look at its sockets.
+    pub pauses: Pauses,
     /// By partition: offset after the last acknowledged record.
     pub acked_end: Vec<u64>,
     /// Streams opened so far.

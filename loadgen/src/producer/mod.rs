@@ -7,22 +7,22 @@
 
 mod context;
 mod link;
+mod sending;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Context, Parameters, Phase, Tally};
+pub use context::{Context, Parameters, Pauses, Phase, Tally};
 pub use link::{Link, LinkError};
 pub use stream::{Batch, Stream, Use};
 
 use ringbolt_client::session::SessionEvent;
 use ringbolt_wire::message::ErrorResponse;
-use ringbolt_wire::message::{OpenProducer, ProduceAck, ProducerOpened};
-use ringbolt_wire::{PartitionId, ProducerId, Request, Response};
+use ringbolt_wire::message::{HelloAck, ProduceAck, ProducerOpened};
+use ringbolt_wire::{PartitionId, ProducerId, Response};
 
 use crate::frame::Place;
 use crate::ledger::{Entry, StreamInfo};
-use crate::payload::Stamp;
 use crate::schedule::Schedule;
 use crate::send_buffer::SendBuffer;
 use link::{Echo, LinkEvent, drain};
@@ -130,6 +130,18 @@ impl Producer {
         self.stopped || self.budget == Some(0)
     }
 
+    /// Whether something that was due before the end waits to be sent.
+    pub fn is_behind(&self, ctx: &Context) -> bool {
+        !self.stopped && self.budget != Some(0) && self.schedule.is_some_and(|s| s.due() < ctx.due_until)
+    }
+
+    /// Messages that were due before `until`, and were never sent.
+    pub fn due_not_sent(&self, ctx: &Context, until: u64) -> u64 {
+        let batches = self.schedule.map_or(0, |s| s.left_before(until));
+        let records = batches * u64::from(ctx.parameters.batch);
+        self.budget.map_or(records, |budget| records.min(budget))
+    }
+
     /// Starts to send, from `now` on.
     pub fn begin(&mut self, ctx: &Context, now: u64) {
         let p = &ctx.parameters;
@@ -224,9 +236,25 @@ impl Producer {
                 // The session sees to it that answers belong to their requests.
                 _ => {}
             },
-            SessionEvent::Connected(_) => self.failures = 0,
+            SessionEvent::Connected(limits) => {
+                self.failures = 0;
+                self.check_limits(ctx, &limits);
+            }
             // The connection is closed next, which says all that matters here.
             SessionEvent::Goodbye(_) | SessionEvent::Produced { tag: Tag::Open(_), .. } => {}
+        }
+    }
+
+    /// A broker that takes less than the one before it will never take what is to
+    /// be sent.
+    fn check_limits(&mut self, ctx: &mut Context, limits: &HelloAck) {
+        let (len, most) = (ctx.maker.batch_len(ctx.parameters.batch), limits.max_batch_len);
+        if len > most as usize {
+            let index = self.index;
+            ctx.fail(|| {
+                format!("producer {index}: a record batch has {len} bytes, the broker takes at most {most}")
+            });
+            self.stop(ctx);
         }
     }
 
@@ -251,7 +279,7 @@ impl Producer {
         let count = u64::from(batch.count);
         ctx.tally.acked += count;
         let bytes = count * ctx.maker.value_len() as u64;
-        ctx.recorder.answered(now.saturating_sub(batch.due), count, bytes);
+        ctx.recorder.answered(batch.due, now, count, bytes);
     }
 
     #[inline]
@@ -364,201 +392,6 @@ impl Producer {
         let partition = self.streams[number as usize].place.partition;
         ctx.fail(|| format!("producer {} cannot open partition {partition}: {error}", self.index));
         self.stop_stream(ctx, number, None);
-    }
-
-    /// Appends what can be sent now to the output.
-    pub fn fill(&mut self, ctx: &mut Context, now: u64) {
-        if self.stopped || self.link.is_none() {
-            return;
-        }
-        if !self.to_open.is_empty() {
-            self.open_streams(ctx);
-        }
-        if self.again > 0 {
-            self.send_again(ctx, now);
-        }
-        if ctx.phase == Phase::Sending {
-            self.send_new(ctx, now);
-        }
-    }
-
-    fn open_streams(&mut self, ctx: &Context) {
-        let Some(Link::Broker(session)) = &mut self.link else { return };
-        // The first answer brings the identity that the others need.
-        let most = if self.identity == ProducerId::NONE { 1 } else { u32::MAX };
-        while self.opening < most && session.credit() > 0 {
-            let Some(number) = self.to_open.pop() else { break };
-            let partition = self.streams[number as usize].place.partition;
-            let open = OpenProducer { partition, producer: self.identity, take_over: false };
-            if session.request(&Request::OpenProducer(open), Tag::Open(number)).is_err() {
-                self.to_open.push(number);
-                break;
-            }
-            self.opening += 1;
-        }
-        drain(session, |bytes| ctx.maker.put_other(&mut self.out, bytes));
-    }
-
-    fn send_again(&mut self, ctx: &mut Context, now: u64) {
-        for number in 0..self.streams.len() {
-            if self.streams[number].again_at().is_none_or(|at| at > now) {
-                continue;
-            }
-            let batches = self.streams[number].take_again();
-            let mut batches = batches.into_iter();
-            for batch in batches.by_ref() {
-                if !self.put(ctx, batch) {
-                    // No credit left: the rest keeps its place.
-                    let stream = &mut self.streams[number];
-                    stream.keep(std::iter::once(batch).chain(batches));
-                    return;
-                }
-                ctx.tally.retries += 1;
-            }
-            self.again -= 1;
-        }
-    }
-
-    fn send_new(&mut self, ctx: &mut Context, now: u64) {
-        let open_loop = self.schedule.is_some();
-        while self.budget != Some(0) {
-            let due = self.schedule.as_ref().map_or(now, Schedule::due);
-            if due > now {
-                return;
-            }
-            let sent = self.send_one(ctx, due);
-            let Some(batch) = sent else {
-                self.no_room = true;
-                return;
-            };
-            if open_loop {
-                // The time now, not that of the turn: making frames takes time.
-                let sent = ctx.clock.now();
-                ctx.recorder.lagged(sent.saturating_sub(due.max(self.room_since)));
-            }
-            self.booked(ctx, batch);
-        }
-    }
-
-    /// Sends a new batch, if there is room for it.
-    #[inline]
-    fn send_one(&mut self, ctx: &mut Context, due: u64) -> Option<Batch> {
-        if self.unsettled >= ctx.parameters.in_flight {
-            return None;
-        }
-        let number = self.next_stream()?;
-        let usual = u64::from(ctx.parameters.batch);
-        let count = self.budget.map_or(usual, |left| left.min(usual)) as u32;
-        let first = self.streams[number].next;
-        let batch = Batch { stream: number as u32, count, first, due, doubtful: false };
-        self.put(ctx, batch).then_some(batch)
-    }
-
-    /// The stream whose turn it is, of those that take new batches.
-    #[inline]
-    fn next_stream(&mut self) -> Option<usize> {
-        for _ in 0..self.streams.len() {
-            let number = self.turn;
-            self.turn += 1;
-            if self.turn == self.streams.len() {
-                self.turn = 0;
-            }
-            if self.streams[number].takes_new() {
-                return Some(number);
-            }
-        }
-        None
-    }
-
-    /// Books a batch that was sent for the first time.
-    #[inline]
-    fn booked(&mut self, ctx: &mut Context, batch: Batch) {
-        let count = u64::from(batch.count);
-        let stream = &mut self.streams[batch.stream as usize];
-        if stream.next == stream.told && ctx.ledger.is_kept() {
-            self.untold.push(batch.stream);
-        }
-        stream.next += count;
-        self.unsettled += 1;
-        ctx.tally.sent += count;
-        if let Some(budget) = &mut self.budget {
-            *budget -= count;
-        }
-        if let Some(schedule) = &mut self.schedule {
-            schedule.advance();
-        }
-    }
-
-    /// Appends a batch's frame to the output, unless the link takes none now.
-    #[inline]
-    fn put(&mut self, ctx: &mut Context, batch: Batch) -> bool {
-        let Some(link) = self.link.as_mut().filter(|link| link.credit() > 0) else { return false };
-        if !link.head(&mut self.head, &ctx.maker, Tag::Batch(batch), batch.count) {
-            return false;
-        }
-        let stream = &mut self.streams[batch.stream as usize];
-        stream.sent();
-        let place = stream.place;
-        let stamp = Stamp {
-            run: ctx.parameters.run,
-            producer: self.index,
-            partition: place.partition.index,
-            sequence: batch.first,
-            sent_ns: batch.due,
-        };
-        let timestamp_us = ctx.parameters.wall_us + batch.due / 1000;
-        let Producer { out, head, .. } = self;
-        ctx.maker.put(out, head, place, stamp, timestamp_us, batch.count);
-        true
-    }
-
-    /// Tells the ledger what was sent since the last time.
-    pub fn tell(&mut self, ctx: &mut Context) {
-        for number in self.untold.drain(..) {
-            let stream = &mut self.streams[number as usize];
-            let (first, count) = (stream.told, stream.next - stream.told);
-            stream.told = stream.next;
-            ctx.note(Entry::Sent { stream: stream.ledger, first, count });
-        }
-    }
-
-    /// When `fill` has something to do although nothing arrived.
-    pub fn wake_at(&self, ctx: &Context) -> Option<u64> {
-        if self.stopped || self.link.is_none() {
-            return None;
-        }
-        let mut at = None;
-        if self.again > 0 {
-            at = self.streams.iter().filter_map(Stream::again_at).min();
-        }
-        if let Some(schedule) = &self.schedule
-            && ctx.phase == Phase::Sending
-            && !self.no_room
-            && self.budget != Some(0)
-        {
-            at = Some(at.map_or(schedule.due(), |a: u64| a.min(schedule.due())));
-        }
-        at
-    }
-
-    /// What is to be sent, if anything is: memory, and how much of it. Give the
-    /// memory back with [`recycle`](Self::recycle).
-    #[inline]
-    pub fn take_output(&mut self) -> Option<(Vec<u8>, usize)> {
-        if self.out.is_empty() {
-            return None;
-        }
-        let mut out = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
-        self.sending = out.laid_out();
-        Some(out.take())
-    }
-
-    /// Takes the memory of the last output back, when it was sent.
-    #[inline]
-    pub fn recycle(&mut self, memory: Vec<u8>) {
-        if self.spare.capacity() < memory.capacity() {
-            self.spare = SendBuffer::again(memory, self.sending);
-        }
     }
 }
 

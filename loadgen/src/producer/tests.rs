@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 use proptest::prelude::*;
-use ringbolt_wire::message::{ErrorResponse, Hello, HelloAck, ProduceAck, ProducerOpened};
+use ringbolt_wire::message::{ErrorResponse, Hello, HelloAck, OpenProducer, ProduceAck, ProducerOpened};
 use ringbolt_wire::{
-    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Response, Sequence, TopicId,
+    BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Request, Response, Sequence,
+    TopicId,
 };
 
 use super::*;
@@ -19,7 +20,7 @@ use crate::judge::{Judge, Verdict};
 use crate::ledger::{LedgerSink, RunInfo};
 use crate::payload::Filler;
 use crate::signals::Signals;
-use crate::stats::{Clock, recorder};
+use crate::stats::{Clock, Intervals, Next, Totals, recorder};
 
 const RUN: u64 = 99;
 
@@ -50,6 +51,7 @@ struct FakeBroker {
     next: HashMap<(ProducerId, PartitionId), (u64, HashMap<u64, u64>)>,
     producers: u64,
     moods: Vec<Mood>,
+    max_batch_len: u32,
 }
 
 impl FakeBroker {
@@ -64,7 +66,7 @@ impl FakeBroker {
             let meta = &frame[32..header.head_len()];
             let request = Request::decode(header.opcode, meta, header.payload_len).unwrap();
             let answer = match request {
-                Request::Hello(hello) => Some(greet(&hello)),
+                Request::Hello(hello) => Some(greet(&hello, self.max_batch_len)),
                 Request::OpenProducer(open) => Some(self.open(open)),
                 Request::Produce { .. } => self.produce(&frame[header.head_len()..]),
                 other => panic!("{other:?}"),
@@ -124,7 +126,7 @@ impl FakeBroker {
     }
 }
 
-fn greet(hello: &Hello) -> Response {
+fn greet(hello: &Hello, max_batch_len: u32) -> Response {
     assert!(hello.affinity.is_some());
     Response::Hello(HelloAck {
         version: 1,
@@ -132,7 +134,7 @@ fn greet(hello: &Hello) -> Response {
         shards: 1,
         features: 0,
         max_frame_len: 64 << 20,
-        max_batch_len: 16 << 20,
+        max_batch_len,
         max_in_flight: 5,
         boot: 1,
         broker_id: [0; 16],
@@ -145,10 +147,31 @@ struct Case {
     chunks: Receiver<Vec<Entry>>,
     now: u64,
     up: Vec<bool>,
+    signals: Arc<Signals>,
 }
 
 impl Case {
     fn new(producers: u32, partitions: u32, in_flight: u32, count: u64, moods: Vec<Mood>) -> Case {
+        let plan = Plan { warmup: 0, measured: None };
+        Case::with(producers, partitions, in_flight, Some(count), None, plan, moods).0
+    }
+
+    /// One producer with a window of one batch of three, and a schedule.
+    fn open_loop(rate: f64, measured: u64) -> (Case, Intervals) {
+        let plan = Plan { warmup: 0, measured: Some(measured) };
+        Case::with(1, 1, 1, None, Some(rate), plan, Vec::new())
+    }
+
+    fn with(
+        producers: u32,
+        partitions: u32,
+        in_flight: u32,
+        count: Option<u64>,
+        rate: Option<f64>,
+        plan: Plan,
+        moods: Vec<Mood>,
+    ) -> (Case, Intervals) {
+        let (recorder, intervals) = recorder();
         let (mut ledger, chunks) = LedgerSink::visible();
         ledger.push(Entry::RunStarted(Box::new(RunInfo { run: RUN, ..RunInfo::default() }))).unwrap();
         let ctx = Context {
@@ -157,17 +180,19 @@ impl Case {
                 batch: 3,
                 in_flight,
                 timeout: 5_000_000_000,
-                rate: None,
+                rate,
                 producers,
                 echo: false,
                 wall_us: 1_000,
             },
             maker: FrameMaker::new(Filler::new(1, 50), 3),
             clock: Clock::start(),
-            recorder: recorder().0,
+            recorder,
             ledger,
             tally: Tally::default(),
             phase: Phase::Opening,
+            due_until: u64::MAX,
+            pauses: Pauses::default(),
             acked_end: vec![0; partitions as usize],
             streams: 0,
             failure: None,
@@ -178,14 +203,14 @@ impl Case {
             .map(|p| {
                 let own: Vec<_> = all(p).map(|i| PartitionId::new(TopicId(1), i)).collect();
                 let own = if own.is_empty() { vec![PartitionId::new(TopicId(1), 0)] } else { own };
-                Producer::new(p, own, Some(count))
+                Producer::new(p, own, count)
             })
             .collect();
         let up = vec![false; producers.len()];
-        let plan = Plan { warmup: 0, measured: None };
-        let fleet = Fleet::new(producers, ctx, plan, Arc::new(Signals::default()));
-        let broker = FakeBroker { moods, ..FakeBroker::default() };
-        Case { fleet, broker, chunks, now: 1, up }
+        let signals = Arc::new(Signals::default());
+        let fleet = Fleet::new(producers, ctx, plan, signals.clone());
+        let broker = FakeBroker { moods, max_batch_len: 16 << 20, ..FakeBroker::default() };
+        (Case { fleet, broker, chunks, now: 1, up, signals }, intervals)
     }
 
     /// Drives the fleet, in an order that does not matter, until its run is over.
@@ -307,4 +332,112 @@ fn a_broker_that_never_answers_again_leaves_unknowns() {
     assert!(failure.unwrap().contains("gave up"));
     assert_eq!((tally.acked, tally.unknown), (0, 12));
     assert_eq!((verdict.unknown_absent, verdict.unknown_present), (12, 0));
+}
+
+const MS: u64 = 1_000_000;
+
+impl Case {
+    /// Lets time pass up to `until`; the broker works at the moments that
+    /// `works` is true for.
+    fn until(&mut self, until: u64, works: impl Fn(u64) -> bool) -> Turn {
+        while self.now < until {
+            self.now += MS / 5;
+            if self.fleet.poll(self.now) == Turn::Done {
+                return Turn::Done;
+            }
+            if works(self.now) {
+                self.step(0);
+            }
+        }
+        Turn::Go
+    }
+}
+
+fn totals(intervals: &Intervals) -> Totals {
+    let mut totals = Totals::default();
+    while let Next::Interval(interval) = intervals.next(std::time::Duration::ZERO) {
+        totals.add(&interval);
+        intervals.recycle(interval);
+    }
+    totals
+}
+
+#[test]
+fn what_was_due_while_the_broker_stood_still_is_in_the_latencies_to_the_end() {
+    let (mut case, intervals) = Case::open_loop(300.0, 1000 * MS);
+    // Still from the middle of the run until long after its end.
+    let done = case.until(4000 * MS, |now| !(500 * MS..2000 * MS).contains(&now));
+    assert_eq!(done, Turn::Done);
+    let totals = totals(&intervals);
+    assert_eq!((totals.latency.len(), case.fleet.ctx.tally.due_not_sent), (300, 0));
+    // Half of them waited, on average for 1.25 s.
+    let (p50, max) = (totals.latency.value_at_quantile(0.51), totals.latency.max());
+    assert!(p50 > 990 * MS && max > 1480 * MS && max < 1520 * MS, "p51 {p50} ns, max {max} ns");
+    assert!((140..160).contains(&totals.records), "{} in time", totals.records);
+    assert!(case.fleet.ctx.failure.is_none());
+}
+
+#[test]
+fn what_an_overloaded_broker_left_no_room_for_is_counted() {
+    let (mut case, _intervals) = Case::open_loop(3000.0, 1000 * MS);
+    // 20 batches a second of the 1000 that are due.
+    let done = case.until(10_000 * MS, |now| now % (50 * MS) < MS / 5);
+    assert_eq!(done, Turn::Done);
+    assert!(case.now < 6200 * MS, "the run ends {} ns after its time", case.now);
+    let tally = case.fleet.ctx.tally;
+    assert_eq!(tally.sent + tally.due_not_sent, 3000);
+    assert!((300..420).contains(&tally.acked), "{tally:?}");
+}
+
+#[test]
+fn a_generator_that_was_away_is_late_even_where_it_had_no_room() {
+    let (mut case, intervals) = Case::open_loop(300.0, 2000 * MS);
+    case.until(500 * MS, |_| true);
+    // A batch leaves and is answered while nobody looks.
+    case.now += 10 * MS;
+    case.fleet.fill(0, case.now);
+    let (memory, len) = case.fleet.producers[0].take_output().expect("one is due");
+    let (answer, _) = case.broker.serve(&memory[..len]);
+    case.fleet.fill(0, case.now + 10 * MS);
+    case.now += 1000 * MS;
+    assert!(case.fleet.received(0, &answer, case.now));
+    case.fleet.fill(0, case.now);
+    assert_eq!(case.until(4000 * MS, |_| true), Turn::Done);
+    let lag = totals(&intervals).lag.max();
+    assert!(lag > 980 * MS, "{lag} ns");
+}
+
+#[test]
+fn silence_while_nothing_is_waited_for_is_no_reason_to_give_up() {
+    // A batch every 9 s; a producer gives up after 5 s.
+    let (mut case, _intervals) = Case::open_loop(1.0 / 3.0, 20_000 * MS);
+    let is_late = |now: u64| now % (9000 * MS) > 3000 * MS;
+    case.until(25_000 * MS, is_late);
+    assert_eq!(case.fleet.ctx.failure, None);
+    assert_eq!((case.fleet.ctx.tally.acked, case.fleet.ctx.tally.unknown), (9, 0));
+}
+
+#[test]
+fn an_interrupted_run_ends_in_an_orderly_way() {
+    let (mut case, intervals) = Case::open_loop(300.0, 60_000 * MS);
+    case.until(1000 * MS, |_| true);
+    case.signals.interrupt();
+    assert_eq!(case.until(1100 * MS, |_| true), Turn::Done);
+    let tally = case.fleet.ctx.tally;
+    assert!((290..310).contains(&tally.acked), "{tally:?}");
+    assert_eq!((tally.acked, tally.unknown, tally.due_not_sent), (tally.sent, 0, 0));
+    assert_eq!(totals(&intervals).records, tally.acked);
+    let (verdict, _, failure) = case.verdict();
+    assert!(verdict.complete && failure.unwrap().contains("interrupted"));
+}
+
+#[test]
+fn a_broker_that_takes_less_than_before_ends_the_run_with_both_numbers() {
+    let mut case = Case::new(1, 1, 4, 100, Vec::new());
+    case.broker.max_batch_len = 200;
+    case.run();
+    let (_, tally, failure) = case.verdict();
+    let failure = failure.unwrap();
+    assert!(failure.contains("302 bytes") && failure.contains("at most 200"), "{failure}");
+    assert_eq!(tally.acked, 0);
 }

@@ -42,7 +42,11 @@ pub struct Report {
     pub corrupted: Option<u64>,
     /// Records without an answer at the end.
     pub unknown: u64,
-    /// Whether the generator fell behind its own schedule.
+    /// Records that an open loop was to send, and for which there was no room in
+    /// time.
+    pub due_not_sent: u64,
+    /// Whether the figures cannot be trusted, because the generator or the broker
+    /// fell behind the schedule.
     pub invalid: bool,
     /// From sending, or from when it was to be sent, to the answer.
     pub latency_us: Quantiles,

@@ -59,6 +59,7 @@ pub fn results(report: &Report) -> String {
         (report.reconnects, "connections made again"),
         (report.refused, "messages refused for good"),
         (report.unknown, "messages with an unknown outcome"),
+        (report.due_not_sent, "messages that were due and never sent"),
     ] {
         if count > 0 {
             out = format!("{out}\n{} {what}", number(count as f64));
