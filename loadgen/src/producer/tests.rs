@@ -347,6 +347,8 @@ impl Case {
             }
             if works(self.now) {
                 self.step(0);
+            } else if self.up[0] {
+                self.fleet.fill(0, self.now);
             }
         }
         Turn::Go
@@ -411,7 +413,7 @@ fn a_generator_that_was_away_is_late_even_where_it_had_no_room() {
 fn silence_while_nothing_is_waited_for_is_no_reason_to_give_up() {
     // A batch every 9 s; a producer gives up after 5 s.
     let (mut case, _intervals) = Case::open_loop(1.0 / 3.0, 20_000 * MS);
-    let is_late = |now: u64| now % (9000 * MS) > 3000 * MS;
+    let is_late = |now: u64| now < 1000 * MS || now % (9000 * MS) > 3000 * MS;
     case.until(25_000 * MS, is_late);
     assert_eq!(case.fleet.ctx.failure, None);
     assert_eq!((case.fleet.ctx.tally.acked, case.fleet.ctx.tally.unknown), (9, 0));
