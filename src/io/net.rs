@@ -140,6 +140,10 @@ pub struct Net {
     pool: Pool,
     carver: Carver<PoolBuffer>,
     slots: Vec<Slot>,
+    /// Slots, from the first on, whose sockets are registered with the ring. That
+    /// spares each operation the counting of references to a file that several
+    /// threads can see: 54 of 310 ns, measured on writes to /dev/null.
+    places: u32,
     free: Vec<u32>,
     /// Connections that something has happened to in this turn.
     dirty: Vec<u32>,
@@ -195,6 +199,11 @@ impl Net {
     ) -> std::io::Result<Net> {
         let chunks = (0..config.receive_chunks).map_while(|_| pool.take()).collect();
         let buffers = RecvBuffers::register(ring, chunks)?;
+        // A kernel that does not take so many at once takes none, and all works
+        // without.
+        let places = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
+        let registered = ring.submitter().register_files_sparse(places);
+        let places = registered.map_or(0, |()| places);
         let mut listener = listener::Listener::new(listener);
         listener.arm(ring);
         Ok(Net {
@@ -204,6 +213,7 @@ impl Net {
             pool,
             carver: Carver::default(),
             slots: Vec::new(),
+            places,
             free: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
@@ -433,7 +443,7 @@ impl Net {
     }
 
     fn move_away<H: Host>(&mut self, slot: u32, core: u16, host: &mut H) {
-        let connection = self.remove(slot);
+        let connection = self.remove(slot, host);
         let Connection { socket, mut session, .. } = *connection;
         host.hand_over(core, Handover { socket, bytes: session.take_stash() });
     }

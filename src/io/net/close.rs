@@ -81,7 +81,7 @@ impl Net {
     }
 
     fn free<H: Host>(&mut self, slot: u32, host: &mut H) {
-        let connection = self.remove(slot);
+        let connection = self.remove(slot, host);
         let key = connection.key;
         host.ring().close(Op::Close.token(key), Target::Fd(connection.socket.into_raw_fd()));
     }

@@ -106,6 +106,8 @@ pub(super) struct Send {
 pub(super) struct Connection {
     pub key: u64,
     pub socket: OwnedFd,
+    /// Whether its socket is registered with the ring, at its slot's place.
+    pub registered: bool,
     pub session: Session,
     pub life: Life,
     pub receive: Receive,
@@ -134,7 +136,10 @@ pub(super) struct Connection {
 impl Connection {
     #[inline]
     pub fn target(&self) -> Target {
-        Target::Fd(self.socket.as_raw_fd())
+        match self.registered {
+            true => Target::Fixed(split_key(self.key).0),
+            false => Target::Fd(self.socket.as_raw_fd()),
+        }
     }
 
     /// Whether bytes may come into shared buffers.
@@ -173,9 +178,13 @@ impl Net {
         });
         let key = self.slots[slot as usize].key(slot);
         let now = host.now().mono_us;
+        // Without a place of its own the socket works as well.
+        let registered = slot < self.places
+            && host.ring().submitter().register_files_update(slot, &[socket.as_raw_fd()]).is_ok();
         self.slots[slot as usize].connection = Some(Box::new(Connection {
             key,
             socket,
+            registered,
             session: Session::new(Rc::clone(&self.session_config)),
             life: Life::Open,
             receive: Receive::Off,
@@ -200,10 +209,16 @@ impl Net {
     }
 
     /// Takes a connection out of its slot, on which nothing is under way.
-    pub(super) fn remove(&mut self, slot: u32) -> Box<Connection> {
+    pub(super) fn remove<H: Host>(&mut self, slot: u32, host: &mut H) -> Box<Connection> {
         let place = &mut self.slots[slot as usize];
         let connection = place.connection.take().expect("only an open connection is removed");
         assert!(connection.is_idle(), "the kernel still works on this connection");
+        if connection.registered
+            && let Err(error) = host.ring().submitter().register_files_update(slot, &[-1])
+        {
+            // It stays open until the next connection takes its place.
+            tracing::warn!(%error, "a socket cannot be taken back from io_uring");
+        }
         place.generation = (place.generation + 1) & GENERATION_MASK;
         self.free.push(slot);
         self.stashed.replace(connection.stashed, Stashed::default());
