@@ -1,6 +1,7 @@
 //! A shard on a disk in memory whose answers the test gives by hand.
 
 mod reading;
+mod topics;
 
 use std::collections::{BTreeMap, VecDeque};
 
