@@ -93,7 +93,7 @@ pub(super) fn inspect(path: &Path) -> Result<Report, LogError> {
     let (mut shards, mut partitions) = (Vec::new(), BTreeMap::<u32, Vec<Partition>>::new());
     let mut names = Vec::new();
     for dir in look.dir.shards().to_vec() {
-        let log = recover(look.log(&dir), &dir.segments, &reader(&dir), &mut look.pool);
+        let log = recover(look.log(&dir), dir.extent, &dir.segments, &reader(&dir), &mut look.pool);
         if let Ok(log) = &log {
             for p in log.state.partitions() {
                 partitions.entry(p.id.topic.0).or_default().push(Partition {
