@@ -161,9 +161,22 @@ fn logs(all: BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// Standard error of a command that must fail.
 fn refusal(args: &[&str], data: &Path) -> String {
-    let out = Command::new(env!("CARGO_BIN_EXE_ringbolt")).args(args).arg(data).output().unwrap();
-    assert!(!out.status.success(), "{args:?}: {out:?}");
-    String::from_utf8(out.stderr).unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringbolt"));
+    let command = command.args(args).arg(data).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if started.elapsed() > PATIENCE => child.kill().unwrap(),
+            None => std::thread::sleep(Duration::from_millis(10)),
+            Some(status) => break status,
+        }
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    // None if it had to be killed, for it serves.
+    assert!(status.code().is_some_and(|code| code != 0), "{args:?}: {status}: {text}");
+    text
 }
 
 const SERVE: [&str; 8] =
