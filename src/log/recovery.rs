@@ -504,3 +504,6 @@ impl fmt::Display for Cut {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
