@@ -108,7 +108,15 @@ fn a_sound_directory_is_described_and_verified_and_not_changed() {
     assert!(segments[2]["position"].as_u64().unwrap() > 4096);
 
     let shown = text(&log("inspect", &data, &[]).stdout);
-    for part in ["orders", "empty", "sealed", "open", "4.0 MiB", report["broker_id"].as_str().unwrap()] {
+    for part in [
+        "orders",
+        "empty",
+        "sealed",
+        "open",
+        "4.0 MiB",
+        "  0000000000000002 ",
+        report["broker_id"].as_str().unwrap(),
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 

@@ -71,7 +71,7 @@ impl Extent {
 /// As in the name of its file.
 impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:016x}", self.first.0, self.next.0)
+        write!(f, "{}-{}", self.first, self.next)
     }
 }
 

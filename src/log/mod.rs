@@ -39,9 +39,10 @@ mod window;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SegmentSeq(pub u64);
 
+/// As in the name of its file.
 impl fmt::Display for SegmentSeq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -54,7 +55,7 @@ impl SegmentSeq {
 
 /// A segment's file as the data directory names it, for messages.
 pub fn segment_file(shard: ShardId, segment: SegmentSeq) -> String {
-    format!("shard-{:03}/segment-{:016x}", shard.0, segment.0)
+    format!("shard-{:03}/segment-{segment}", shard.0)
 }
 
 /// The file that says which segments a shard's log must have, as the data

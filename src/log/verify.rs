@@ -288,3 +288,15 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
         Ok(Ok(header))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_cannot_be_read_is_named_as_its_file_is() {
+        let fault = DiskFault { operation: "read", errno: 5, text: "Input/output error".to_owned() };
+        let error = VerifyError::Read { shard: ShardId(3), segment: SegmentSeq(0x1f), fault };
+        assert!(error.to_string().starts_with("shard-003/segment-000000000000001f: "), "{error}");
+    }
+}

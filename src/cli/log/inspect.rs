@@ -220,7 +220,7 @@ impl Shard {
         for segment in &self.segments {
             let state = serde_json::to_value(segment.state).unwrap_or_default();
             segments.add_row([
-                format!("  {}", segment.segment),
+                format!("  {}", SegmentSeq(segment.segment)),
                 state.as_str().unwrap_or_default().to_owned(),
                 segment.position.map_or(String::new(), show_bytes),
                 segment.last_commit_time_us.map_or(String::new(), show_time),

@@ -29,7 +29,7 @@ const SHARD: &str = "shard-";
 
 /// Name of a segment's file.
 pub fn segment_name(segment: SegmentSeq) -> String {
-    format!("{SEGMENT}{:016x}", segment.0)
+    format!("{SEGMENT}{segment}")
 }
 
 /// Name of the file that says which segments there must be.
@@ -89,6 +89,7 @@ mod tests {
         let (shard, segment) = (ShardId(7), SegmentSeq(0xab));
         let file = format!("{}/{}", shard_name(shard), segment_name(segment));
         assert_eq!(crate::log::segment_file(shard, segment), file);
+        assert_eq!(format!("segment-{segment}"), "segment-00000000000000ab");
         let extent = Extent::EMPTY.with(segment);
         let file = format!("{}/{}", shard_name(shard), extent_name(extent));
         assert_eq!(crate::log::extent_file(shard, extent), file);
