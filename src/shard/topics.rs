@@ -1,6 +1,6 @@
 //! Topics: changes to the catalog, made durable by shard 0 and carried to all.
 
-use ringbolt_wire::message::TopicInfo;
+use ringbolt_wire::message::{MAX_TOPIC_NAME_LEN, TopicInfo};
 use ringbolt_wire::{
     BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
 };
@@ -27,6 +27,15 @@ pub(super) struct PendingChange {
     applied: u16,
 }
 
+/// A topic's name for a refusal: one that is too long to be any is not sent
+/// back.
+fn shown(name: &str) -> String {
+    match name.len() {
+        0..=MAX_TOPIC_NAME_LEN => format!("topic {name:?}"),
+        len => format!("a topic name of {len} bytes"),
+    }
+}
+
 impl<P: BufferPool> Shard<P> {
     pub(super) fn create_topic(&mut self, from: ReplyTo, name: &str, partitions: u32, now: Now) {
         match self.state.catalog.plan_create(name, partitions) {
@@ -35,14 +44,14 @@ impl<P: BufferPool> Shard<P> {
                 self.refuse(from, ErrorCode::TooManyPartitions, text);
             }
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse(from, code, format!("topic {name:?} with {partitions} partitions")),
+            Err(code) => self.refuse(from, code, shown(name)),
         }
     }
 
     pub(super) fn delete_topic(&mut self, from: ReplyTo, name: &str, now: Now) {
         match self.state.catalog.plan_delete(name) {
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse(from, code, format!("topic {name:?}")),
+            Err(code) => self.refuse(from, code, shown(name)),
         }
     }
 
@@ -146,7 +155,7 @@ impl<P: BufferPool> Shard<P> {
         let topic = self.state.catalog.by_name(name);
         match topic.filter(|topic| self.topics.contains_key(&topic.id)).cloned() {
             Some(topic) => self.reply(from, Reply::Topic(topic)),
-            None => self.refuse(from, ErrorCode::UnknownTopic, format!("topic {name:?}")),
+            None => self.refuse(from, ErrorCode::UnknownTopic, shown(name)),
         }
     }
 
