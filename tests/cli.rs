@@ -183,7 +183,7 @@ fn produce_ends_in_each_of_the_four_outcomes() {
     let mut server = Server::start(&dir, SMALL);
     let broker = At(server.addr);
     broker.run(&["topic", "create", "t"]).good();
-    let mut produce = broker.start(&["produce", "t", "--deadline", "1500ms"]);
+    let mut produce = broker.start(&["produce", "t", "--deadline", "2s"]);
     produce.say("a");
     assert_eq!(produce.line(), "0 0");
     produce.say(&"x".repeat(2 << 20));

@@ -8,6 +8,7 @@ pub mod cli;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use ringbolt::serve::{Broker, Config};
@@ -147,7 +148,9 @@ pub fn ended(child: &mut Child) -> ExitStatus {
 pub fn own_address() -> SocketAddr {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
     let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
-    let start = 10_000 + (std::process::id() % 5_000) as u16;
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let nth = ASKED.fetch_add(1, Ordering::Relaxed);
+    let start = 10_000 + (std::process::id() % 900) as u16 * 16 + nth;
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let port = (start..first).find(is_free).expect("a free port below the system's own");
     SocketAddr::from(([127, 0, 0, 1], port))
