@@ -3,10 +3,10 @@
 mod net_common;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use net_common::*;
@@ -20,22 +20,6 @@ use tempfile::TempDir;
 
 const ZERO: Offset = Offset(0);
 
-fn signal(server: &Server, signal: &str) {
-    let sent = Command::new("kill").args([signal, &server.child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
-fn ended(server: &mut Server) -> ExitStatus {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = server.child.try_wait().unwrap() {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "the broker does not end");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     let dir = TempDir::new().unwrap();
@@ -46,7 +30,7 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     peer.send(&frames);
     let first = peer.answer();
     assert!(matches!(first.response, Response::Produced(_)));
-    signal(&server, "-TERM");
+    signal(&server.child, "-TERM");
     let mut acked = 1;
     loop {
         let answer = peer.answer();
@@ -60,7 +44,7 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
         }
     }
     drop(peer);
-    assert_eq!(ended(&mut server).code(), Some(0));
+    assert_eq!(ended(&mut server.child).code(), Some(0));
     let server = Server::start(&dir, &["--memory", "96MiB"]);
     let kept = Peer::greeted(server.addr).read_all(partition, ZERO).len();
     assert!(kept >= acked, "{acked} batches were acknowledged, {kept} are there");
@@ -81,8 +65,7 @@ fn acknowledged_batches_survive_a_sigkill() {
             peer.produce(&batch(partition, &[&value]));
             expected.push(value);
         }
-        server.child.kill().unwrap();
-        server.child.wait().unwrap();
+        server.kill();
     }
 }
 
@@ -341,8 +324,7 @@ fn a_bit_that_flips_while_a_broker_runs_is_answered_as_damage_and_the_rest_is_se
     let [good, bad] = [0, 1].map(|index| PartitionId::new(peer.topic(["a", "b"][index], 1).id, 0));
     peer.produce(&batch(bad, &[&[105; 5000]]));
     peer.produce(&batch(good, &[&[106; 5000]]));
-    server.child.kill().unwrap();
-    server.child.wait().unwrap();
+    server.kill();
     // Read anew from the disk by this broker, which has it in no cache yet.
     let mut server = Server::start(&dir, &["--memory", "96MiB"]);
     let path = dir.path().join("data/shard-000/segment-0000000000000000");
@@ -360,18 +342,13 @@ fn a_bit_that_flips_while_a_broker_runs_is_answered_as_damage_and_the_rest_is_se
 
 /// A broker that may have `files` open files.
 fn start_with_files(dir: &TempDir, files: u64) -> Server {
-    let mut child = Command::new("prlimit")
+    let mut command = Command::new("prlimit");
+    command
         .args([&format!("--nofile={files}:{files}"), env!("CARGO_BIN_EXE_ringbolt"), "serve"])
         .args(["--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--shards", "1"])
         .args(["--memory", "96MiB", "--handshake-timeout", "60s", "--data"])
-        .arg(dir.path().join("data"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
-    Server { addr: addr.parse().unwrap(), child }
+        .arg(dir.path().join("data"));
+    Server::spawn(&mut command)
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Topics: changes to the catalog, made durable by shard 0 and carried to all.
 
-use ringbolt_wire::message::{ErrorResponse, TopicInfo};
+use ringbolt_wire::message::{ErrorResponse, MAX_TOPIC_NAME_LEN, TopicInfo};
 use ringbolt_wire::{
     BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
 };
@@ -29,6 +29,15 @@ pub(super) struct PendingChange {
     after: Vec<(ReplyTo, Reply)>,
 }
 
+/// A topic's name for a refusal: one that is too long to be any is not sent
+/// back.
+fn shown(name: &str) -> String {
+    match name.len() {
+        0..=MAX_TOPIC_NAME_LEN => format!("topic {name:?}"),
+        len => format!("a topic name of {len} bytes"),
+    }
+}
+
 impl<P: BufferPool> Shard<P> {
     pub(super) fn create_topic(&mut self, from: ReplyTo, name: &str, partitions: u32, now: Now) {
         match self.state.catalog.plan_create(name, partitions) {
@@ -38,7 +47,7 @@ impl<P: BufferPool> Shard<P> {
             }
             Ok(update) => self.change_catalog(from, update, now),
             Err(code) => {
-                self.refuse_when_durable(from, code, format!("topic {name:?} with {partitions} partitions"));
+                self.refuse_when_durable(from, code, shown(name));
             }
         }
     }
@@ -46,7 +55,7 @@ impl<P: BufferPool> Shard<P> {
     pub(super) fn delete_topic(&mut self, from: ReplyTo, name: &str, now: Now) {
         match self.state.catalog.plan_delete(name) {
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse_when_durable(from, code, format!("topic {name:?}")),
+            Err(code) => self.refuse_when_durable(from, code, shown(name)),
         }
     }
 
@@ -170,7 +179,7 @@ impl<P: BufferPool> Shard<P> {
         let topic = self.state.catalog.by_name(name);
         match topic.filter(|topic| self.topics.contains_key(&topic.id)).cloned() {
             Some(topic) => self.reply(from, Reply::Topic(topic)),
-            None => self.refuse_when_durable(from, ErrorCode::UnknownTopic, format!("topic {name:?}")),
+            None => self.refuse_when_durable(from, ErrorCode::UnknownTopic, shown(name)),
         }
     }
 
