@@ -7,13 +7,22 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::payload::TRAILER_LEN;
 
+/// What the exit code says, for the help.
+const EXIT_CODES: &str = "\
+Exit code:
+  0  the run was carried through; if it was judged, every acknowledged message was
+     looked for, and is as it was sent
+  1  the broker broke its word
+  2  bad usage, or the run could not be carried through, or not every acknowledged
+     message could be looked for, and nothing else speaks against the broker";
+
 /// Measures how fast a Ringbolt broker acknowledges, and proves that nothing
 /// acknowledged was lost.
 ///
 /// Without a command: starts an embedded broker in a fresh directory, loads it
 /// for 10 seconds, reads everything back, and prints the report.
 #[derive(Parser, Debug)]
-#[command(name = "loadgen", version, about)]
+#[command(name = "loadgen", version, about, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do; nothing at all runs the whole show against an embedded
     /// broker.
@@ -25,8 +34,10 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Load a broker, and report latency, throughput and losses.
+    #[command(after_help = EXIT_CODES)]
     Run(Box<RunArgs>),
     /// Read back everything that a ledger speaks of, and judge it.
+    #[command(after_help = EXIT_CODES)]
     Verify(VerifyArgs),
 }
 

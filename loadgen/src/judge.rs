@@ -39,9 +39,12 @@ pub struct Verdict {
     pub phantom: u64,
     /// Offsets that no record has, between records that are there.
     pub holes: u64,
-    /// Neither acknowledged nor refused, and there.
+    /// Neither acknowledged nor refused: its producer never learnt what became of
+    /// it.
+    pub unknown: u64,
+    /// Unknown, and there.
     pub unknown_present: u64,
-    /// Neither acknowledged nor refused, and not there.
+    /// Unknown, and not there.
     pub unknown_absent: u64,
     /// Refused for good.
     pub refused: u64,
@@ -61,12 +64,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Neither unknown: sent, and its producer never learnt what became of it.
-    pub fn unknown(&self) -> u64 {
-        self.unknown_present + self.unknown_absent
+    /// What all counts come to.
+    pub fn decision(&self) -> Decision {
+        match self {
+            verdict if !verdict.is_good() => Decision::Broken,
+            verdict if verdict.unverified > 0 => Decision::Unproven,
+            _ => Decision::Kept,
+        }
     }
 
-    /// Whether the broker kept its word.
+    /// Whether nothing was found that speaks against the broker. It may not have
+    /// been looked for everywhere: see [`decision`](Self::decision).
     pub fn is_good(&self) -> bool {
         [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced, self.phantom, self.holes]
             .iter()
@@ -78,6 +86,17 @@ impl Verdict {
             self.findings.push(finding());
         }
     }
+}
+
+/// What a verdict comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Everything that was acknowledged was looked for, and is as it was sent.
+    Kept,
+    /// The broker broke its word.
+    Broken,
+    /// Nothing speaks against the broker, but not everything was looked for.
+    Unproven,
 }
 
 /// Who sent it, and where to.
@@ -292,6 +311,7 @@ impl Judge {
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }
+        verdict.unknown = verdict.unknown_present + verdict.unknown_absent;
         verdict
     }
 }

@@ -57,6 +57,10 @@ fn a_broker_that_cannot_be_reached_is_not_convicted() {
     let (code, verdict) = rig.verify();
     assert_eq!(code, Some(2), "{verdict}");
     assert_eq!((&verdict["lost"], &verdict["unverified"]), (&0.into(), &2000.into()), "{verdict}");
+    // Every count that a run reports of its messages is there for a ledger, too.
+    for key in ["sent", "acked", "lost", "duplicated", "reordered", "corrupted", "unknown", "refused"] {
+        assert!(verdict[key].is_number(), "{key}: {verdict}");
+    }
 }
 
 #[test]

@@ -281,7 +281,7 @@ proptest! {
         prop_assert!(failure.is_some());
         prop_assert!(verdict.is_good() && verdict.complete, "{:?}", verdict);
         prop_assert_eq!(verdict.refused, tally.refused);
-        prop_assert_eq!(verdict.unknown(), tally.unknown);
+        prop_assert_eq!(verdict.unknown, tally.unknown);
         prop_assert_eq!(verdict.acked, tally.acked);
         prop_assert_eq!(tally.acked + tally.refused + tally.unknown, tally.sent);
     }

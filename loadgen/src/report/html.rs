@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::chart::{ChartError, latency_by_percentile, latency_over_time, throughput_over_time};
-use super::{Quantiles, Report, number};
+use super::{Quantiles, Report, conclusion, number};
+use crate::judge::Decision;
 
 const STYLE: &str = "
 :root { color-scheme: light; }
@@ -21,6 +22,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #d8dce0; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .good { color: #1d6f42; } .bad { color: #b02a37; font-weight: 600; }
+.good::first-letter, .bad::first-letter { text-transform: uppercase; }
 svg { width: 100%; height: auto; }
 .note { color: #5a646c; font-size: .85rem; }
 ";
@@ -102,15 +104,9 @@ fn put_verdict(out: &mut String, report: &Report) {
         out.push_str("<p>This run was not judged: nobody read along or read back.</p>");
         return;
     };
-    let (class, words) = match v {
-        v if !v.is_good() => ("bad", "The broker did not keep its word."),
-        v if v.unverified > 0 => ("bad", "No verdict: not everything could be read back."),
-        v if v.expired > 0 => {
-            ("good", "Every acknowledged message that is retained is there, once, in order, and undamaged.")
-        }
-        _ => ("good", "Every acknowledged message is there, once, in order, and undamaged."),
-    };
-    let _ = writeln!(out, "<p class={class}>{words}</p><table>");
+    let class = if v.decision() == Decision::Kept { "good" } else { "bad" };
+    let words = conclusion(v);
+    let _ = writeln!(out, "<p class={class}>{words}.</p><table>");
     for (name, count) in [
         ("sent", v.sent),
         ("acknowledged", v.acked),

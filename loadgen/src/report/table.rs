@@ -3,7 +3,7 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-use super::{Quantiles, Report, number};
+use super::{Quantiles, Report, conclusion, number};
 use crate::judge::Verdict;
 
 fn table(header: &[&str]) -> Table {
@@ -108,14 +108,5 @@ pub fn judgement(verdict: &Verdict) -> String {
     for finding in &verdict.findings {
         out = format!("{out}\n  {finding}");
     }
-    let word = match verdict {
-        v if !v.is_good() => "FAILED: the broker did not keep its word",
-        v if v.acked == 0 => "nothing was acknowledged, so nothing could be lost",
-        v if v.unverified > 0 => "no verdict: not everything could be read back",
-        v if v.expired > 0 => {
-            "every acknowledged message that is retained is there, once, in order, and undamaged"
-        }
-        _ => "every acknowledged message is there, once, in order, and undamaged",
-    };
-    format!("{out}\n{word}")
+    format!("{out}\n{}", conclusion(verdict))
 }
