@@ -24,8 +24,25 @@ struct Part {
     goal: Option<u64>,
     /// Reading begins here again when the goal is reached.
     again_from: Option<u64>,
-    /// Cannot be read on.
-    abandoned: bool,
+    wish: Wish,
+}
+
+/// Whether more of a partition is to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    More,
+    /// What was read is enough.
+    Enough,
+    /// It cannot be read on. An answer that is still on its way would tell of
+    /// what lies behind.
+    Unreadable,
+}
+
+impl Part {
+    /// Whether there is more to be read.
+    fn is_wanted(&self) -> bool {
+        self.wish == Wish::More && self.goal.is_none_or(|goal| self.next < goal)
+    }
 }
 
 /// What is done with what was read.
@@ -36,8 +53,8 @@ pub trait Reader {
     fn retained_from(&mut self, partition: PartitionId, start: u64);
     /// The partition cannot be read on.
     fn unreadable(&mut self, partition: PartitionId, why: String);
-    /// A partition was not read to its end, for no fault of its own.
-    fn unfinished(&mut self, partition: PartitionId);
+    /// The partition was read to its end.
+    fn finished(&mut self, partition: PartitionId);
 }
 
 /// See the [module](self).
@@ -58,7 +75,7 @@ impl Consumer {
     /// most `max_bytes` at a time.
     pub fn new(from: impl IntoIterator<Item = (PartitionId, u64)>, max_bytes: u32) -> Consumer {
         let part =
-            |(partition, next)| Part { partition, next, goal: None, again_from: None, abandoned: false };
+            |(partition, next)| Part { partition, next, goal: None, again_from: None, wish: Wish::More };
         let parts: Vec<Part> = from.into_iter().map(part).collect();
         assert!(!parts.is_empty(), "a consumer reads something");
         let index = parts.iter().enumerate().map(|(i, p)| (p.partition, i)).collect();
@@ -84,24 +101,26 @@ impl Consumer {
         self.frozen = true;
         for part in &mut self.parts {
             // A reader that goes round and round is done wherever it is.
-            part.abandoned |= part.again_from.is_some();
+            if part.again_from.is_some() && part.wish == Wish::More {
+                part.wish = Wish::Enough;
+            }
         }
     }
 
     /// Whether everything up to the fixed ends was read.
     pub fn is_done(&self) -> bool {
-        self.frozen && self.parts.iter().all(|p| p.abandoned || p.goal.is_some_and(|goal| p.next >= goal))
+        self.frozen && !self.parts.iter().any(Part::is_wanted)
     }
 
-    /// The partitions whose end was not reached, although they can be read.
-    pub fn unfinished(&self) -> impl Iterator<Item = PartitionId> + '_ {
-        let is_unfinished = |p: &&Part| !p.abandoned && p.goal.is_none_or(|goal| p.next < goal);
-        self.parts.iter().filter(is_unfinished).map(|p| p.partition)
+    /// The partitions whose end was reached.
+    pub fn finished(&self) -> impl Iterator<Item = PartitionId> + '_ {
+        let is_finished = |p: &&Part| p.wish == Wish::More && p.goal.is_some_and(|goal| p.next >= goal);
+        self.parts.iter().filter(is_finished).map(|p| p.partition)
     }
 
     /// Whether no partition is left that can be read.
     pub fn is_idle(&self) -> bool {
-        self.parts.iter().all(|p| p.abandoned)
+        self.parts.iter().all(|p| p.wish != Wish::More)
     }
 
     /// A number that rises while there is progress.
@@ -112,10 +131,9 @@ impl Consumer {
     /// The next request.
     pub fn fetch(&mut self) -> Fetch {
         let count = self.parts.len();
-        let wanted = |p: &&Part| !p.abandoned && p.goal.is_none_or(|goal| p.next < goal);
         let partitions: Vec<FetchPartition> = (0..count)
             .map(|i| &self.parts[(self.turn + i) % count])
-            .filter(wanted)
+            .filter(|p| p.is_wanted())
             .take(MAX_FETCH_PARTITIONS)
             .map(|p| FetchPartition {
                 partition: p.partition,
@@ -140,6 +158,9 @@ impl Consumer {
             rest = after;
             let Some(&index) = self.index.get(&answer.partition) else { continue };
             let part = &mut self.parts[index];
+            if part.wish == Wish::Unreadable {
+                continue;
+            }
             // A batch that makes no sense ends the walk, and is reported when
             // the records are checked.
             while let Ok(header) = BatchHeader::decode(batches)
@@ -175,6 +196,9 @@ impl Consumer {
             let (batches, after) = rest.split_at(answer.payload_len as usize);
             rest = after;
             let Some(&index) = self.index.get(&answer.partition) else { continue };
+            if self.parts[index].wish == Wish::Unreadable {
+                continue;
+            }
             let why = match ErrorCode::from_u16(answer.status) {
                 _ if answer.status == 0 => read_batches(answer.partition, batches, reader).err(),
                 Some(ErrorCode::OffsetOutOfRange) if self.parts[index].next <= answer.end_offset.0 => {
@@ -190,7 +214,7 @@ impl Consumer {
                 None => Some(format!("error {}", answer.status)),
             };
             if let Some(why) = why {
-                self.parts[index].abandoned = true;
+                self.parts[index].wish = Wish::Unreadable;
                 reader.unreadable(answer.partition, why);
             }
         }

@@ -46,12 +46,17 @@ pub struct Verdict {
     pub unknown_present: u64,
     /// Unknown, and not there.
     pub unknown_absent: u64,
+    /// Unknown, and not found, but not everything that their partition ever held
+    /// was read.
+    pub unknown_unread: u64,
     /// Refused for good.
     pub refused: u64,
     /// Acknowledged and no longer retained: below the partition's start.
     pub expired: u64,
-    /// Acknowledged, but where they should be was not read, since reading failed.
+    /// Acknowledged, but not found, and where they should be was not read.
     pub unverified: u64,
+    /// Partitions that were not read to their end.
+    pub unfinished: u64,
     /// Records of these partitions that no run of the ledger made.
     pub foreign: u64,
     /// Records read.
@@ -68,7 +73,7 @@ impl Verdict {
     pub fn decision(&self) -> Decision {
         match self {
             verdict if !verdict.is_good() => Decision::Broken,
-            verdict if verdict.unverified > 0 => Decision::Unproven,
+            verdict if verdict.unverified + verdict.unfinished > 0 => Decision::Unproven,
             _ => Decision::Kept,
         }
     }
@@ -137,9 +142,9 @@ struct Partition {
     /// Offset of the next record to be read.
     next: u64,
     holes: u64,
-    /// Reading ended before the partition did: what is not below `next` was not
-    /// looked at.
-    unfinished: bool,
+    /// The end was reached. Without that, what is not below `next` was not looked
+    /// at.
+    finished: bool,
 }
 
 /// Gathers evidence, and gives the verdict.
@@ -210,7 +215,8 @@ impl Judge {
 
     /// The partitions that the ledger speaks of, each once.
     pub fn partitions(&self) -> Vec<PartitionId> {
-        let distinct: HashSet<PartitionId> = self.streams.keys().map(|&(_, partition)| partition).collect();
+        let told = self.streams.iter().filter(|(_, stream)| stream.opened.is_some());
+        let distinct: HashSet<PartitionId> = told.map(|(&(_, partition), _)| partition).collect();
         let mut all: Vec<PartitionId> = distinct.into_iter().collect();
         all.sort();
         all
@@ -253,8 +259,6 @@ impl Judge {
                 .push(format!("offsets {}..{base} of partition {partition} are missing", state.next));
             self.findings.truncate(MAX_FINDINGS);
         }
-        state.next = end;
-
         let stream = self.streams.entry((header.producer_id(), partition)).or_default();
         let first = header.base_sequence().0;
         for (i, (_, record)) in (0u64..).zip(batch.records()).skip(skip as usize) {
@@ -272,15 +276,18 @@ impl Judge {
         }
         let run = Run { first: first.saturating_add(skip), count: end - base - skip, offset: base + skip };
         stream.seen.push(run);
+        // Last: where this was interrupted, the records were not looked at.
+        state.next = end;
     }
 
-    /// Notes that a partition was not read to its end, for no fault of its own.
-    pub fn unfinished(&mut self, partition: PartitionId) {
-        self.partitions.entry(partition).or_default().unfinished = true;
+    /// Notes that a partition was read to its end. What is not found in a
+    /// partition of which nobody says that was not looked for, and so is not lost.
+    pub fn finished(&mut self, partition: PartitionId) {
+        self.partitions.entry(partition).or_default().finished = true;
     }
 
     /// Notes that a partition could not be read on, and why; counts as one
-    /// corrupted record, at least.
+    /// corrupted record, at least. What lies behind it was not looked for.
     pub fn unreadable(&mut self, partition: PartitionId, why: impl std::fmt::Display) {
         let at = self.position(partition);
         self.corrupted += 1;
@@ -289,8 +296,10 @@ impl Judge {
     }
 
     /// Weighs everything.
-    pub fn verdict(self) -> Verdict {
+    pub fn verdict(mut self) -> Verdict {
+        let is_finished = |partition| self.partitions.get(partition).is_some_and(|p| p.finished);
         let mut verdict = Verdict {
+            unfinished: self.partitions().iter().filter(|&p| !is_finished(p)).count() as u64,
             read: self.read,
             corrupted: self.corrupted,
             complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
@@ -301,17 +310,15 @@ impl Judge {
         let mut streams: Vec<_> = self.streams.into_iter().collect();
         streams.sort_by_key(|&(key, _)| key);
         for (key, stream) in streams {
-            let part = self.partitions.get(&key.1);
-            let read = Extent {
-                start: part.map_or(0, |p| p.start),
-                end: part.filter(|p| p.unfinished).map_or(u64::MAX, |p| p.next),
-            };
+            let part = self.partitions.entry(key.1).or_default();
+            let end = if part.finished { u64::MAX } else { part.next };
+            let read = Extent { start: part.start, end };
             match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
                 Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, read),
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }
-        verdict.unknown = verdict.unknown_present + verdict.unknown_absent;
+        verdict.unknown = verdict.unknown_present + verdict.unknown_absent + verdict.unknown_unread;
         verdict
     }
 }
@@ -323,6 +330,12 @@ struct Extent {
     start: u64,
     /// From this on nothing was read; `u64::MAX` if the end was reached.
     end: u64,
+}
+
+impl Extent {
+    fn is_everything(&self) -> bool {
+        self.start == 0 && self.end == u64::MAX
+    }
 }
 
 fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
@@ -387,7 +400,12 @@ impl Stream {
         verdict.corrupted += corrupted;
         verdict.phantom += phantom;
         verdict.unknown_present += unknown_present + late_sends;
-        verdict.unknown_absent += unknown.saturating_sub(unknown_present);
+        let not_found = unknown.saturating_sub(unknown_present);
+        if read.is_everything() {
+            verdict.unknown_absent += not_found;
+        } else {
+            verdict.unknown_unread += not_found;
+        }
     }
 }
 

@@ -93,7 +93,14 @@ impl Case {
         self
     }
 
-    fn verdict(self) -> Verdict {
+    /// The verdict when the partition was read to its end.
+    fn verdict(mut self) -> Verdict {
+        self.judge.finished(PARTITION);
+        self.unfinished()
+    }
+
+    /// The verdict when it was not.
+    fn unfinished(self) -> Verdict {
         let verdict = self.judge.verdict();
         assert_eq!(verdict.is_good(), verdict.findings.is_empty(), "{verdict:?}");
         verdict
@@ -196,6 +203,32 @@ fn what_retention_removed_is_expired_and_not_lost() {
     let v = case.there(6, 4).verdict();
     assert!(v.is_good());
     assert_eq!((v.expired, v.lost), (6, 0));
+}
+
+#[test]
+fn what_was_not_read_is_neither_lost_nor_absent() {
+    let sent = || Case::new().sent(12).acked(0, 10, 0).ended();
+    let v = sent().there(0, 4).unfinished();
+    assert_eq!((v.lost, v.unverified, v.decision()), (0, 6, Decision::Unproven));
+    assert_eq!((v.unknown, v.unknown_absent, v.unknown_unread), (2, 0, 2));
+    // Nobody read anything.
+    let v = sent().unfinished();
+    assert_eq!((v.lost, v.unverified, v.unknown_absent, v.unknown_unread), (0, 10, 0, 2));
+    // Everything acknowledged was found, but not what may be behind it.
+    let v = sent().there(0, 10).unfinished();
+    assert_eq!((v.unverified, v.unfinished, v.decision()), (0, 1, Decision::Unproven));
+    assert_eq!((v.unknown_absent, v.unknown_unread), (0, 2));
+    let v = sent().there(0, 10).verdict();
+    assert_eq!((v.decision(), v.unknown_absent, v.unknown_unread), (Decision::Kept, 2, 0));
+}
+
+#[test]
+fn what_lies_behind_an_unreadable_spot_is_not_lost_and_what_is_missing_before_it_is() {
+    let mut case = Case::new().sent(10).acked(0, 2, 0).acked(2, 2, 2).acked(4, 6, 4).ended();
+    case = case.there(0, 2).there(7, 2);
+    case.judge.unreadable(PARTITION, "it is damaged");
+    let v = case.unfinished();
+    assert_eq!((v.corrupted, v.lost, v.unverified, v.decision()), (1, 2, 4, Decision::Broken), "{v:?}");
 }
 
 #[test]

@@ -71,8 +71,8 @@ impl Reader for JudgeSink {
         self.judge.unreadable(partition, why);
     }
 
-    fn unfinished(&mut self, partition: PartitionId) {
-        self.judge.unfinished(partition);
+    fn finished(&mut self, partition: PartitionId) {
+        self.judge.finished(partition);
     }
 }
 
@@ -116,7 +116,7 @@ impl Reader for CountSink {
         self.failure.get_or_insert(format!("partition {partition} cannot be read: {why}"));
     }
 
-    fn unfinished(&mut self, _: PartitionId) {}
+    fn finished(&mut self, _: PartitionId) {}
 }
 
 impl Sink for CountSink {

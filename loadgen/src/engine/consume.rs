@@ -83,11 +83,11 @@ pub fn run<S: Sink + 'static>(
     Ok((shared.sink.into_inner(), shared.failure.into_inner()))
 }
 
-/// Reads what is one consumer's, and says what of it could not be reached.
+/// Reads what is one consumer's, and says what of it was read to the end.
 async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
     read_through(&shared, &mut consumer).await;
     let mut sink = shared.sink.borrow_mut();
-    consumer.unfinished().for_each(|partition| sink.unfinished(partition));
+    consumer.finished().for_each(|partition| sink.finished(partition));
 }
 
 /// One consumer's connections, one after the other.
@@ -262,3 +262,7 @@ impl<'a> Connection<'a> {
         matches!(result, Ok(1..))
     }
 }
+
+#[cfg(test)]
+#[path = "consume_tests.rs"]
+mod tests;

@@ -234,6 +234,7 @@ impl Case {
         for batch in self.broker.log.values().flatten() {
             judge.batch(&BatchView::parse(batch, u32::MAX).unwrap(), |stamp| assert_eq!(stamp.run, RUN));
         }
+        judge.partitions().into_iter().for_each(|partition| judge.finished(partition));
         (judge.verdict(), finished.tally, finished.failure)
     }
 }

@@ -120,9 +120,11 @@ fn put_verdict(out: &mut String, report: &Report) {
         ("offsets without a record", v.holes),
         ("no longer retained", v.expired),
         ("not looked for", v.unverified),
+        ("partitions not read to their end", v.unfinished),
         ("of others", v.foreign),
         ("unknown, present", v.unknown_present),
         ("unknown, absent", v.unknown_absent),
+        ("unknown, not read", v.unknown_unread),
     ] {
         let _ = write!(out, "<tr><td>{name}<td>{}</tr>", number(count as f64));
     }

@@ -84,6 +84,7 @@ pub fn judgement(verdict: &Verdict) -> String {
         ("corrupted", verdict.corrupted),
         ("unknown, present", verdict.unknown_present),
         ("unknown, absent", verdict.unknown_absent),
+        ("unknown, not read", verdict.unknown_unread),
     ];
     let mut out = table(&columns.map(|(name, _)| name));
     out.add_row(columns.map(|(_, count)| number(count as f64)));
@@ -94,6 +95,7 @@ pub fn judgement(verdict: &Verdict) -> String {
         (verdict.holes, "offsets between messages have no record"),
         (verdict.expired, "acknowledged messages were removed by retention"),
         (verdict.unverified, "acknowledged messages could not be looked for"),
+        (verdict.unfinished, "partitions were not read to their end"),
         (verdict.foreign, "messages are of other producers and were not judged"),
     ] {
         if count > 0 {
