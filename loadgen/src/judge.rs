@@ -6,6 +6,8 @@
 //! messages (see [`crate::runs`]).
 
 use std::collections::HashSet;
+use std::iter::Peekable;
+use std::ops::Range;
 
 use ringbolt_wire::{BatchView, PartitionId, ProducerId};
 use rustc_hash::FxHashMap;
@@ -51,8 +53,11 @@ pub struct Verdict {
     pub unknown_unread: u64,
     /// Refused for good.
     pub refused: u64,
-    /// Acknowledged and no longer retained: below the partition's start.
+    /// Acknowledged, but not found, and where they should be retention had removed
+    /// everything before it was read.
     pub expired: u64,
+    /// Whether that is accepted.
+    pub expired_allowed: bool,
     /// Acknowledged, but not found, and where they should be was not read.
     pub unverified: u64,
     /// Partitions that were not read to their end.
@@ -74,6 +79,7 @@ impl Verdict {
         match self {
             verdict if !verdict.is_good() => Decision::Broken,
             verdict if verdict.unverified + verdict.unfinished > 0 => Decision::Unproven,
+            verdict if verdict.expired > 0 && !verdict.expired_allowed => Decision::Unproven,
             _ => Decision::Kept,
         }
     }
@@ -96,7 +102,8 @@ impl Verdict {
 /// What a verdict comes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// Everything that was acknowledged was looked for, and is as it was sent.
+    /// Everything that was acknowledged was looked for, and is as it was sent;
+    /// where that is accepted, but for what retention removed.
     Kept,
     /// The broker broke its word.
     Broken,
@@ -137,14 +144,33 @@ struct RunState {
 
 #[derive(Default)]
 struct Partition {
-    /// First offset that is still retained.
-    start: u64,
     /// Offset of the next record to be read.
     next: u64,
+    /// What retention had removed before it could be read, in rising order.
+    expired: Vec<Range<u64>>,
     holes: u64,
     /// The end was reached. Without that, what is not below `next` was not looked
     /// at.
     finished: bool,
+}
+
+impl Partition {
+    fn is_wholly_read(&self) -> bool {
+        self.finished && self.expired.is_empty()
+    }
+
+    /// How many of these offsets were removed by retention before they could be
+    /// read.
+    fn expired(&self, place: &Range<u64>) -> u64 {
+        let from = self.expired.partition_point(|gone| gone.end <= place.start);
+        let gone = self.expired[from..].iter().take_while(|gone| gone.start < place.end);
+        gone.map(|gone| gone.end.min(place.end) - gone.start.max(place.start)).sum()
+    }
+
+    /// How many of these offsets lie where nothing was read.
+    fn unread(&self, place: &Range<u64>) -> u64 {
+        if self.finished { 0 } else { place.end.saturating_sub(place.start.max(self.next)) }
+    }
 }
 
 /// Gathers evidence, and gives the verdict.
@@ -157,10 +183,16 @@ pub struct Judge {
     partitions: FxHashMap<PartitionId, Partition>,
     read: u64,
     corrupted: u64,
+    expired_allowed: bool,
     findings: Vec<String>,
 }
 
 impl Judge {
+    /// Says whether a verdict may rest on what is still retained alone.
+    pub fn allow_expired(&mut self, allowed: bool) {
+        self.expired_allowed = allowed;
+    }
+
     /// Takes the next entry of a ledger.
     pub fn entry(&mut self, entry: &Entry) {
         match entry {
@@ -223,11 +255,17 @@ impl Judge {
     }
 
     /// Says which offset of a partition is the first that is still retained:
-    /// what was acknowledged below it is not lost.
+    /// what was not read below it is expired, and not lost.
     pub fn retained_from(&mut self, partition: PartitionId, start: u64) {
         let state = self.partitions.entry(partition).or_default();
-        state.start = state.start.max(start);
-        state.next = state.next.max(start);
+        if start <= state.next {
+            return;
+        }
+        match state.expired.last_mut() {
+            Some(last) if last.end == state.next => last.end = start,
+            _ => state.expired.push(state.next..start),
+        }
+        state.next = start;
     }
 
     /// Reading begins at this offset: what is before it was not looked at.
@@ -302,6 +340,7 @@ impl Judge {
             unfinished: self.partitions().iter().filter(|&p| !is_finished(p)).count() as u64,
             read: self.read,
             corrupted: self.corrupted,
+            expired_allowed: self.expired_allowed,
             complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
             findings: self.findings,
             holes: self.partitions.values().map(|p| p.holes).sum(),
@@ -311,10 +350,8 @@ impl Judge {
         streams.sort_by_key(|&(key, _)| key);
         for (key, stream) in streams {
             let part = self.partitions.entry(key.1).or_default();
-            let end = if part.finished { u64::MAX } else { part.next };
-            let read = Extent { start: part.start, end };
             match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
-                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, read),
+                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, part),
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }
@@ -323,27 +360,12 @@ impl Judge {
     }
 }
 
-/// The offsets of a partition that were looked at.
-#[derive(Clone, Copy)]
-struct Extent {
-    /// Below this nothing is retained.
-    start: u64,
-    /// From this on nothing was read; `u64::MAX` if the end was reached.
-    end: u64,
-}
-
-impl Extent {
-    fn is_everything(&self) -> bool {
-        self.start == 0 && self.end == u64::MAX
-    }
-}
-
 fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
     runs.into_iter().map(|run| run.borrow().count).sum()
 }
 
 impl Stream {
-    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, read: Extent) {
+    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, part: &Partition) {
         let name = format!("producer {} on partition {}", key.0, key.1);
         let seen_total = count(self.seen.rising()) + count(self.seen.late());
         let mut corrupted = self.corrupted;
@@ -370,7 +392,7 @@ impl Stream {
         let (refused, _) = refused.settle();
         let bounds = Run { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
 
-        let acked_present = weigh_acked(verdict, &name, &acked, &seen, read);
+        let acked_present = weigh_acked(verdict, &name, &acked, &seen, part);
         let (mut refused_present, mut sent_present, mut before) = (0, 0, 0);
         compare(refused.rising(), seen.rising(), |s| {
             refused_present += if s.found.is_some() { s.run.count } else { 0 };
@@ -401,7 +423,7 @@ impl Stream {
         verdict.phantom += phantom;
         verdict.unknown_present += unknown_present + late_sends;
         let not_found = unknown.saturating_sub(unknown_present);
-        if read.is_everything() {
+        if part.is_wholly_read() {
             verdict.unknown_absent += not_found;
         } else {
             verdict.unknown_unread += not_found;
@@ -409,42 +431,61 @@ impl Stream {
     }
 }
 
+/// Walks a stream's records whose offsets are known, next to others of which it
+/// tells where they must be: a stream's records lie in the order of their
+/// sequences.
+struct Known<I: Iterator<Item = Run>> {
+    runs: Peekable<I>,
+    start: u64,
+}
+
+impl<I: Iterator<Item = Run>> Known<I> {
+    fn new(runs: I) -> Known<I> {
+        Known { runs: runs.peekable(), start: 0 }
+    }
+
+    /// Between which offsets the record of this sequence lies, which is higher
+    /// than that of the last call, and none of the known ones.
+    fn place_of(&mut self, sequence: u64) -> Range<u64> {
+        while let Some(run) = self.runs.next_if(|run| run.first < sequence) {
+            self.start = self.start.max(run.offset.saturating_add(run.count));
+        }
+        self.start..self.runs.peek().map_or(u64::MAX, |run| run.offset)
+    }
+}
+
 /// Compares what was acknowledged with what is there; returns how much of it is.
-fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, read: Extent) -> u64 {
+fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, part: &Partition) -> u64 {
     let mut present = 0;
+    let mut told = Known::new(acked.rising().filter(|run| run.offset != NO_OFFSET));
+    let mut there = Known::new(seen.rising());
     compare(acked.rising(), seen.rising(), |s| {
         let Run { first, count, offset } = s.run;
-        match s.found {
-            Some(found) => {
-                present += count;
-                if offset != NO_OFFSET && found != offset {
-                    verdict.misplaced += count;
-                    verdict.find(|| {
-                        format!("{name}: sequence {first} was acknowledged at {offset} and is at {found}")
-                    });
-                }
+        if let Some(found) = s.found {
+            present += count;
+            if offset != NO_OFFSET && found != offset {
+                verdict.misplaced += count;
+                verdict.find(|| {
+                    format!("{name}: sequence {first} was acknowledged at {offset} and is at {found}")
+                });
             }
-            None => {
-                let end = offset.saturating_add(count);
-                // Without an offset the benefit of the doubt is the ledger's,
-                // unless not all was read.
-                let (expired, unverified) = match offset {
-                    NO_OFFSET => (0, if read.end == u64::MAX { 0 } else { count }),
-                    _ => (
-                        read.start.saturating_sub(offset).min(count),
-                        end.saturating_sub(read.end.max(offset)),
-                    ),
-                };
-                let lost = count - (expired + unverified).min(count);
-                verdict.expired += expired;
-                verdict.unverified += unverified;
-                verdict.lost += lost;
-                if lost > 0 {
-                    let end = s.run.end();
-                    verdict
-                        .find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));
-                }
-            }
+            return;
+        }
+        let place = if offset == NO_OFFSET {
+            let (told, there) = (told.place_of(first), there.place_of(first));
+            told.start.max(there.start)..told.end.min(there.end)
+        } else {
+            offset..offset.saturating_add(count)
+        };
+        let unverified = part.unread(&place).min(count);
+        let expired = part.expired(&place).min(count - unverified);
+        let lost = count - unverified - expired;
+        verdict.unverified += unverified;
+        verdict.expired += expired;
+        verdict.lost += lost;
+        if lost > 0 {
+            let end = s.run.end();
+            verdict.find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));
         }
     });
     present

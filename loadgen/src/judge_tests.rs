@@ -195,14 +195,61 @@ fn a_ledger_cut_short_accuses_nobody_of_the_sends_that_it_lacks() {
     assert_eq!(v.unknown_present, 3);
 }
 
+/// Retention has removed what is below `start` before it was read.
+fn retained_from(mut case: Case, start: u64) -> Case {
+    case.judge.retained_from(PARTITION, start);
+    case.next_offset = start;
+    case
+}
+
 #[test]
-fn what_retention_removed_is_expired_and_not_lost() {
-    let mut case = Case::new().sent(10).acked(0, 10, 0).ended();
-    case.judge.retained_from(PARTITION, 6);
-    case.next_offset = 6;
-    let v = case.there(6, 4).verdict();
-    assert!(v.is_good());
-    assert_eq!((v.expired, v.lost), (6, 0));
+fn what_retention_removed_is_expired_and_not_lost_and_proves_nothing_unless_accepted() {
+    for (accepted, decision) in [(false, Decision::Unproven), (true, Decision::Kept)] {
+        let case = Case::new().sent(11).acked(0, 10, 0).ended();
+        let mut case = retained_from(case, 6);
+        case.judge.allow_expired(accepted);
+        let v = case.there(6, 4).verdict();
+        assert_eq!((v.expired, v.lost, v.decision()), (6, 0, decision));
+        assert_eq!((v.unknown_absent, v.unknown_unread), (0, 1));
+    }
+}
+
+#[test]
+fn what_was_missing_before_retention_removed_its_place_is_lost() {
+    let mut case = Case::new().sent(9).acked(0, 9, 0).ended().there(0, 1);
+    case.give(1, vec![Stamp::default()], ProducerId(77));
+    let v = retained_from(case.there(2, 2), 8).there(8, 1).verdict();
+    assert_eq!((v.lost, v.expired), (1, 4), "{v:?}");
+}
+
+/// Sequences 0 to 2 were acknowledged at 0 to 2, 3 and 4 without an offset, and
+/// 5 to 7 from `next` on.
+fn without_an_offset(next: u64) -> Case {
+    Case::new().sent(8).acked(0, 3, 0).acked(3, 2, NO_OFFSET).acked(5, 3, next).ended()
+}
+
+#[test]
+fn without_an_offset_a_message_is_expired_if_its_place_must_be_and_lost_if_that_was_read() {
+    // Between 3 and 20, and retention took all of that.
+    let v = retained_from(without_an_offset(20), 20).there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (0, 5), "{v:?}");
+    // Between 3 and 20, and it took only what is before 3.
+    let case = retained_from(without_an_offset(20), 3).skip_offsets(17);
+    let v = case.there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (2, 3), "{v:?}");
+    // Between 3 and 20, of which it took one.
+    let case = retained_from(without_an_offset(20), 4).skip_offsets(16);
+    let v = case.there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (1, 4), "{v:?}");
+}
+
+#[test]
+fn without_an_offset_a_message_is_unverified_if_its_place_may_not_have_been_read() {
+    let v = without_an_offset(20).there(0, 3).unfinished();
+    assert_eq!((v.lost, v.unverified), (0, 5), "{v:?}");
+    // It must be before what follows it, and that was found.
+    let v = without_an_offset(3).there(0, 3).there(5, 2).unfinished();
+    assert_eq!((v.lost, v.unverified), (2, 1), "{v:?}");
 }
 
 #[test]

@@ -48,7 +48,8 @@ fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
     let Peer::Embedded(embedded) = peer else { unreachable!("made above") };
     println!("the broker is restarted, and everything is read back from its disk");
     let embedded = embedded.restart()?;
-    let (verdict, failure) = verify::read_back(&ledger, embedded.addr(), args.core, args.quiet)?;
+    let (verdict, failure) =
+        verify::read_back(&ledger, embedded.addr(), args.allow_expired, args.core, args.quiet)?;
     outcome.report.judged(verdict);
     outcome.failure = outcome.failure.or(failure);
     finish(args, outcome)

@@ -202,6 +202,7 @@ impl Run<'_> {
         let count = (self.args.consumers as usize).min(self.partitions.len());
         let mut admin = Admin::connect(self.config.addr)?;
         let mut judge = Judge::default();
+        judge.allow_expired(self.args.allow_expired);
         // Only what this run produces is of interest.
         let mut from = Vec::with_capacity(self.partitions.len());
         for &partition in &self.partitions {

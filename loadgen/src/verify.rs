@@ -35,17 +35,19 @@ pub fn verify(args: &VerifyArgs) -> Result<(Verdict, Option<String>), Error> {
     let Some(addr) = args.addr.clone().or(named) else {
         return Err(Error::Usage(format!("no run is in ledger {}", args.ledger.display())));
     };
-    read_back(&args.ledger, resolve(&addr)?, args.core, args.quiet)
+    read_back(&args.ledger, resolve(&addr)?, args.allow_expired, args.core, args.quiet)
 }
 
 /// Reads back from the broker at `addr` what the ledger speaks of, and judges.
 pub fn read_back(
     ledger: &Path,
     addr: SocketAddr,
+    allow_expired: bool,
     core: Option<usize>,
     quiet: bool,
 ) -> Result<(Verdict, Option<String>), Error> {
     let mut judge = Judge::default();
+    judge.allow_expired(allow_expired);
     LedgerReader::open(ledger)?.for_each(|entry| judge.entry(&entry))?;
     let partitions = judge.partitions();
     if partitions.is_empty() {

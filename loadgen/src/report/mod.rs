@@ -102,6 +102,9 @@ pub fn to_json(value: &impl Serialize) -> String {
 fn conclusion(verdict: &Verdict) -> &'static str {
     match verdict.decision() {
         Decision::Broken => "FAILED: the broker did not keep its word",
+        Decision::Unproven if verdict.unverified + verdict.unfinished == 0 => {
+            "no verdict: retention has removed messages unread (--allow-expired accepts that)"
+        }
         Decision::Unproven => "no verdict: not everything could be read back",
         Decision::Kept if verdict.acked == 0 => "nothing was acknowledged, so nothing could be lost",
         Decision::Kept if verdict.expired > 0 => {
