@@ -43,6 +43,11 @@ impl Part {
     fn is_wanted(&self) -> bool {
         self.wish == Wish::More && self.goal.is_none_or(|goal| self.next < goal)
     }
+
+    /// Whether nothing is left of what is to be read again and again.
+    fn has_expired(&self) -> bool {
+        self.again_from.is_some_and(|again| self.goal.is_some_and(|goal| again >= goal))
+    }
 }
 
 /// What is done with what was read.
@@ -66,8 +71,10 @@ pub struct Consumer {
     turn: usize,
     /// The ends are fixed: what is there now is all that is wanted.
     frozen: bool,
-    /// Rises with every record that was read.
+    /// Rises with every record that was read, and with what is known of where to
+    /// read on.
     progress: u64,
+    stalled: bool,
 }
 
 impl Consumer {
@@ -79,7 +86,7 @@ impl Consumer {
         let parts: Vec<Part> = from.into_iter().map(part).collect();
         assert!(!parts.is_empty(), "a consumer reads something");
         let index = parts.iter().enumerate().map(|(i, p)| (p.partition, i)).collect();
-        Consumer { parts, index, max_bytes, turn: 0, frozen: false, progress: 0 }
+        Consumer { parts, index, max_bytes, turn: 0, frozen: false, progress: 0, stalled: false }
     }
 
     /// A consumer that reads the given offsets of each partition again and
@@ -91,6 +98,7 @@ impl Consumer {
         let ranges: Vec<_> = ranges.into_iter().collect();
         let mut consumer = Consumer::new(ranges.iter().map(|(p, r)| (*p, r.start)), max_bytes);
         for (part, (_, range)) in consumer.parts.iter_mut().zip(ranges) {
+            assert!(!range.is_empty(), "there is something to go round");
             (part.goal, part.again_from) = (Some(range.end), Some(range.start));
         }
         consumer
@@ -128,7 +136,16 @@ impl Consumer {
         self.progress
     }
 
+    /// Whether the last answer moved nothing, and that not because the broker
+    /// waited in vain: the same request would be answered like that at once.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
     /// The next request.
+    ///
+    /// # Panics
+    /// If the consumer is done or idle.
     pub fn fetch(&mut self) -> Fetch {
         let count = self.parts.len();
         let partitions: Vec<FetchPartition> = (0..count)
@@ -141,6 +158,7 @@ impl Consumer {
                 max_bytes: self.max_bytes,
             })
             .collect();
+        assert!(!partitions.is_empty(), "a consumer that is neither done nor idle wants something");
         self.turn = (self.turn + MAX_FETCH_PARTITIONS.min(count)) % count;
         let wait = match count > MAX_FETCH_PARTITIONS {
             _ if self.frozen => 0,
@@ -153,6 +171,9 @@ impl Consumer {
     /// Notes what an answer brings, so that the next request can leave.
     pub fn advance(&mut self, fetched: &[FetchedPartition], payload: &[u8]) {
         let mut rest = payload;
+        let before = self.progress;
+        self.stalled =
+            self.frozen || fetched.iter().any(|answer| answer.status != 0 || answer.payload_len > 0);
         for answer in fetched {
             let (mut batches, after) = rest.split_at(answer.payload_len as usize);
             rest = after;
@@ -180,12 +201,17 @@ impl Consumer {
                 // What was to be read is no longer retained.
                 part.next = answer.start_offset.0;
                 part.again_from = part.again_from.map(|again| again.max(part.next));
+                if part.has_expired() {
+                    part.wish = Wish::Enough;
+                }
                 self.progress += 1;
             }
-            if self.frozen && answer.status == 0 {
-                part.goal.get_or_insert(answer.end_offset.0);
+            if self.frozen && answer.status == 0 && part.goal.is_none() {
+                part.goal = Some(answer.end_offset.0);
+                self.progress += 1;
             }
         }
+        self.stalled &= self.progress == before;
     }
 
     /// Checks what an answer brought, which was [noted](Self::advance) before, and
@@ -201,6 +227,9 @@ impl Consumer {
             }
             let why = match ErrorCode::from_u16(answer.status) {
                 _ if answer.status == 0 => read_batches(answer.partition, batches, reader).err(),
+                Some(ErrorCode::OffsetOutOfRange) if self.parts[index].has_expired() => {
+                    Some("retention has removed everything that was to be read".to_owned())
+                }
                 Some(ErrorCode::OffsetOutOfRange) if self.parts[index].next <= answer.end_offset.0 => {
                     reader.retained_from(answer.partition, answer.start_offset.0);
                     None

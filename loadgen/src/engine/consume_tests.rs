@@ -4,11 +4,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ringbolt_wire::message::{Fetch, HelloAck};
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, HelloAck};
 use ringbolt_wire::{
-    BatchBuilder, BatchHeader, BatchView, Epoch, FrameHeader, Offset, PartitionId, ProducerId, Sequence,
-    TopicId,
+    BatchBuilder, BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, PartitionId, ProducerId,
+    Sequence, TopicId,
 };
 
 use super::*;
@@ -29,10 +30,13 @@ fn batch(partition: PartitionId, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// What an honest broker, which holds the offsets below `end`, says to a fetch.
-fn honest(fetch: &Fetch, end: u64) -> (Vec<FetchedPartition>, Vec<u8>) {
+/// What the peer says: an answer, and its payload.
+type Answer = (Response, Vec<u8>);
+
+/// What a broker says that holds the offsets below `end`.
+fn honest(fetch: &Fetch, end: u64) -> Answer {
     let mut payload = Vec::new();
-    let mut answer = |asked: &ringbolt_wire::message::FetchPartition| {
+    let mut answer = |asked: &FetchPartition| {
         let before = payload.len();
         if asked.offset.0 < end {
             payload.extend(batch(asked.partition, asked.offset.0));
@@ -47,7 +51,20 @@ fn honest(fetch: &Fetch, end: u64) -> (Vec<FetchedPartition>, Vec<u8>) {
         }
     };
     let list = fetch.partitions.iter().map(&mut answer).collect();
-    (list, payload)
+    (Response::Fetched(list), payload)
+}
+
+/// Nothing but this status, from a broker that holds these offsets.
+fn status(fetch: &Fetch, code: ErrorCode, held: std::ops::Range<u64>) -> Answer {
+    let answer = |asked: &FetchPartition| FetchedPartition {
+        partition: asked.partition,
+        status: code as u16,
+        payload_len: 0,
+        base_offset: Offset::UNKNOWN,
+        start_offset: Offset(held.start),
+        end_offset: Offset(held.end),
+    };
+    (Response::Fetched(fetch.partitions.iter().map(answer).collect()), Vec::new())
 }
 
 fn greeting() -> Response {
@@ -76,18 +93,15 @@ fn next_request(stream: &mut std::net::TcpStream) -> Option<(FrameHeader, Reques
 }
 
 /// Greets, and lets `answer` answer every fetch, until the connection ends.
-fn converse(
-    mut stream: std::net::TcpStream,
-    mut answer: impl FnMut(&Fetch) -> (Vec<FetchedPartition>, Vec<u8>),
-) {
+fn converse(mut stream: std::net::TcpStream, mut answer: impl FnMut(&Fetch) -> Answer) {
     while let Some((header, request)) = next_request(&mut stream) {
         let mut out = Vec::new();
         match request {
             Request::Hello(_) => greeting().encode(&mut out, header.opcode, header.correlation, 0),
             Request::Fetch(fetch) => {
-                let (list, payload) = answer(&fetch);
+                let (response, payload) = answer(&fetch);
                 let len = payload.len() as u32;
-                Response::Fetched(list).encode(&mut out, header.opcode, header.correlation, len);
+                response.encode(&mut out, header.opcode, header.correlation, len);
                 out.extend(payload);
             }
             other => panic!("{other:?}"),
@@ -101,7 +115,7 @@ fn converse(
 /// A peer for so many connections, each of which is served by `answer`.
 fn peer<A>(connections: usize, answer: A) -> SocketAddr
 where
-    A: FnMut(&Fetch) -> (Vec<FetchedPartition>, Vec<u8>) + Send + Clone + 'static,
+    A: FnMut(&Fetch) -> Answer + Send + Clone + 'static,
 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = listener.local_addr().unwrap();
@@ -166,12 +180,13 @@ fn what_a_consumer_that_panicked_did_not_read_is_not_called_read() {
 #[test]
 fn nothing_behind_an_unreadable_spot_is_taken_for_what_follows_it() {
     let addr = peer(1, |fetch| {
-        let (list, mut payload) = honest(fetch, 4 * COUNT);
+        let (response, mut payload) = honest(fetch, 4 * COUNT);
         // The second batch of partition 0 is damaged; its header is not.
-        if list[0].partition == partition(0) && list[0].base_offset.0 == COUNT {
+        let first = fetch.partitions[0];
+        if (first.partition, first.offset.0) == (partition(0), COUNT) {
             payload[100] ^= 1;
         }
-        (list, payload)
+        (response, payload)
     });
     let consumer = Consumer::new([(partition(0), 0), (partition(1), 0)], 1 << 20);
     let (notes, failure) = read_all(addr, vec![consumer], Notes::default());
@@ -179,4 +194,63 @@ fn nothing_behind_an_unreadable_spot_is_taken_for_what_follows_it() {
     assert_eq!((notes.unreadable, notes.finished), (vec![partition(0)], vec![partition(1)]));
     let of_the_damaged: Vec<_> = notes.read.iter().filter(|(p, _)| *p == partition(0)).collect();
     assert_eq!(of_the_damaged, [&(partition(0), 0)]);
+}
+
+/// How often a peer is asked within `patience` that answers everything like
+/// this, and what was read from it.
+fn persist(
+    patience: Duration,
+    answer: impl Fn(&Fetch) -> Answer + Send + Clone + 'static,
+) -> (usize, Notes, Option<String>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let addr = peer(1, move |fetch| {
+        count.fetch_add(1, Ordering::Relaxed);
+        answer(fetch)
+    });
+    let consumers = vec![Consumer::new([(partition(0), COUNT)], 1 << 20)];
+    let (clock, signals) = (Clock::start(), Arc::new(Signals::default()));
+    signals.freeze(clock.now());
+    let config = EngineConfig { addr, core: None, busy_poll: false };
+    let (notes, failure) = drive(consumers, Notes::default(), config, clock, signals, patience).unwrap();
+    (asked.load(Ordering::Relaxed), notes, failure)
+}
+
+#[test]
+fn a_broker_that_says_the_same_without_end_is_asked_at_intervals_and_given_up() {
+    let patience = Duration::from_millis(400);
+    let answers: [(&str, fn(&Fetch) -> Answer); 4] = [
+        ("what is there is out of range", |fetch| status(fetch, ErrorCode::OffsetOutOfRange, 0..9)),
+        ("overloaded", |fetch| status(fetch, ErrorCode::Overloaded, 0..9)),
+        ("refused", |_| (Response::Error(ErrorResponse::new(ErrorCode::Overloaded, "")), Vec::new())),
+        ("an end that is never reached", |fetch| {
+            let (mut response, payload) = honest(fetch, 0);
+            let Response::Fetched(list) = &mut response else { unreachable!() };
+            list[0].end_offset = Offset(9);
+            (response, payload)
+        }),
+    ];
+    for (name, answer) in answers {
+        let (asked, notes, failure) = persist(patience, answer);
+        assert!((2..=2 + patience.as_millis() as usize / 10).contains(&asked), "{name}: asked {asked} times");
+        assert!(failure.is_some_and(|why| why.contains("nothing more could be read")), "{name}");
+        assert_eq!((notes.finished, notes.unreadable), (vec![], vec![]), "{name}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_round_ends_when_retention_has_removed_all_of_its_round() {
+    let addr = peer(1, |fetch| status(fetch, ErrorCode::OffsetOutOfRange, 100..200));
+    let (clock, signals) = (Clock::start(), Arc::new(Signals::default()));
+    let late = signals.clone();
+    // It would end then in any case.
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(5));
+        late.freeze(clock.now());
+    });
+    let consumers = vec![Consumer::cycling([(partition(0), 0..50)], 1 << 20)];
+    let config = EngineConfig { addr, core: None, busy_poll: false };
+    let (notes, failure) = run(consumers, Notes::default(), config, clock, signals.clone()).unwrap();
+    assert_eq!((signals.frozen_at(), failure), (None, None), "it ends of its own accord");
+    assert_eq!(notes.unreadable, [partition(0)]);
 }
