@@ -119,18 +119,7 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
         };
         // A socket that refuses still works.
         let _ = tcp::prepare(&stream, shared.config.addr.ip());
-        let mut connection = Connection::new(&stream);
-        let ended = {
-            let reading = connection.read_on(shared, consumer);
-            let watching = watch(shared);
-            tokio::select! {
-                ended = reading => ended,
-                () = watching => Ok(()),
-            }
-        };
-        // Whoever watches may have ended the reading anywhere.
-        connection.read_unread(shared, consumer);
-        match ended {
+        match read_over(&stream, shared, consumer).await {
             Err(error) if !error.is_shutting_down() => {
                 shared.fail(error.to_string());
                 return;
@@ -140,6 +129,26 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Reads over one connection, as long as there is hope.
+async fn read_over<S: Sink>(
+    stream: &TcpStream,
+    shared: &Shared<S>,
+    consumer: &mut Consumer,
+) -> Result<(), SessionError> {
+    let mut connection = Connection::new(stream);
+    let ended = {
+        let reading = connection.read_on(shared, consumer);
+        let watching = watch(shared);
+        tokio::select! {
+            ended = reading => ended,
+            () = watching => Ok(()),
+        }
+    };
+    // Whoever watches may have ended the reading anywhere.
+    connection.read_unread(shared, consumer);
+    ended
 }
 
 /// Returns when there is no hope of more.

@@ -32,6 +32,7 @@ fn batch(partition: PartitionId, offset: u64) -> Vec<u8> {
 
 /// What the peer says: an answer, and its payload.
 type Answer = (Response, Vec<u8>);
+type Answering = fn(&Fetch) -> Answer;
 
 /// What a broker says that holds the offsets below `end`.
 fn honest(fetch: &Fetch, end: u64) -> Answer {
@@ -219,7 +220,7 @@ fn persist(
 #[test]
 fn a_broker_that_says_the_same_without_end_is_asked_at_intervals_and_given_up() {
     let patience = Duration::from_millis(400);
-    let answers: [(&str, fn(&Fetch) -> Answer); 4] = [
+    let answers: [(&str, Answering); 4] = [
         ("what is there is out of range", |fetch| status(fetch, ErrorCode::OffsetOutOfRange, 0..9)),
         ("overloaded", |fetch| status(fetch, ErrorCode::Overloaded, 0..9)),
         ("refused", |_| (Response::Error(ErrorResponse::new(ErrorCode::Overloaded, "")), Vec::new())),
@@ -253,4 +254,67 @@ fn a_reader_that_goes_round_ends_when_retention_has_removed_all_of_its_round() {
     let (notes, failure) = run(consumers, Notes::default(), config, clock, signals.clone()).unwrap();
     assert_eq!((signals.frozen_at(), failure), (None, None), "it ends of its own accord");
     assert_eq!(notes.unreadable, [partition(0)]);
+}
+
+/// Reads over one connection, whose first fetch is answered after `before` had
+/// its way with the consumer's own end. Nothing else is answered, nor read by the
+/// peer. Gives back what was read, and where the consumer is.
+fn read_one_answer(before: fn(&mut std::net::TcpStream)) -> (Notes, u64) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let end = std::net::TcpStream::connect(addr).unwrap();
+    let mut same_end = end.try_clone().unwrap();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let (clock, signals) = (Clock::start(), Arc::new(Signals::default()));
+    let enough = signals.clone();
+    let peer = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let (head, _) = next_request(&mut stream).unwrap();
+        let mut out = Vec::new();
+        greeting().encode(&mut out, head.opcode, head.correlation, 0);
+        stream.write_all(&out).unwrap();
+        let Some((head, Request::Fetch(fetch))) = next_request(&mut stream) else { panic!("no fetch") };
+        before(&mut same_end);
+        // Patience counts from here at the earliest.
+        enough.freeze(clock.now());
+        let (response, payload) = honest(&fetch, 9 * COUNT);
+        out.clear();
+        response.encode(&mut out, head.opcode, head.correlation, payload.len() as u32);
+        stream.write_all(&[out, payload].concat()).unwrap();
+        wait.recv().unwrap_err();
+    });
+    let shared = Shared {
+        config: EngineConfig { addr, core: None, busy_poll: false },
+        patience: Duration::from_secs(1),
+        clock,
+        signals,
+        sink: RefCell::new(Notes::default()),
+        progress_at: RefCell::new(clock.now()),
+        failure: RefCell::new(None),
+    };
+    let mut consumer = Consumer::new([(partition(0), 0)], 1 << 20);
+    let reading = async { read_over(&TcpStream::from_std(end), &shared, &mut consumer).await };
+    runtime(None).unwrap().block_on(reading).unwrap();
+    drop(done);
+    peer.join().unwrap();
+    (shared.sink.into_inner(), consumer.fetch().partitions[0].offset.0)
+}
+
+#[test]
+fn an_answer_is_read_although_the_next_fetch_cannot_be_sent() {
+    let (notes, next) = read_one_answer(|end| end.shutdown(std::net::Shutdown::Write).unwrap());
+    assert_eq!((notes.read, next), (vec![(partition(0), 0)], COUNT));
+}
+
+#[test]
+fn an_answer_is_read_although_reading_ends_while_the_next_fetch_waits_to_be_sent() {
+    let (notes, next) = read_one_answer(|end| {
+        end.set_write_timeout(Some(Duration::from_millis(10))).unwrap();
+        // Until not a byte more fits in.
+        for len in [64 << 10, 64, 1] {
+            while end.write(&vec![0; len]).is_ok() {}
+        }
+        end.set_write_timeout(None).unwrap();
+    });
+    assert_eq!((notes.read, next), (vec![(partition(0), 0)], COUNT));
 }
