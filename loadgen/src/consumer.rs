@@ -4,6 +4,8 @@
 //! The next request leaves before the records of the last answer are checked,
 //! so that broker and consumer work at the same time.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition, MAX_FETCH_PARTITIONS};
 use ringbolt_wire::{BatchHeader, BatchView, ErrorCode, Offset, PartitionId};
@@ -20,6 +22,8 @@ const SHORT_POLL_MS: u32 = 1;
 struct Part {
     partition: PartitionId,
     next: u64,
+    /// The highest that `next` ever was.
+    highest: u64,
     /// Read so far, once the end is fixed; `None` before.
     goal: Option<u64>,
     /// Reading begins here again when the goal is reached.
@@ -44,6 +48,26 @@ impl Part {
         self.wish == Wish::More && self.goal.is_none_or(|goal| self.next < goal)
     }
 
+    /// Goes on at `next`, and says how much of the way there is new.
+    fn move_to(&mut self, next: u64) -> u64 {
+        // Who goes round is at places where it was before, and gets on.
+        let from = if self.again_from.is_some() { self.next } else { self.highest };
+        self.next = next;
+        self.highest = self.highest.max(next);
+        next.saturating_sub(from)
+    }
+
+    /// Goes on within `held`, which is all that there is.
+    fn move_into(&mut self, held: &Range<u64>) -> u64 {
+        if let (Some(again), Some(goal)) = (self.again_from, self.goal) {
+            (self.again_from, self.goal) = (Some(again.max(held.start)), Some(goal.min(held.end)));
+        }
+        if self.has_expired() {
+            self.wish = Wish::Enough;
+        }
+        self.move_to(self.next.max(held.start).min(held.end))
+    }
+
     /// Whether nothing is left of what is to be read again and again.
     fn has_expired(&self) -> bool {
         self.again_from.is_some_and(|again| self.goal.is_some_and(|goal| again >= goal))
@@ -54,8 +78,11 @@ impl Part {
 pub trait Reader {
     /// Takes a partition's next batch, whose CRC was verified.
     fn batch(&mut self, batch: &BatchView<'_>);
-    /// The partition's records below `start` are no longer retained.
-    fn retained_from(&mut self, partition: PartitionId, start: u64);
+    /// What is to be read next is not there: the broker says that it holds these
+    /// offsets. Reading goes on at the nearest of them.
+    fn holds(&mut self, partition: PartitionId, offsets: Range<u64>);
+    /// The broker says that there is no such partition.
+    fn missing(&mut self, partition: PartitionId);
     /// The partition cannot be read on.
     fn unreadable(&mut self, partition: PartitionId, why: String);
     /// The partition was read to its end.
@@ -81,8 +108,14 @@ impl Consumer {
     /// A consumer of these partitions, each from its offset, that asks for at
     /// most `max_bytes` at a time.
     pub fn new(from: impl IntoIterator<Item = (PartitionId, u64)>, max_bytes: u32) -> Consumer {
-        let part =
-            |(partition, next)| Part { partition, next, goal: None, again_from: None, wish: Wish::More };
+        let part = |(partition, next)| Part {
+            partition,
+            next,
+            highest: next,
+            goal: None,
+            again_from: None,
+            wish: Wish::More,
+        };
         let parts: Vec<Part> = from.into_iter().map(part).collect();
         assert!(!parts.is_empty(), "a consumer reads something");
         let index = parts.iter().enumerate().map(|(i, p)| (p.partition, i)).collect();
@@ -91,10 +124,7 @@ impl Consumer {
 
     /// A consumer that reads the given offsets of each partition again and
     /// again, until it is frozen.
-    pub fn cycling(
-        ranges: impl IntoIterator<Item = (PartitionId, std::ops::Range<u64>)>,
-        max_bytes: u32,
-    ) -> Consumer {
+    pub fn cycling(ranges: impl IntoIterator<Item = (PartitionId, Range<u64>)>, max_bytes: u32) -> Consumer {
         let ranges: Vec<_> = ranges.into_iter().collect();
         let mut consumer = Consumer::new(ranges.iter().map(|(p, r)| (*p, r.start)), max_bytes);
         for (part, (_, range)) in consumer.parts.iter_mut().zip(ranges) {
@@ -188,8 +218,7 @@ impl Consumer {
                 && header.len() <= batches.len()
             {
                 let end = header.base_offset().0.saturating_add(u64::from(header.count()));
-                self.progress += end.saturating_sub(part.next);
-                part.next = part.next.max(end);
+                self.progress += part.move_to(part.next.max(end));
                 batches = &batches[header.len()..];
             }
             if let (Some(goal), Some(start)) = (part.goal, part.again_from)
@@ -197,18 +226,18 @@ impl Consumer {
             {
                 part.next = start;
             }
-            if answer.status == ErrorCode::OffsetOutOfRange as u16 && answer.start_offset.0 > part.next {
-                // What was to be read is no longer retained.
-                part.next = answer.start_offset.0;
-                part.again_from = part.again_from.map(|again| again.max(part.next));
-                if part.has_expired() {
-                    part.wish = Wish::Enough;
+            let end = match held(answer) {
+                Some(held) => {
+                    self.progress += part.move_into(&held);
+                    held.end
                 }
-                self.progress += 1;
-            }
-            if self.frozen && answer.status == 0 && part.goal.is_none() {
-                part.goal = Some(answer.end_offset.0);
-                self.progress += 1;
+                None if answer.status == 0 => answer.end_offset.0,
+                None => continue,
+            };
+            if self.frozen && part.again_from.is_none() {
+                self.progress += u64::from(part.goal.is_none());
+                // An end that moved back leaves nothing to wait for behind it.
+                part.goal = Some(part.goal.map_or(end, |goal| goal.min(end)));
             }
         }
         self.stalled &= self.progress == before;
@@ -226,17 +255,19 @@ impl Consumer {
                 continue;
             }
             let why = match ErrorCode::from_u16(answer.status) {
-                _ if answer.status == 0 => read_batches(answer.partition, batches, reader).err(),
-                Some(ErrorCode::OffsetOutOfRange) if self.parts[index].has_expired() => {
-                    Some("retention has removed everything that was to be read".to_owned())
-                }
-                Some(ErrorCode::OffsetOutOfRange) if self.parts[index].next <= answer.end_offset.0 => {
-                    reader.retained_from(answer.partition, answer.start_offset.0);
-                    None
+                _ if answer.status == 0 => read_batches(answer, batches, reader).err(),
+                Some(ErrorCode::OffsetOutOfRange | ErrorCode::UnknownTopic | ErrorCode::UnknownPartition)
+                    if self.parts[index].has_expired() =>
+                {
+                    Some("nothing is left of what was to be read".to_owned())
                 }
                 Some(ErrorCode::OffsetOutOfRange) => {
-                    let next = self.parts[index].next;
-                    Some(format!("offset {next} is beyond the end at {}", answer.end_offset))
+                    reader.holds(answer.partition, answer.start_offset.0..answer.end_offset.0);
+                    None
+                }
+                Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition) => {
+                    reader.missing(answer.partition);
+                    None
                 }
                 Some(code) if code.is_retryable() => None,
                 Some(code) => Some(code.to_string()),
@@ -250,14 +281,32 @@ impl Consumer {
     }
 }
 
-fn read_batches(partition: PartitionId, mut bytes: &[u8], reader: &mut impl Reader) -> Result<(), String> {
+/// What a broker holds that does not have what it was asked for.
+fn held(answer: &FetchedPartition) -> Option<Range<u64>> {
+    match ErrorCode::from_u16(answer.status)? {
+        ErrorCode::OffsetOutOfRange => Some(answer.start_offset.0..answer.end_offset.0),
+        ErrorCode::UnknownTopic | ErrorCode::UnknownPartition => Some(0..0),
+        _ => None,
+    }
+}
+
+fn read_batches(answer: &FetchedPartition, mut bytes: &[u8], reader: &mut impl Reader) -> Result<(), String> {
+    // No CRC covers a batch's offset but that of the answer, which names the first.
+    let mut from = answer.base_offset.0;
+    let mut is_first = true;
     while !bytes.is_empty() {
         let batch = BatchView::parse(bytes, u32::MAX).map_err(|error| error.to_string())?;
-        if batch.header().partition() != partition {
-            return Err(format!("it gave back records of partition {}", batch.header().partition()));
+        let header = batch.header();
+        if header.partition() != answer.partition {
+            return Err(format!("it gave back records of partition {}", header.partition()));
+        }
+        let base = header.base_offset().0;
+        if base < from || (is_first && base != from) {
+            return Err(format!("it gave back offset {base} where {from} was to be"));
         }
         reader.batch(&batch);
-        bytes = &bytes[batch.header().len()..];
+        (from, is_first) = (header.next_offset().0, false);
+        bytes = &bytes[header.len()..];
     }
     Ok(())
 }

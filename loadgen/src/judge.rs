@@ -41,6 +41,8 @@ pub struct Verdict {
     pub phantom: u64,
     /// Offsets that no record has, between records that are there.
     pub holes: u64,
+    /// There, and later not any more, although retention had not come so far.
+    pub vanished: u64,
     /// Neither acknowledged nor refused: its producer never learnt what became of
     /// it.
     pub unknown: u64,
@@ -87,9 +89,9 @@ impl Verdict {
     /// Whether nothing was found that speaks against the broker. It may not have
     /// been looked for everywhere: see [`decision`](Self::decision).
     pub fn is_good(&self) -> bool {
-        [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced, self.phantom, self.holes]
-            .iter()
-            .all(|&n| n == 0)
+        let faults = [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced];
+        let more = [self.phantom, self.holes, self.vanished];
+        faults.iter().chain(&more).all(|&n| n == 0)
     }
 
     fn find(&mut self, finding: impl FnOnce() -> String) {
@@ -149,6 +151,9 @@ struct Partition {
     /// What retention had removed before it could be read, in rising order.
     expired: Vec<Range<u64>>,
     holes: u64,
+    vanished: u64,
+    /// The broker does not know it.
+    missing: bool,
     /// The end was reached. Without that, what is not below `next` was not looked
     /// at.
     finished: bool,
@@ -254,18 +259,33 @@ impl Judge {
         all
     }
 
-    /// Says which offset of a partition is the first that is still retained:
-    /// what was not read below it is expired, and not lost.
-    pub fn retained_from(&mut self, partition: PartitionId, start: u64) {
+    /// Says that a broker holds these offsets of a partition, and so not the next
+    /// one: what was not read below them is expired, and what was read beyond them
+    /// has vanished.
+    pub fn holds(&mut self, partition: PartitionId, offsets: Range<u64>) {
         let state = self.partitions.entry(partition).or_default();
-        if start <= state.next {
-            return;
-        }
+        let from = state.expired.last().map_or(state.next, |last| last.end.max(state.next));
         match state.expired.last_mut() {
-            Some(last) if last.end == state.next => last.end = start,
-            _ => state.expired.push(state.next..start),
+            Some(last) if last.end == from => last.end = offsets.start.max(from),
+            _ if offsets.start > from => state.expired.push(from..offsets.start),
+            _ => {}
         }
-        state.next = start;
+        let beyond = offsets.end..state.next;
+        if !beyond.is_empty() {
+            state.vanished += beyond.end - beyond.start - state.expired(&beyond);
+            let Range { start, end } = beyond;
+            self.findings.push(format!(
+                "partition {partition} was read up to offset {end}, and then ended at {start}"
+            ));
+            self.findings.truncate(MAX_FINDINGS);
+        }
+        state.next = state.next.max(offsets.start).min(offsets.end);
+    }
+
+    /// Says that a broker knows no such partition.
+    pub fn missing(&mut self, partition: PartitionId) {
+        self.holds(partition, 0..0);
+        self.partitions.entry(partition).or_default().missing = true;
     }
 
     /// Reading begins at this offset: what is before it was not looked at.
@@ -344,6 +364,7 @@ impl Judge {
             complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
             findings: self.findings,
             holes: self.partitions.values().map(|p| p.holes).sum(),
+            vanished: self.partitions.values().map(|p| p.vanished).sum(),
             ..Verdict::default()
         };
         let mut streams: Vec<_> = self.streams.into_iter().collect();
@@ -485,7 +506,8 @@ fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunLis
         verdict.lost += lost;
         if lost > 0 {
             let end = s.run.end();
-            verdict.find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));
+            let why = if part.missing { ": the broker knows no such partition" } else { "" };
+            verdict.find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost{why}"));
         }
     });
     present

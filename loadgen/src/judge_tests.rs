@@ -197,7 +197,7 @@ fn a_ledger_cut_short_accuses_nobody_of_the_sends_that_it_lacks() {
 
 /// Retention has removed what is below `start` before it was read.
 fn retained_from(mut case: Case, start: u64) -> Case {
-    case.judge.retained_from(PARTITION, start);
+    case.judge.holds(PARTITION, start..start);
     case.next_offset = start;
     case
 }
@@ -250,6 +250,35 @@ fn without_an_offset_a_message_is_unverified_if_its_place_may_not_have_been_read
     // It must be before what follows it, and that was found.
     let v = without_an_offset(3).there(0, 3).there(5, 2).unfinished();
     assert_eq!((v.lost, v.unverified), (2, 1), "{v:?}");
+}
+
+#[test]
+fn what_was_read_and_is_gone_later_is_seen_and_what_comes_in_its_place_is_read() {
+    let mut case = Case::new().sent(9).acked(0, 4, 0).acked(4, 3, NO_OFFSET).ended().there(0, 6);
+    case.judge.holds(PARTITION, 0..4);
+    case.next_offset = 4;
+    let v = case.there(6, 1).verdict();
+    assert_eq!((v.vanished, v.read, v.lost, v.decision()), (2, 7, 0, Decision::Broken), "{v:?}");
+}
+
+#[test]
+fn retention_that_goes_on_after_the_end_moved_back_is_counted_once() {
+    let case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
+    let mut case = case.there(6, 2);
+    case.judge.holds(PARTITION, 0..3);
+    case.judge.holds(PARTITION, 8..9);
+    case.next_offset = 8;
+    let v = case.there(8, 1).verdict();
+    assert_eq!((v.vanished, v.expired, v.lost), (2, 6, 0), "{v:?}");
+}
+
+#[test]
+fn all_of_a_partition_that_is_not_there_is_lost() {
+    let mut case = Case::new().sent(9).acked(0, 8, 0).ended();
+    case.judge.missing(PARTITION);
+    let v = case.verdict();
+    assert_eq!((v.lost, v.unknown_absent, v.corrupted), (8, 1, 0), "{v:?}");
+    assert!(v.findings[0].contains("knows no such partition"));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, HelloAck};
@@ -56,7 +57,7 @@ fn honest(fetch: &Fetch, end: u64) -> Answer {
 }
 
 /// Nothing but this status, from a broker that holds these offsets.
-fn status(fetch: &Fetch, code: ErrorCode, held: std::ops::Range<u64>) -> Answer {
+fn status(fetch: &Fetch, code: ErrorCode, held: Range<u64>) -> Answer {
     let answer = |asked: &FetchPartition| FetchedPartition {
         partition: asked.partition,
         status: code as u16,
@@ -135,6 +136,8 @@ struct Notes {
     read: Vec<(PartitionId, u64)>,
     finished: Vec<PartitionId>,
     unreadable: Vec<PartitionId>,
+    held: Vec<(PartitionId, Range<u64>)>,
+    missing: Vec<PartitionId>,
     poison: Option<PartitionId>,
 }
 
@@ -145,7 +148,13 @@ impl Reader for Notes {
         self.read.push((header.partition(), header.base_offset().0));
     }
 
-    fn retained_from(&mut self, _: PartitionId, _: u64) {}
+    fn holds(&mut self, partition: PartitionId, offsets: Range<u64>) {
+        self.held.push((partition, offsets));
+    }
+
+    fn missing(&mut self, partition: PartitionId) {
+        self.missing.push(partition);
+    }
 
     fn unreadable(&mut self, partition: PartitionId, _: String) {
         self.unreadable.push(partition);
@@ -317,4 +326,64 @@ fn an_answer_is_read_although_reading_ends_while_the_next_fetch_waits_to_be_sent
         end.set_write_timeout(None).unwrap();
     });
     assert_eq!((notes.read, next), (vec![(partition(0), 0)], COUNT));
+}
+
+/// Reads partition 0 to its end.
+fn read_one(answer: impl FnMut(&Fetch) -> Answer + Send + Clone + 'static) -> Notes {
+    let consumers = vec![Consumer::new([(partition(0), 0)], 1 << 20)];
+    let (notes, failure) = read_all(peer(1, answer), consumers, Notes::default());
+    assert_eq!(failure, None);
+    notes
+}
+
+#[test]
+fn an_end_that_moves_back_is_the_end() {
+    let notes = read_one(|fetch| match fetch.partitions[0].offset.0 {
+        0 => honest(fetch, 9 * COUNT),
+        _ => honest(fetch, COUNT),
+    });
+    assert_eq!((notes.read, notes.finished), (vec![(partition(0), 0)], vec![partition(0)]));
+}
+
+#[test]
+fn an_end_that_moves_back_behind_what_was_read_is_told_and_reading_goes_on_there() {
+    let notes = read_one(|fetch| match fetch.partitions[0].offset.0 / COUNT {
+        2 => status(fetch, ErrorCode::OffsetOutOfRange, 0..COUNT),
+        _ => honest(fetch, 3 * COUNT),
+    });
+    assert_eq!(notes.held, [(partition(0), 0..COUNT)]);
+    assert_eq!((notes.finished, notes.unreadable), (vec![partition(0)], vec![]));
+
+    // While more is being produced, it may come there.
+    let mut consumer = Consumer::new([(partition(0), 2 * COUNT)], 1 << 20);
+    let (Response::Fetched(list), _) = status(&consumer.fetch(), ErrorCode::OffsetOutOfRange, 0..COUNT)
+    else {
+        unreachable!("it is made there")
+    };
+    consumer.advance(&list, &[]);
+    assert_eq!(consumer.fetch().partitions[0].offset.0, COUNT);
+}
+
+#[test]
+fn a_partition_that_does_not_exist_was_looked_for() {
+    for code in [ErrorCode::UnknownTopic, ErrorCode::UnknownPartition] {
+        let notes = read_one(move |fetch| status(fetch, code, 0..0));
+        assert_eq!((notes.missing, notes.finished), (vec![partition(0)], vec![partition(0)]));
+        assert_eq!(notes.unreadable, []);
+    }
+}
+
+#[test]
+fn an_offset_that_was_damaged_on_its_way_is_seen_although_no_batch_covers_it() {
+    for wrong in [0, 77] {
+        let notes = read_one(move |fetch| {
+            let (response, mut payload) = honest(fetch, 3 * COUNT);
+            if fetch.partitions[0].offset.0 == COUNT {
+                BatchHeader::set_placement(&mut payload, Offset(wrong), 1);
+            }
+            (response, payload)
+        });
+        assert_eq!((notes.unreadable, notes.finished), (vec![partition(0)], vec![]), "{wrong}");
+        assert_eq!(notes.read, [(partition(0), 0)], "{wrong}");
+    }
 }

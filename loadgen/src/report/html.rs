@@ -140,6 +140,7 @@ fn put_verdict(out: &mut String, report: &Report) {
         ("acknowledged at another offset", v.misplaced),
         ("present although never sent", v.phantom),
         ("offsets without a record", v.holes),
+        ("there, and later not any more", v.vanished),
         ("no longer retained", v.expired),
         ("not looked for", v.unverified),
         ("partitions not read to their end", v.unfinished),

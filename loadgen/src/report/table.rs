@@ -93,6 +93,7 @@ pub fn judgement(verdict: &Verdict) -> String {
         (verdict.misplaced, "messages are at another offset than was acknowledged"),
         (verdict.phantom, "messages are there that were refused or never sent"),
         (verdict.holes, "offsets between messages have no record"),
+        (verdict.vanished, "offsets were there, and later not any more"),
         (verdict.expired, "acknowledged messages were removed by retention"),
         (verdict.unverified, "acknowledged messages could not be looked for"),
         (verdict.unfinished, "partitions were not read to their end"),
