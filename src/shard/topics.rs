@@ -46,9 +46,7 @@ impl<P: BufferPool> Shard<P> {
                 self.refuse(from, ErrorCode::TooManyPartitions, text);
             }
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => {
-                self.refuse_when_durable(from, code, shown(name));
-            }
+            Err(code) => self.refuse_when_durable(from, code, shown(name)),
         }
     }
 
