@@ -263,13 +263,14 @@ fn what_was_read_and_is_gone_later_is_seen_and_what_comes_in_its_place_is_read()
 
 #[test]
 fn retention_that_goes_on_after_the_end_moved_back_is_counted_once() {
-    let case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
-    let mut case = case.there(6, 2);
+    let mut case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
+    // All that is there is somebody else's.
+    case.give(0, vec![Stamp::default(); 2], ProducerId(77));
     case.judge.holds(PARTITION, 0..3);
-    case.judge.holds(PARTITION, 8..9);
-    case.next_offset = 8;
-    let v = case.there(8, 1).verdict();
-    assert_eq!((v.vanished, v.expired, v.lost), (2, 6, 0), "{v:?}");
+    let mut case = retained_from(case, 8);
+    case.give(2, vec![Stamp::default()], ProducerId(77));
+    let v = case.verdict();
+    assert_eq!((v.vanished, v.expired, v.lost), (2, 8, 1), "{v:?}");
 }
 
 #[test]
