@@ -244,6 +244,13 @@ fn without_an_offset_a_message_is_expired_if_its_place_must_be_and_lost_if_that_
 }
 
 #[test]
+fn without_an_offset_a_message_has_no_place_between_others_that_are_out_of_order() {
+    let case = Case::new().sent(8).acked(0, 3, 50).acked(3, 2, NO_OFFSET).acked(5, 3, 20).ended();
+    let v = retained_from(case, 60).verdict();
+    assert_eq!((v.lost, v.expired), (2, 6), "{v:?}");
+}
+
+#[test]
 fn without_an_offset_a_message_is_unverified_if_its_place_may_not_have_been_read() {
     let v = without_an_offset(20).there(0, 3).unfinished();
     assert_eq!((v.lost, v.unverified), (0, 5), "{v:?}");
