@@ -259,6 +259,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_judged_cannot_be_judged_mildly() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from([&["loadgen", "run", "--allow-expired"], args].concat());
+        assert!(parse(&[]).is_err());
+        let Some(Command::Run(run)) = parse(&["--consumers", "1"]).unwrap().command else {
+            panic!("not a run")
+        };
+        assert!(run.allow_expired);
+    }
+
+    #[test]
     fn a_run_without_flags_measures_ten_seconds_after_one_of_warmup() {
         let args = RunArgs::defaults();
         assert_eq!(args.measured(), Some(Duration::from_secs(10)));

@@ -494,7 +494,9 @@ fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunLis
         }
         let place = if offset == NO_OFFSET {
             let (told, there) = (told.place_of(first), there.place_of(first));
-            told.start.max(there.start)..told.end.min(there.end)
+            let start = told.start.max(there.start);
+            // Nowhere, if what was acknowledged contradicts the order.
+            start..told.end.min(there.end).max(start)
         } else {
             offset..offset.saturating_add(count)
         };

@@ -244,6 +244,13 @@ fn without_an_offset_a_message_is_expired_if_its_place_must_be_and_lost_if_that_
 }
 
 #[test]
+fn without_an_offset_a_message_has_no_place_between_others_that_are_out_of_order() {
+    let case = Case::new().sent(8).acked(0, 3, 50).acked(3, 2, NO_OFFSET).acked(5, 3, 20).ended();
+    let v = retained_from(case, 60).verdict();
+    assert_eq!((v.lost, v.expired), (2, 6), "{v:?}");
+}
+
+#[test]
 fn without_an_offset_a_message_is_unverified_if_its_place_may_not_have_been_read() {
     let v = without_an_offset(20).there(0, 3).unfinished();
     assert_eq!((v.lost, v.unverified), (0, 5), "{v:?}");
@@ -263,13 +270,14 @@ fn what_was_read_and_is_gone_later_is_seen_and_what_comes_in_its_place_is_read()
 
 #[test]
 fn retention_that_goes_on_after_the_end_moved_back_is_counted_once() {
-    let case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
-    let mut case = case.there(6, 2);
+    let mut case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
+    // All that is there is somebody else's.
+    case.give(0, vec![Stamp::default(); 2], ProducerId(77));
     case.judge.holds(PARTITION, 0..3);
-    case.judge.holds(PARTITION, 8..9);
-    case.next_offset = 8;
-    let v = case.there(8, 1).verdict();
-    assert_eq!((v.vanished, v.expired, v.lost), (2, 6, 0), "{v:?}");
+    let mut case = retained_from(case, 8);
+    case.give(2, vec![Stamp::default()], ProducerId(77));
+    let v = case.verdict();
+    assert_eq!((v.vanished, v.expired, v.lost), (2, 8, 1), "{v:?}");
 }
 
 #[test]
