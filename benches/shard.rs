@@ -3,6 +3,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ringbolt::buffer::BufferPool;
 use ringbolt::log::commit::OpenCommit;
+use ringbolt::log::extent::Extent;
 use ringbolt::log::index::{PartitionIndex, Run};
 use ringbolt::log::recovery::recover;
 use ringbolt::log::{SegmentSeq, verify::verify};
@@ -94,10 +95,13 @@ fn recovery_scan(c: &mut Criterion) {
     group.sample_size(10);
     group.throughput(Throughput::Bytes(96_000 * 1128));
     group.bench_function("recover", |b| {
-        b.iter(|| recover(identity(2), &segments, &rig.disk, &mut pool).expect("a good log"));
+        b.iter(|| recover(identity(2), Extent::EMPTY, &segments, &rig.disk, &mut pool).expect("a good log"));
     });
     group.bench_function("verify", |b| {
-        b.iter(|| verify(identity(2), &segments, &rig.disk, &mut pool, |_, _, _| {}).expect("a good log"));
+        b.iter(|| {
+            verify(identity(2), Extent::EMPTY, &segments, &rig.disk, &mut pool, |_, _, _| {})
+                .expect("a good log")
+        });
     });
     group.finish();
 }

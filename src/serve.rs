@@ -24,7 +24,7 @@ use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
 use crate::io::probe::{self, probe_ring};
 use crate::io::ring::RingError;
-use crate::limits::MAX_SHARDS;
+use crate::limits::{DEFAULT_SEGMENT_LEN, MAX_SHARDS};
 use crate::log::recovery::RecoveryError;
 use crate::reactor::{Course, Message, ReactorError, Shared};
 use crate::shard::event::DiskFault;
@@ -144,9 +144,7 @@ impl Broker {
         let layout = Layout { shards, segment_len: config.segment_size };
         let data = DataDir::open(&config.data, layout)?;
         let shards = data.shards().len();
-        if config.shards.is_some_and(|asked| usize::from(asked) != shards) {
-            tracing::warn!(shards, "the data directory keeps its number of shards");
-        }
+        warn_of_fixed(&config, shards, data.superblock().segment_len);
         // A core without shards would only pass on.
         let cpus = asked[..asked.len().min(shards)].to_vec();
         let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
@@ -272,6 +270,20 @@ impl Drop for Broker {
             // Nobody is left to be told of an error.
             let _ = join_all(std::mem::take(&mut self.threads));
         }
+    }
+}
+
+/// What was chosen when the directory was made stays; whoever asks for something
+/// else now is told.
+fn warn_of_fixed(config: &Config, shards: usize, segment_size: u64) {
+    let made = "the data directory stays as it was made";
+    if let Some(asked) = config.shards.filter(|asked| usize::from(*asked) != shards) {
+        tracing::warn!(asked, shards, "--shards has no effect: {made}");
+    }
+    // The default is asked for by nobody.
+    let asked = config.segment_size;
+    if asked != segment_size && asked != DEFAULT_SEGMENT_LEN {
+        tracing::warn!(asked, segment_size, "--segment-size has no effect: {made}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod net_common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -23,13 +23,8 @@ fn serve(dir: &TempDir) -> Server {
         .args(["serve", "--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--memory", "160MiB"])
         .args(["--shards", "2", "--preallocate", "3", "--data"])
         .arg(dir.path().join("data"))
-        .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
-    Server { addr: addr.parse().unwrap(), child }
+    Server::spawn(&mut command)
 }
 
 /// From now on no file of the process can be written at this position or beyond.

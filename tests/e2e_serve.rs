@@ -3,35 +3,22 @@
 mod net_common;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use net_common::*;
+use ringbolt::io::datadir::{FileName, segment_name};
+use ringbolt::log::SegmentSeq;
+use ringbolt::log::extent::Extent;
 use ringbolt::serve::Broker;
 use ringbolt_wire::message::Response;
 use ringbolt_wire::{ErrorCode, Offset, PartitionId};
 use tempfile::TempDir;
 
 const ZERO: Offset = Offset(0);
-
-fn signal(server: &Server, signal: &str) {
-    let sent = Command::new("kill").args([signal, &server.child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
-fn ended(server: &mut Server) -> ExitStatus {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = server.child.try_wait().unwrap() {
-            return status;
-        }
-        assert!(started.elapsed() < PATIENCE, "the broker does not end");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 #[test]
 fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
@@ -43,7 +30,7 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
     peer.send(&frames);
     let first = peer.answer();
     assert!(matches!(first.response, Response::Produced(_)));
-    signal(&server, "-TERM");
+    signal(&server.child, "-TERM");
     let mut acked = 1;
     loop {
         let answer = peer.answer();
@@ -57,7 +44,7 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
         }
     }
     drop(peer);
-    assert_eq!(ended(&mut server).code(), Some(0));
+    assert_eq!(ended(&mut server.child).code(), Some(0));
     let server = Server::start(&dir, &["--memory", "96MiB"]);
     let kept = Peer::greeted(server.addr).read_all(partition, ZERO).len();
     assert!(kept >= acked, "{acked} batches were acknowledged, {kept} are there");
@@ -78,8 +65,7 @@ fn acknowledged_batches_survive_a_sigkill() {
             peer.produce(&batch(partition, &[&value]));
             expected.push(value);
         }
-        server.child.kill().unwrap();
-        server.child.wait().unwrap();
+        server.kill();
     }
 }
 
@@ -149,11 +135,31 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
+/// Of these files, those that a start which comes to nothing leaves alone: it is
+/// counted in the superblock and removes what is half made.
+fn logs(all: BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
+    let kept = |path: &PathBuf| !path.ends_with("superblock") && path.extension().is_none();
+    all.into_iter().filter(|(path, _)| kept(path)).collect()
+}
+
 /// Standard error of a command that must fail.
 fn refusal(args: &[&str], data: &Path) -> String {
-    let out = Command::new(env!("CARGO_BIN_EXE_ringbolt")).args(args).arg(data).output().unwrap();
-    assert!(!out.status.success(), "{args:?}: {out:?}");
-    String::from_utf8(out.stderr).unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringbolt"));
+    let command = command.args(args).arg(data).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if started.elapsed() > PATIENCE => child.kill().unwrap(),
+            None => std::thread::sleep(Duration::from_millis(10)),
+            Some(status) => break status,
+        }
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    // None if it had to be killed, for it serves.
+    assert!(status.code().is_some_and(|code| code != 0), "{args:?}: {status}: {text}");
+    text
 }
 
 const SERVE: [&str; 8] =
@@ -168,19 +174,23 @@ fn a_data_directory_of_another_version_is_refused_and_stays_as_it_was() {
     let data = dir.path().join("data");
     let path = data.join("superblock");
     let right = std::fs::read(&path).unwrap();
-    // Format and CRC of each of the two blocks that was written.
-    let mut other = right.clone();
-    for block in other.chunks_mut(4096).filter(|block| block.iter().any(|&byte| byte != 0)) {
-        block[8..12].copy_from_slice(&2u32.to_le_bytes());
-        let crc = ringbolt_wire::crc32c(&block[8..]);
-        block[4..8].copy_from_slice(&crc.to_le_bytes());
-    }
-    std::fs::write(&path, &other).unwrap();
-    let before = contents(&data);
-    for args in [&SERVE[..], &["log", "inspect"], &["log", "verify"]] {
-        let text = refusal(args, &data);
-        assert!(text.contains("superblock") && text.contains("format 2"), "{args:?}: {text}");
-        assert!(contents(&data) == before, "{args:?} has changed something");
+    // One that knew no extents, and one that is to come.
+    for version in [1, 3u32] {
+        // Format and CRC of each of the two blocks that was written.
+        let mut other = right.clone();
+        for block in other.chunks_mut(4096).filter(|block| block.iter().any(|&byte| byte != 0)) {
+            block[8..12].copy_from_slice(&version.to_le_bytes());
+            let crc = ringbolt_wire::crc32c(&block[8..]);
+            block[4..8].copy_from_slice(&crc.to_le_bytes());
+        }
+        std::fs::write(&path, &other).unwrap();
+        let before = contents(&data);
+        for args in [&SERVE[..], &["log", "inspect"], &["log", "verify"]] {
+            let text = refusal(args, &data);
+            let named = text.contains("superblock") && text.contains(&format!("format {version}"));
+            assert!(named, "{args:?}: {text}");
+            assert!(contents(&data) == before, "{args:?} has changed something");
+        }
     }
     std::fs::write(&path, &right).unwrap();
     let server = Server::start(&dir, &["--memory", "96MiB"]);
@@ -209,17 +219,101 @@ fn a_flipped_bit_is_refused_at_the_start_and_stays_as_it_was() {
     damaged[at + 2000] ^= 4;
     std::fs::write(&path, &damaged).unwrap();
     let before = contents(&data);
-    // A start is counted in the superblock and removes what is half made; all
-    // else stays.
-    let logs = |all: BTreeMap<PathBuf, Vec<u8>>| -> BTreeMap<PathBuf, Vec<u8>> {
-        let kept = |path: &PathBuf| path.parent() != Some(&data) && path.extension().is_none();
-        all.into_iter().filter(|(path, _)| kept(path)).collect()
-    };
     refusal(&["log", "verify"], &data);
     assert!(contents(&data) == before, "verify has changed something");
     let text = refusal(&SERVE, &data);
     assert!(text.contains("shard-000/segment-0000000000000000 at position"), "{text}");
     assert!(logs(contents(&data)) == logs(before), "serve has changed something");
+}
+
+#[test]
+fn missing_segments_are_named_at_the_start_and_the_rest_stays_as_it_was() {
+    let broker = start(|config| config.segment_size = 4 << 20);
+    let partition = PartitionId::new(broker.topic("t", 1).id, 0);
+    let mut peer = broker.connect();
+    let values: Vec<Vec<u8>> = (0..30).map(|n| vec![n; 400_000]).collect();
+    values.iter().for_each(|value| assert!(peer.produce(&batch(partition, &[value])) >= ZERO));
+    drop(peer);
+    let dir = broker.stop();
+    let data = dir.path().join("data");
+    let segments = names(&data.join("shard-000")).1;
+    assert!(segments.len() >= 4, "{segments:?}");
+    let (last, kept) = (segments.len() - 1, dir.path().join("kept"));
+    std::fs::create_dir(&kept).unwrap();
+    // The last one may be ready ahead, and empty.
+    for lost in [0..=0, 0..=1, 1..=1, last - 1..=last, 0..=last] {
+        let lost: Vec<_> = segments[lost].iter().map(|segment| segment_name(*segment)).collect();
+        lost.iter().for_each(|name| move_file(&data.join("shard-000"), &kept, name));
+        let before = logs(contents(&data));
+        let text = refusal(&SERVE, &data);
+        assert!(text.contains(&format!("shard-000/{} is missing", lost[0])), "{text}");
+        assert!(logs(contents(&data)) == before, "{lost:?}: serve has changed something");
+        lost.iter().for_each(|name| move_file(&kept, &data.join("shard-000"), name));
+    }
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    assert!(Peer::greeted(server.addr).read_all(partition, ZERO) == values);
+}
+
+fn move_file(from: &Path, to: &Path, name: &str) {
+    std::fs::rename(from.join(name), to.join(name)).unwrap();
+}
+
+/// What a shard's folder says that it must have, and the segments that it has.
+fn names(shard: &Path) -> (Extent, Vec<SegmentSeq>) {
+    let (mut extents, mut segments) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(shard).unwrap() {
+        match FileName::parse(entry.unwrap().file_name().to_str().unwrap()) {
+            Some(FileName::Extent(extent)) => extents.push(extent),
+            Some(FileName::Segment(segment)) => segments.push(segment),
+            _ => {}
+        }
+    }
+    segments.sort_unstable();
+    assert_eq!(extents.len(), 1, "{extents:?}");
+    (extents[0], segments)
+}
+
+/// Every kill comes while segments are made and recycled as fast as the disk
+/// allows; what is retained is there, and the next start finds no segment
+/// missing.
+#[test]
+fn a_sigkill_in_the_middle_of_recycling_never_keeps_a_broker_from_starting() {
+    let broker = start(|config| config.segment_size = 4 << 20);
+    let partition = PartitionId::new(broker.topic("t", 1).id, 0);
+    let dir = broker.stop();
+    let shard = dir.path().join("data/shard-000");
+    let value = |n: u64| vec![n as u8; 900_000];
+    let (mut acked, mut first) = (0, SegmentSeq(0));
+    for round in 0..10 {
+        let mut server = Server::start(&dir, &["--memory", "96MiB", "--retention-bytes", "16MiB"]);
+        let mut peer = Peer::greeted(server.addr);
+        if acked > 0 {
+            let found = peer.read_all(partition, Offset(acked - 1));
+            assert!(found[0] == value(acked - 1), "round {round}");
+            acked += found.len() as u64 - 1;
+        }
+        let until = Instant::now() + Duration::from_millis(700 + 37 * round);
+        let mut sent = acked;
+        while Instant::now() < until {
+            while sent < acked + 8 {
+                peer.send(&produce_frame(sent, &batch(partition, &[&value(sent)])));
+                sent += 1;
+            }
+            match peer.answer().response {
+                Response::Produced(ack) => assert_eq!(ack.base_offset, Offset(acked)),
+                other => panic!("{other:?}"),
+            }
+            acked += 1;
+        }
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        let (extent, segments) = names(&shard);
+        assert_eq!(extent.missing(&segments), [], "{extent} with {segments:?}");
+        assert!(extent.first() > first, "round {round}: nothing was recycled in it");
+        first = extent.first();
+    }
+    let server = Server::start(&dir, &["--memory", "96MiB", "--retention-bytes", "16MiB"]);
+    assert!(Peer::greeted(server.addr).read_all(partition, Offset(acked - 1))[0] == value(acked - 1));
 }
 
 #[test]
@@ -230,8 +324,7 @@ fn a_bit_that_flips_while_a_broker_runs_is_answered_as_damage_and_the_rest_is_se
     let [good, bad] = [0, 1].map(|index| PartitionId::new(peer.topic(["a", "b"][index], 1).id, 0));
     peer.produce(&batch(bad, &[&[105; 5000]]));
     peer.produce(&batch(good, &[&[106; 5000]]));
-    server.child.kill().unwrap();
-    server.child.wait().unwrap();
+    server.kill();
     // Read anew from the disk by this broker, which has it in no cache yet.
     let mut server = Server::start(&dir, &["--memory", "96MiB"]);
     let path = dir.path().join("data/shard-000/segment-0000000000000000");
@@ -249,18 +342,13 @@ fn a_bit_that_flips_while_a_broker_runs_is_answered_as_damage_and_the_rest_is_se
 
 /// A broker that may have `files` open files.
 fn start_with_files(dir: &TempDir, files: u64) -> Server {
-    let mut child = Command::new("prlimit")
+    let mut command = Command::new("prlimit");
+    command
         .args([&format!("--nofile={files}:{files}"), env!("CARGO_BIN_EXE_ringbolt"), "serve"])
         .args(["--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--shards", "1"])
         .args(["--memory", "96MiB", "--handshake-timeout", "60s", "--data"])
-        .arg(dir.path().join("data"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
-    Server { addr: addr.parse().unwrap(), child }
+        .arg(dir.path().join("data"));
+    Server::spawn(&mut command)
 }
 
 #[test]

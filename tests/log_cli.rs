@@ -89,7 +89,7 @@ fn a_sound_directory_is_described_and_verified_and_not_changed() {
     let report = json(&inspected);
     assert_eq!(
         (&report["format"], &report["boot_count"], &report["segment_len"]),
-        (&1.into(), &1.into(), &SEGMENT_LEN.into())
+        (&2.into(), &1.into(), &SEGMENT_LEN.into())
     );
     let topics = report["topics"].as_array().unwrap();
     let orders = topics.iter().find(|topic| topic["name"] == "orders").unwrap();
@@ -108,7 +108,15 @@ fn a_sound_directory_is_described_and_verified_and_not_changed() {
     assert!(segments[2]["position"].as_u64().unwrap() > 4096);
 
     let shown = text(&log("inspect", &data, &[]).stdout);
-    for part in ["orders", "empty", "sealed", "open", "4.0 MiB", report["broker_id"].as_str().unwrap()] {
+    for part in [
+        "orders",
+        "empty",
+        "sealed",
+        "open",
+        "4.0 MiB",
+        "  0000000000000002 ",
+        report["broker_id"].as_str().unwrap(),
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 
@@ -163,6 +171,35 @@ fn a_missing_segment_is_named_by_both_commands() {
         text(&inspected.stdout).contains("shard-000/segment-0000000000000001 is missing"),
         "{inspected:?}"
     );
+}
+
+#[test]
+fn segments_missing_at_either_end_are_named_by_both_commands() {
+    let (_dir, data) = filled();
+    let shard = data.join("shard-000");
+    let count = (0..).take_while(|&n| segment(&data, n).exists()).count() as u64;
+    assert!(count >= 3, "{count}");
+    for lost in [0..1, 0..2, count - 2..count, 0..count] {
+        let files: Vec<_> =
+            lost.clone().map(|n| (segment(&data, n), shard.join(format!("kept-{n}")))).collect();
+        files.iter().for_each(|(file, kept)| fs::rename(file, kept).unwrap());
+        let before = contents(&data);
+        let more = lost.end - lost.start - 1;
+        let verified = log("verify", &data, &["--json"]);
+        assert_eq!(verified.status.code(), Some(1), "{lost:?}: {verified:?}");
+        let faults = json(&verified)["shards"][0]["faults"].as_array().unwrap().clone();
+        assert_eq!(faults.len(), 1, "{lost:?}: {faults:?}");
+        assert_eq!(faults[0]["file"].as_str().unwrap(), files[0].0.to_str().unwrap());
+        let after = if more == 0 { String::new() } else { format!(", and {more} after it") };
+        assert_eq!(faults[0]["what"], format!("the file is missing{after}"));
+        let inspected = log("inspect", &data, &[]);
+        assert_eq!(inspected.status.code(), Some(1));
+        let name = format!("shard-000/segment-{:016x} is missing", lost.start);
+        assert!(text(&inspected.stdout).contains(&name), "{inspected:?}");
+        assert!(contents(&data) == before, "looking changes nothing");
+        files.iter().for_each(|(file, kept)| fs::rename(kept, file).unwrap());
+    }
+    assert!(log("verify", &data, &[]).status.success(), "as it was");
 }
 
 #[test]

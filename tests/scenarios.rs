@@ -352,17 +352,54 @@ fn disk_failed_write_ends_everything() {
     script.boot();
 }
 
+/// Those at the ends leave no trace in the others. A lost oldest one would pass
+/// for one that is no longer retained, and a log of which nothing is left for a
+/// new one.
 #[test]
-fn recovery_missing_segment_is_named() {
-    let mut script = Script::new(calm_profile());
-    let partition = script.create("t");
-    fill_up_to(&mut script, partition, 3);
-    crash(&mut script, &[]);
-    script.sim.nodes[0].disk.delete(SegmentSeq(1));
-    match script.sim.boot() {
-        Err(RecoveryError::MissingSegment { segment, .. }) => assert_eq!(segment, SegmentSeq(1)),
-        other => panic!("{other:?}"),
+fn recovery_missing_segments_are_named_wherever_they_are() {
+    // The log is in segment 3, and 4 stands ready.
+    for lost in [0..=0, 0..=1, 1..=1, 1..=2, 3..=4, 4..=4, 0..=4u64] {
+        let mut script = Script::new(calm_profile());
+        let partition = script.create("t");
+        fill_up_to(&mut script, partition, 3);
+        crash(&mut script, &[]);
+        let disk = &mut script.sim.nodes[0].disk;
+        assert_eq!(disk.segments(), [0, 1, 2, 3, 4].map(SegmentSeq));
+        lost.clone().for_each(|segment| disk.delete(SegmentSeq(segment)));
+        let (oldest, newest) = (SegmentSeq(*lost.start()), SegmentSeq(*lost.end()));
+        for _ in 0..2 {
+            match script.sim.boot() {
+                Err(RecoveryError::MissingSegments { missing, .. }) => assert_eq!(missing, oldest..=newest),
+                other => panic!("{lost:?} are lost: {other:?}"),
+            }
+        }
     }
+}
+
+/// A crash may come when the oldest segment need not be there any more, and is.
+/// It stays in the log until retention finds it again.
+#[test]
+fn recovery_segment_that_was_about_to_be_recycled_is_kept_until_it_is_no_longer_retained() {
+    let mut profile = calm_profile();
+    profile.retention_bytes = Some(4 * profile.segment_len);
+    for crashes in 0..20 {
+        let mut script = Script::new(profile.clone());
+        let partition = script.create("t");
+        fill_up_to(&mut script, partition, 3 + crashes);
+        crash(&mut script, &[]);
+        let extent = script.sim.nodes[0].disk.start();
+        let segments = script.sim.nodes[0].disk.segments();
+        let leftover = segments[0] < extent.first();
+        script.boot();
+        script.sim.audit();
+        fill_up_to(&mut script, partition, 9 + crashes);
+        let disk = &script.sim.nodes[0].disk;
+        assert!(disk.segments()[0] > segments[0] && disk.segments().len() <= 5, "{:?}", disk.segments());
+        if leftover {
+            return;
+        }
+    }
+    panic!("no crash came at the right moment");
 }
 
 /// Every bit of an acknowledged commit in the open segment matters, and a later

@@ -10,6 +10,7 @@ mod sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ringbolt::log::recovery::RecoveryError;
 use sim::checker::Tally;
 use sim::harness::Simulation;
 use sim::profile::Profile;
@@ -25,6 +26,9 @@ const SHOWN_LINES: u64 = 60;
 
 /// Seeds that end with a flipped bit.
 const DAMAGED_SEEDS: u64 = 200;
+
+/// Seeds that end with lost segments.
+const LOSS_SEEDS: u64 = 100;
 
 /// Something that runs one seed.
 type Run = fn(u64, &Trace) -> History;
@@ -112,6 +116,29 @@ fn run_damage(seed: u64, trace: &Trace) -> History {
     History { hash: trace.hash(), tally: sim.checker.tally }
 }
 
+/// Runs the history of one seed that ends with the loss of segments.
+fn run_loss(seed: u64, trace: &Trace) -> History {
+    let mut rng = Rng::new(seed ^ 0x1055);
+    let profile = Profile::draw(&mut rng);
+    trace.line(0, format_args!("seed {seed}: {profile:?}"));
+    let mut sim = Simulation::new(seed, profile, trace.clone());
+    for _ in 0..rng.between(1, 3) {
+        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
+        sim.audit();
+        sim.serve(1 + rng.below(sim.profile.answers));
+        sim.crash();
+    }
+    if let Some((_, lost)) = sim.lose_segments(&mut rng) {
+        match sim.boot() {
+            Err(RecoveryError::MissingSegments { missing, .. }) => {
+                assert!(missing.end() <= lost.end(), "{lost:?} are lost, and {missing:?} are called missing");
+            }
+            other => panic!("{lost:?} are lost: {other:?}"),
+        }
+    }
+    History { hash: trace.hash(), tally: sim.checker.tally }
+}
+
 /// Runs one seed; a failure comes back as text.
 fn try_run(seed: u64, run: Run) -> Result<History, String> {
     let trace = Trace::default();
@@ -179,6 +206,11 @@ fn damage_is_seen_and_never_served() {
     if number_from_env("SIM_SEED").is_none() {
         assert!(sum.corrupt > 0, "{sum:?}");
     }
+}
+
+#[test]
+fn a_lost_segment_is_noticed_at_the_start() {
+    run_many(LOSS_SEEDS, run_loss);
 }
 
 #[test]

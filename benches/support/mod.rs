@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use ringbolt::catalog::Catalog;
 use ringbolt::io::pool::Pool;
+use ringbolt::log::extent::Extent;
 use ringbolt::log::recovery::{LogIdentity, RecoveredLog, SegmentReader, recover};
 use ringbolt::log::{LogId, SegmentSeq};
 use ringbolt::shard::action::{Action, Reply};
@@ -71,7 +72,7 @@ impl Rig {
     /// unless `keep` is set.
     pub fn new(partitions: u32, keep: bool) -> Rig {
         let log: RecoveredLog =
-            recover(identity(1), &[], &Memory::default(), &mut pool()).expect("an empty log");
+            recover(identity(1), Extent::EMPTY, &[], &Memory::default(), &mut pool()).expect("an empty log");
         let now = Now { mono_us: 1, wall_us: 1 };
         let shard = Shard::new(config(), log, &Catalog::default(), pool(), now);
         let mut rig = Rig { shard, disk: Memory::default(), keep, now, acked: 0, correlation: 0 };

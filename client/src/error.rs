@@ -54,7 +54,7 @@ pub enum Error {
     /// The offset to read from is not there. Continue from `start` (what is
     /// below was removed) or `end`, or set
     /// [`ReaderBuilder::skip_removed`](crate::ReaderBuilder::skip_removed).
-    #[error("partition {partition} has offsets {start} to {end}, not {requested}")]
+    #[error("offset {requested} is out of range: partition {partition} starts at {start} and ends at {end}")]
     OffsetOutOfRange {
         /// Index of the partition.
         partition: u32,

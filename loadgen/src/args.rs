@@ -7,13 +7,23 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::payload::TRAILER_LEN;
 
+/// What the exit code says, for the help.
+const EXIT_CODES: &str = "\
+Exit code:
+  0  the run was carried through; if it was judged, every acknowledged message was
+     looked for, and is as it was sent
+  1  the broker broke its word
+  2  bad usage, or the run could not be carried through, or not every acknowledged
+     message could be looked for (some may not be retained any more: see
+     --allow-expired), and nothing else speaks against the broker";
+
 /// Measures how fast a Ringbolt broker acknowledges, and proves that nothing
 /// acknowledged was lost.
 ///
 /// Without a command: starts an embedded broker in a fresh directory, loads it
 /// for 10 seconds, reads everything back, and prints the report.
 #[derive(Parser, Debug)]
-#[command(name = "loadgen", version, about)]
+#[command(name = "loadgen", version, about, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do; nothing at all runs the whole show against an embedded
     /// broker.
@@ -25,8 +35,10 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Load a broker, and report latency, throughput and losses.
+    #[command(after_help = EXIT_CODES)]
     Run(Box<RunArgs>),
     /// Read back everything that a ledger speaks of, and judge it.
+    #[command(after_help = EXIT_CODES)]
     Verify(VerifyArgs),
 }
 
@@ -105,6 +117,10 @@ pub struct RunArgs {
     /// that was acknowledged before the run ends
     #[arg(long, value_name = "C", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub consumers: u32,
+    /// Accept that retention removed acknowledged messages before consumers read
+    /// them; without this, that ends the run with exit code 2
+    #[arg(long, requires = "consumers")]
+    pub allow_expired: bool,
     /// No producers: measure how fast the topic's records can be fetched
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["ledger", "rate", "count"])]
     pub read: Option<ReadFrom>,
@@ -189,6 +205,10 @@ pub struct VerifyArgs {
     /// The broker, as HOST:PORT [default: the one that the ledger names]
     #[arg(long, value_name = "ADDR")]
     pub addr: Option<String>,
+    /// Accept that retention has removed acknowledged messages, and judge what is
+    /// still there; without this, that ends the check with exit code 2
+    #[arg(long)]
+    pub allow_expired: bool,
     /// Write the verdict as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -236,6 +256,17 @@ mod tests {
             panic!("not a run")
         };
         assert_eq!(run.size, 4096);
+    }
+
+    #[test]
+    fn what_is_not_judged_cannot_be_judged_mildly() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from([&["loadgen", "run", "--allow-expired"], args].concat());
+        assert!(parse(&[]).is_err());
+        let Some(Command::Run(run)) = parse(&["--consumers", "1"]).unwrap().command else {
+            panic!("not a run")
+        };
+        assert!(run.allow_expired);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! messages (see [`crate::runs`]).
 
 use std::collections::HashSet;
+use std::iter::Peekable;
+use std::ops::Range;
 
 use ringbolt_wire::{BatchView, PartitionId, ProducerId};
 use rustc_hash::FxHashMap;
@@ -39,16 +41,29 @@ pub struct Verdict {
     pub phantom: u64,
     /// Offsets that no record has, between records that are there.
     pub holes: u64,
-    /// Neither acknowledged nor refused, and there.
+    /// There, and later not any more, although retention had not come so far.
+    pub vanished: u64,
+    /// Neither acknowledged nor refused: its producer never learnt what became of
+    /// it.
+    pub unknown: u64,
+    /// Unknown, and there.
     pub unknown_present: u64,
-    /// Neither acknowledged nor refused, and not there.
+    /// Unknown, and not there.
     pub unknown_absent: u64,
+    /// Unknown, and not found, but not everything that their partition ever held
+    /// was read.
+    pub unknown_unread: u64,
     /// Refused for good.
     pub refused: u64,
-    /// Acknowledged and no longer retained: below the partition's start.
+    /// Acknowledged, but not found, and where they should be retention had removed
+    /// everything before it was read.
     pub expired: u64,
-    /// Acknowledged, but where they should be was not read, since reading failed.
+    /// Whether that is accepted.
+    pub expired_allowed: bool,
+    /// Acknowledged, but not found, and where they should be was not read.
     pub unverified: u64,
+    /// Partitions that were not read to their end.
+    pub unfinished: u64,
     /// Records of these partitions that no run of the ledger made.
     pub foreign: u64,
     /// Records read.
@@ -61,16 +76,22 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Neither unknown: sent, and its producer never learnt what became of it.
-    pub fn unknown(&self) -> u64 {
-        self.unknown_present + self.unknown_absent
+    /// What all counts come to.
+    pub fn decision(&self) -> Decision {
+        match self {
+            verdict if !verdict.is_good() => Decision::Broken,
+            verdict if verdict.unverified + verdict.unfinished > 0 => Decision::Unproven,
+            verdict if verdict.expired > 0 && !verdict.expired_allowed => Decision::Unproven,
+            _ => Decision::Kept,
+        }
     }
 
-    /// Whether the broker kept its word.
+    /// Whether nothing was found that speaks against the broker. It may not have
+    /// been looked for everywhere: see [`decision`](Self::decision).
     pub fn is_good(&self) -> bool {
-        [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced, self.phantom, self.holes]
-            .iter()
-            .all(|&n| n == 0)
+        let faults = [self.lost, self.duplicated, self.reordered, self.corrupted, self.misplaced];
+        let more = [self.phantom, self.holes, self.vanished];
+        faults.iter().chain(&more).all(|&n| n == 0)
     }
 
     fn find(&mut self, finding: impl FnOnce() -> String) {
@@ -78,6 +99,18 @@ impl Verdict {
             self.findings.push(finding());
         }
     }
+}
+
+/// What a verdict comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Everything that was acknowledged was looked for, and is as it was sent;
+    /// where that is accepted, but for what retention removed.
+    Kept,
+    /// The broker broke its word.
+    Broken,
+    /// Nothing speaks against the broker, but not everything was looked for.
+    Unproven,
 }
 
 /// Who sent it, and where to.
@@ -113,14 +146,36 @@ struct RunState {
 
 #[derive(Default)]
 struct Partition {
-    /// First offset that is still retained.
-    start: u64,
     /// Offset of the next record to be read.
     next: u64,
+    /// What retention had removed before it could be read, in rising order.
+    expired: Vec<Range<u64>>,
     holes: u64,
-    /// Reading ended before the partition did: what is not below `next` was not
-    /// looked at.
-    unfinished: bool,
+    vanished: u64,
+    /// The broker does not know it.
+    missing: bool,
+    /// The end was reached. Without that, what is not below `next` was not looked
+    /// at.
+    finished: bool,
+}
+
+impl Partition {
+    fn is_wholly_read(&self) -> bool {
+        self.finished && self.expired.is_empty()
+    }
+
+    /// How many of these offsets were removed by retention before they could be
+    /// read.
+    fn expired(&self, place: &Range<u64>) -> u64 {
+        let from = self.expired.partition_point(|gone| gone.end <= place.start);
+        let gone = self.expired[from..].iter().take_while(|gone| gone.start < place.end);
+        gone.map(|gone| gone.end.min(place.end) - gone.start.max(place.start)).sum()
+    }
+
+    /// How many of these offsets lie where nothing was read.
+    fn unread(&self, place: &Range<u64>) -> u64 {
+        if self.finished { 0 } else { place.end.saturating_sub(place.start.max(self.next)) }
+    }
 }
 
 /// Gathers evidence, and gives the verdict.
@@ -133,10 +188,16 @@ pub struct Judge {
     partitions: FxHashMap<PartitionId, Partition>,
     read: u64,
     corrupted: u64,
+    expired_allowed: bool,
     findings: Vec<String>,
 }
 
 impl Judge {
+    /// Says whether a verdict may rest on what is still retained alone.
+    pub fn allow_expired(&mut self, allowed: bool) {
+        self.expired_allowed = allowed;
+    }
+
     /// Takes the next entry of a ledger.
     pub fn entry(&mut self, entry: &Entry) {
         match entry {
@@ -191,18 +252,40 @@ impl Judge {
 
     /// The partitions that the ledger speaks of, each once.
     pub fn partitions(&self) -> Vec<PartitionId> {
-        let distinct: HashSet<PartitionId> = self.streams.keys().map(|&(_, partition)| partition).collect();
+        let told = self.streams.iter().filter(|(_, stream)| stream.opened.is_some());
+        let distinct: HashSet<PartitionId> = told.map(|(&(_, partition), _)| partition).collect();
         let mut all: Vec<PartitionId> = distinct.into_iter().collect();
         all.sort();
         all
     }
 
-    /// Says which offset of a partition is the first that is still retained:
-    /// what was acknowledged below it is not lost.
-    pub fn retained_from(&mut self, partition: PartitionId, start: u64) {
+    /// Says that a broker holds these offsets of a partition, and so not the next
+    /// one: what was not read below them is expired, and what was read beyond them
+    /// has vanished.
+    pub fn holds(&mut self, partition: PartitionId, offsets: Range<u64>) {
         let state = self.partitions.entry(partition).or_default();
-        state.start = state.start.max(start);
-        state.next = state.next.max(start);
+        let from = state.expired.last().map_or(state.next, |last| last.end.max(state.next));
+        match state.expired.last_mut() {
+            Some(last) if last.end == from => last.end = offsets.start.max(from),
+            _ if offsets.start > from => state.expired.push(from..offsets.start),
+            _ => {}
+        }
+        let beyond = offsets.end..state.next;
+        if !beyond.is_empty() {
+            state.vanished += beyond.end - beyond.start - state.expired(&beyond);
+            let Range { start, end } = beyond;
+            self.findings.push(format!(
+                "partition {partition} was read up to offset {end}, and then ended at {start}"
+            ));
+            self.findings.truncate(MAX_FINDINGS);
+        }
+        state.next = state.next.max(offsets.start).min(offsets.end);
+    }
+
+    /// Says that a broker knows no such partition.
+    pub fn missing(&mut self, partition: PartitionId) {
+        self.holds(partition, 0..0);
+        self.partitions.entry(partition).or_default().missing = true;
     }
 
     /// Reading begins at this offset: what is before it was not looked at.
@@ -234,8 +317,6 @@ impl Judge {
                 .push(format!("offsets {}..{base} of partition {partition} are missing", state.next));
             self.findings.truncate(MAX_FINDINGS);
         }
-        state.next = end;
-
         let stream = self.streams.entry((header.producer_id(), partition)).or_default();
         let first = header.base_sequence().0;
         for (i, (_, record)) in (0u64..).zip(batch.records()).skip(skip as usize) {
@@ -253,15 +334,18 @@ impl Judge {
         }
         let run = Run { first: first.saturating_add(skip), count: end - base - skip, offset: base + skip };
         stream.seen.push(run);
+        // Last: where this was interrupted, the records were not looked at.
+        state.next = end;
     }
 
-    /// Notes that a partition was not read to its end, for no fault of its own.
-    pub fn unfinished(&mut self, partition: PartitionId) {
-        self.partitions.entry(partition).or_default().unfinished = true;
+    /// Notes that a partition was read to its end. What is not found in a
+    /// partition of which nobody says that was not looked for, and so is not lost.
+    pub fn finished(&mut self, partition: PartitionId) {
+        self.partitions.entry(partition).or_default().finished = true;
     }
 
     /// Notes that a partition could not be read on, and why; counts as one
-    /// corrupted record, at least.
+    /// corrupted record, at least. What lies behind it was not looked for.
     pub fn unreadable(&mut self, partition: PartitionId, why: impl std::fmt::Display) {
         let at = self.position(partition);
         self.corrupted += 1;
@@ -270,39 +354,31 @@ impl Judge {
     }
 
     /// Weighs everything.
-    pub fn verdict(self) -> Verdict {
+    pub fn verdict(mut self) -> Verdict {
+        let is_finished = |partition| self.partitions.get(partition).is_some_and(|p| p.finished);
         let mut verdict = Verdict {
+            unfinished: self.partitions().iter().filter(|&p| !is_finished(p)).count() as u64,
             read: self.read,
             corrupted: self.corrupted,
+            expired_allowed: self.expired_allowed,
             complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
             findings: self.findings,
             holes: self.partitions.values().map(|p| p.holes).sum(),
+            vanished: self.partitions.values().map(|p| p.vanished).sum(),
             ..Verdict::default()
         };
         let mut streams: Vec<_> = self.streams.into_iter().collect();
         streams.sort_by_key(|&(key, _)| key);
         for (key, stream) in streams {
-            let part = self.partitions.get(&key.1);
-            let read = Extent {
-                start: part.map_or(0, |p| p.start),
-                end: part.filter(|p| p.unfinished).map_or(u64::MAX, |p| p.next),
-            };
+            let part = self.partitions.entry(key.1).or_default();
             match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
-                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, read),
+                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, part),
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }
+        verdict.unknown = verdict.unknown_present + verdict.unknown_absent + verdict.unknown_unread;
         verdict
     }
-}
-
-/// The offsets of a partition that were looked at.
-#[derive(Clone, Copy)]
-struct Extent {
-    /// Below this nothing is retained.
-    start: u64,
-    /// From this on nothing was read; `u64::MAX` if the end was reached.
-    end: u64,
 }
 
 fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
@@ -310,7 +386,7 @@ fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
 }
 
 impl Stream {
-    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, read: Extent) {
+    fn weigh(self, verdict: &mut Verdict, key: StreamKey, opened: Opened, run: &RunState, part: &Partition) {
         let name = format!("producer {} on partition {}", key.0, key.1);
         let seen_total = count(self.seen.rising()) + count(self.seen.late());
         let mut corrupted = self.corrupted;
@@ -337,7 +413,7 @@ impl Stream {
         let (refused, _) = refused.settle();
         let bounds = Run { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
 
-        let acked_present = weigh_acked(verdict, &name, &acked, &seen, read);
+        let acked_present = weigh_acked(verdict, &name, &acked, &seen, part);
         let (mut refused_present, mut sent_present, mut before) = (0, 0, 0);
         compare(refused.rising(), seen.rising(), |s| {
             refused_present += if s.found.is_some() { s.run.count } else { 0 };
@@ -367,46 +443,73 @@ impl Stream {
         verdict.corrupted += corrupted;
         verdict.phantom += phantom;
         verdict.unknown_present += unknown_present + late_sends;
-        verdict.unknown_absent += unknown.saturating_sub(unknown_present);
+        let not_found = unknown.saturating_sub(unknown_present);
+        if part.is_wholly_read() {
+            verdict.unknown_absent += not_found;
+        } else {
+            verdict.unknown_unread += not_found;
+        }
+    }
+}
+
+/// Walks a stream's records whose offsets are known, next to others of which it
+/// tells where they must be: a stream's records lie in the order of their
+/// sequences.
+struct Known<I: Iterator<Item = Run>> {
+    runs: Peekable<I>,
+    start: u64,
+}
+
+impl<I: Iterator<Item = Run>> Known<I> {
+    fn new(runs: I) -> Known<I> {
+        Known { runs: runs.peekable(), start: 0 }
+    }
+
+    /// Between which offsets the record of this sequence lies, which is higher
+    /// than that of the last call, and none of the known ones.
+    fn place_of(&mut self, sequence: u64) -> Range<u64> {
+        while let Some(run) = self.runs.next_if(|run| run.first < sequence) {
+            self.start = self.start.max(run.offset.saturating_add(run.count));
+        }
+        self.start..self.runs.peek().map_or(u64::MAX, |run| run.offset)
     }
 }
 
 /// Compares what was acknowledged with what is there; returns how much of it is.
-fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, read: Extent) -> u64 {
+fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, part: &Partition) -> u64 {
     let mut present = 0;
+    let mut told = Known::new(acked.rising().filter(|run| run.offset != NO_OFFSET));
+    let mut there = Known::new(seen.rising());
     compare(acked.rising(), seen.rising(), |s| {
         let Run { first, count, offset } = s.run;
-        match s.found {
-            Some(found) => {
-                present += count;
-                if offset != NO_OFFSET && found != offset {
-                    verdict.misplaced += count;
-                    verdict.find(|| {
-                        format!("{name}: sequence {first} was acknowledged at {offset} and is at {found}")
-                    });
-                }
+        if let Some(found) = s.found {
+            present += count;
+            if offset != NO_OFFSET && found != offset {
+                verdict.misplaced += count;
+                verdict.find(|| {
+                    format!("{name}: sequence {first} was acknowledged at {offset} and is at {found}")
+                });
             }
-            None => {
-                let end = offset.saturating_add(count);
-                // Without an offset the benefit of the doubt is the ledger's,
-                // unless not all was read.
-                let (expired, unverified) = match offset {
-                    NO_OFFSET => (0, if read.end == u64::MAX { 0 } else { count }),
-                    _ => (
-                        read.start.saturating_sub(offset).min(count),
-                        end.saturating_sub(read.end.max(offset)),
-                    ),
-                };
-                let lost = count - (expired + unverified).min(count);
-                verdict.expired += expired;
-                verdict.unverified += unverified;
-                verdict.lost += lost;
-                if lost > 0 {
-                    let end = s.run.end();
-                    verdict
-                        .find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost"));
-                }
-            }
+            return;
+        }
+        let place = if offset == NO_OFFSET {
+            let (told, there) = (told.place_of(first), there.place_of(first));
+            let start = told.start.max(there.start);
+            // Nowhere, if what was acknowledged contradicts the order.
+            start..told.end.min(there.end).max(start)
+        } else {
+            offset..offset.saturating_add(count)
+        };
+        let unverified = part.unread(&place).min(count);
+        let expired = part.expired(&place).min(count - unverified);
+        let lost = count - unverified - expired;
+        verdict.unverified += unverified;
+        verdict.expired += expired;
+        verdict.lost += lost;
+        if lost > 0 {
+            let end = s.run.end();
+            let why = if part.missing { ": the broker knows no such partition" } else { "" };
+            verdict.find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost{why}"));
         }
     });
     present

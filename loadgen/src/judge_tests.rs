@@ -93,7 +93,14 @@ impl Case {
         self
     }
 
-    fn verdict(self) -> Verdict {
+    /// The verdict when the partition was read to its end.
+    fn verdict(mut self) -> Verdict {
+        self.judge.finished(PARTITION);
+        self.unfinished()
+    }
+
+    /// The verdict when it was not.
+    fn unfinished(self) -> Verdict {
         let verdict = self.judge.verdict();
         assert_eq!(verdict.is_good(), verdict.findings.is_empty(), "{verdict:?}");
         verdict
@@ -104,7 +111,7 @@ impl Case {
 fn a_faithful_broker_is_acquitted() {
     let v = Case::new().sent(10).acked(0, 10, 0).ended().there(0, 4).there(4, 6).verdict();
     assert!(v.is_good() && v.complete);
-    assert_eq!((v.sent, v.acked, v.read, v.unknown()), (10, 10, 10, 0));
+    assert_eq!((v.sent, v.acked, v.read, v.unknown), (10, 10, 10, 0));
 }
 
 #[test]
@@ -164,7 +171,7 @@ fn a_record_that_was_never_sent_is_a_phantom() {
 #[test]
 fn a_refused_record_that_is_there_is_a_phantom() {
     let v = Case::new().sent(3).acked(0, 2, 0).refused(2, 1).ended().there(0, 3).verdict();
-    assert_eq!((v.phantom, v.refused, v.unknown()), (1, 1, 0));
+    assert_eq!((v.phantom, v.refused, v.unknown), (1, 1, 0));
 }
 
 #[test]
@@ -188,14 +195,124 @@ fn a_ledger_cut_short_accuses_nobody_of_the_sends_that_it_lacks() {
     assert_eq!(v.unknown_present, 3);
 }
 
+/// Retention has removed what is below `start` before it was read.
+fn retained_from(mut case: Case, start: u64) -> Case {
+    case.judge.holds(PARTITION, start..start);
+    case.next_offset = start;
+    case
+}
+
 #[test]
-fn what_retention_removed_is_expired_and_not_lost() {
-    let mut case = Case::new().sent(10).acked(0, 10, 0).ended();
-    case.judge.retained_from(PARTITION, 6);
-    case.next_offset = 6;
-    let v = case.there(6, 4).verdict();
-    assert!(v.is_good());
-    assert_eq!((v.expired, v.lost), (6, 0));
+fn what_retention_removed_is_expired_and_not_lost_and_proves_nothing_unless_accepted() {
+    for (accepted, decision) in [(false, Decision::Unproven), (true, Decision::Kept)] {
+        let case = Case::new().sent(11).acked(0, 10, 0).ended();
+        let mut case = retained_from(case, 6);
+        case.judge.allow_expired(accepted);
+        let v = case.there(6, 4).verdict();
+        assert_eq!((v.expired, v.lost, v.decision()), (6, 0, decision));
+        assert_eq!((v.unknown_absent, v.unknown_unread), (0, 1));
+    }
+}
+
+#[test]
+fn what_was_missing_before_retention_removed_its_place_is_lost() {
+    let mut case = Case::new().sent(9).acked(0, 9, 0).ended().there(0, 1);
+    case.give(1, vec![Stamp::default()], ProducerId(77));
+    let v = retained_from(case.there(2, 2), 8).there(8, 1).verdict();
+    assert_eq!((v.lost, v.expired), (1, 4), "{v:?}");
+}
+
+/// Sequences 0 to 2 were acknowledged at 0 to 2, 3 and 4 without an offset, and
+/// 5 to 7 from `next` on.
+fn without_an_offset(next: u64) -> Case {
+    Case::new().sent(8).acked(0, 3, 0).acked(3, 2, NO_OFFSET).acked(5, 3, next).ended()
+}
+
+#[test]
+fn without_an_offset_a_message_is_expired_if_its_place_must_be_and_lost_if_that_was_read() {
+    // Between 3 and 20, and retention took all of that.
+    let v = retained_from(without_an_offset(20), 20).there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (0, 5), "{v:?}");
+    // Between 3 and 20, and it took only what is before 3.
+    let case = retained_from(without_an_offset(20), 3).skip_offsets(17);
+    let v = case.there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (2, 3), "{v:?}");
+    // Between 3 and 20, of which it took one.
+    let case = retained_from(without_an_offset(20), 4).skip_offsets(16);
+    let v = case.there(5, 3).verdict();
+    assert_eq!((v.lost, v.expired), (1, 4), "{v:?}");
+}
+
+#[test]
+fn without_an_offset_a_message_has_no_place_between_others_that_are_out_of_order() {
+    let case = Case::new().sent(8).acked(0, 3, 50).acked(3, 2, NO_OFFSET).acked(5, 3, 20).ended();
+    let v = retained_from(case, 60).verdict();
+    assert_eq!((v.lost, v.expired), (2, 6), "{v:?}");
+}
+
+#[test]
+fn without_an_offset_a_message_is_unverified_if_its_place_may_not_have_been_read() {
+    let v = without_an_offset(20).there(0, 3).unfinished();
+    assert_eq!((v.lost, v.unverified), (0, 5), "{v:?}");
+    // It must be before what follows it, and that was found.
+    let v = without_an_offset(3).there(0, 3).there(5, 2).unfinished();
+    assert_eq!((v.lost, v.unverified), (2, 1), "{v:?}");
+}
+
+#[test]
+fn what_was_read_and_is_gone_later_is_seen_and_what_comes_in_its_place_is_read() {
+    let mut case = Case::new().sent(9).acked(0, 4, 0).acked(4, 3, NO_OFFSET).ended().there(0, 6);
+    case.judge.holds(PARTITION, 0..4);
+    case.next_offset = 4;
+    let v = case.there(6, 1).verdict();
+    assert_eq!((v.vanished, v.read, v.lost, v.decision()), (2, 7, 0, Decision::Broken), "{v:?}");
+}
+
+#[test]
+fn retention_that_goes_on_after_the_end_moved_back_is_counted_once() {
+    let mut case = retained_from(Case::new().sent(9).acked(0, 9, 0).ended(), 6);
+    // All that is there is somebody else's.
+    case.give(0, vec![Stamp::default(); 2], ProducerId(77));
+    case.judge.holds(PARTITION, 0..3);
+    let mut case = retained_from(case, 8);
+    case.give(2, vec![Stamp::default()], ProducerId(77));
+    let v = case.verdict();
+    assert_eq!((v.vanished, v.expired, v.lost), (2, 8, 1), "{v:?}");
+}
+
+#[test]
+fn all_of_a_partition_that_is_not_there_is_lost() {
+    let mut case = Case::new().sent(9).acked(0, 8, 0).ended();
+    case.judge.missing(PARTITION);
+    let v = case.verdict();
+    assert_eq!((v.lost, v.unknown_absent, v.corrupted), (8, 1, 0), "{v:?}");
+    assert!(v.findings[0].contains("knows no such partition"));
+}
+
+#[test]
+fn what_was_not_read_is_neither_lost_nor_absent() {
+    let sent = || Case::new().sent(12).acked(0, 10, 0).ended();
+    let v = sent().there(0, 4).unfinished();
+    assert_eq!((v.lost, v.unverified, v.decision()), (0, 6, Decision::Unproven));
+    assert_eq!((v.unknown, v.unknown_absent, v.unknown_unread), (2, 0, 2));
+    // Nobody read anything.
+    let v = sent().unfinished();
+    assert_eq!((v.lost, v.unverified, v.unknown_absent, v.unknown_unread), (0, 10, 0, 2));
+    // Everything acknowledged was found, but not what may be behind it.
+    let v = sent().there(0, 10).unfinished();
+    assert_eq!((v.unverified, v.unfinished, v.decision()), (0, 1, Decision::Unproven));
+    assert_eq!((v.unknown_absent, v.unknown_unread), (0, 2));
+    let v = sent().there(0, 10).verdict();
+    assert_eq!((v.decision(), v.unknown_absent, v.unknown_unread), (Decision::Kept, 2, 0));
+}
+
+#[test]
+fn what_lies_behind_an_unreadable_spot_is_not_lost_and_what_is_missing_before_it_is() {
+    let mut case = Case::new().sent(10).acked(0, 2, 0).acked(2, 2, 2).acked(4, 6, 4).ended();
+    case = case.there(0, 2).there(7, 2);
+    case.judge.unreadable(PARTITION, "it is damaged");
+    let v = case.unfinished();
+    assert_eq!((v.corrupted, v.lost, v.unverified, v.decision()), (1, 2, 4, Decision::Broken), "{v:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use clap::Parser;
 use loadgen::admin::Admin;
 use loadgen::args::{Cli, Command, RunArgs, VerifyArgs};
 use loadgen::error::Error;
-use loadgen::judge::Verdict;
+use loadgen::judge::{Decision, Verdict};
 use loadgen::peer::Peer;
 use loadgen::report::{self, Report};
 use loadgen::run::Outcome;
@@ -17,7 +17,8 @@ use ringbolt::io::process::StopSignals;
 
 /// The broker broke its word.
 const BROKEN: u8 = 1;
-/// Bad usage, or the run could not be carried through.
+/// Bad usage, or the run could not be carried through, or not everything that was
+/// acknowledged could be looked for.
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -66,7 +67,8 @@ fn everything(args: &RunArgs) -> Result<ExitCode, Error> {
     let Peer::Embedded(embedded) = peer else { unreachable!("made above") };
     println!("the broker is restarted, and everything is read back from its disk");
     let embedded = embedded.restart()?;
-    let (verdict, failure) = verify::read_back(&ledger, embedded.addr(), args.core, args.quiet)?;
+    let (verdict, failure) =
+        verify::read_back(&ledger, embedded.addr(), args.allow_expired, args.core, args.quiet)?;
     outcome.report.judged(verdict);
     outcome.failure = outcome.failure.or(failure);
     finish(args, outcome)
@@ -97,7 +99,7 @@ fn finish(args: &RunArgs, outcome: Outcome) -> Result<ExitCode, Error> {
     if let Some(failure) = &failure {
         eprintln!("loadgen: {failure}");
     }
-    Ok(exit_code(report.verdict.as_ref(), failure.is_some()))
+    Ok(exit_code(report.verdict.as_ref(), failure.is_some()).into())
 }
 
 fn write_files(args: &RunArgs, report: &Report) -> Result<(), Error> {
@@ -125,13 +127,37 @@ fn judge(args: &VerifyArgs) -> Result<ExitCode, Error> {
     if let Some(failure) = &failure {
         eprintln!("loadgen: {failure}");
     }
-    Ok(exit_code(Some(&verdict), failure.is_some()))
+    Ok(exit_code(Some(&verdict), failure.is_some()).into())
 }
 
-fn exit_code(verdict: Option<&Verdict>, failed: bool) -> ExitCode {
-    match verdict {
-        Some(verdict) if !verdict.is_good() => ExitCode::from(BROKEN),
-        _ if failed => ExitCode::from(FAILED),
-        _ => ExitCode::SUCCESS,
+fn exit_code(verdict: Option<&Verdict>, failed: bool) -> u8 {
+    match verdict.map(Verdict::decision) {
+        Some(Decision::Broken) => BROKEN,
+        Some(Decision::Unproven) => FAILED,
+        Some(Decision::Kept) | None if failed => FAILED,
+        Some(Decision::Kept) | None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_verdict_in_which_everything_was_looked_for_is_a_success() {
+        let kept = Verdict { acked: 1, ..Verdict::default() };
+        let unproven = Verdict { unverified: 1, ..kept.clone() };
+        let broken = Verdict { lost: 1, ..unproven.clone() };
+        for (verdict, failed, code) in [
+            (Some(&kept), false, 0),
+            (None, false, 0),
+            (Some(&kept), true, FAILED),
+            (None, true, FAILED),
+            (Some(&unproven), false, FAILED),
+            (Some(&broken), false, BROKEN),
+            (Some(&broken), true, BROKEN),
+        ] {
+            assert_eq!(exit_code(verdict, failed), code, "{verdict:?}, {failed}");
+        }
     }
 }

@@ -260,6 +260,7 @@ impl Run<'_> {
         });
         let from: Vec<(PartitionId, u64)> = from?;
         let mut judge = Judge::default();
+        judge.allow_expired(self.args.allow_expired);
         for &(partition, end) in &from {
             judge.begin_at(partition, end);
         }

@@ -1,5 +1,6 @@
 //! What becomes of what consumers read: judged, or only counted.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
@@ -63,16 +64,20 @@ impl Reader for JudgeSink {
         });
     }
 
-    fn retained_from(&mut self, partition: PartitionId, start: u64) {
-        self.judge.retained_from(partition, start);
+    fn holds(&mut self, partition: PartitionId, offsets: Range<u64>) {
+        self.judge.holds(partition, offsets);
+    }
+
+    fn missing(&mut self, partition: PartitionId) {
+        self.judge.missing(partition);
     }
 
     fn unreadable(&mut self, partition: PartitionId, why: String) {
         self.judge.unreadable(partition, why);
     }
 
-    fn unfinished(&mut self, partition: PartitionId) {
-        self.judge.unfinished(partition);
+    fn finished(&mut self, partition: PartitionId) {
+        self.judge.finished(partition);
     }
 }
 
@@ -110,13 +115,15 @@ impl Reader for CountSink {
         self.recorder.read(u64::from(batch.header().count()));
     }
 
-    fn retained_from(&mut self, _: PartitionId, _: u64) {}
+    fn holds(&mut self, _: PartitionId, _: Range<u64>) {}
+
+    fn missing(&mut self, _: PartitionId) {}
 
     fn unreadable(&mut self, partition: PartitionId, why: String) {
         self.failure.get_or_insert(format!("partition {partition} cannot be read: {why}"));
     }
 
-    fn unfinished(&mut self, _: PartitionId) {}
+    fn finished(&mut self, _: PartitionId) {}
 }
 
 impl Sink for CountSink {

@@ -25,7 +25,8 @@ pub struct ConsumeArgs {
     #[arg(long, value_name = "INDEX")]
     partition: Option<u32>,
     /// Where to start: earliest, end, an offset, or a time: RFC 3339 (2025-01-31T12:00:00Z) or seconds
-    /// since 1970 after an @ (@1738324800)
+    /// since 1970 after an @ (@1738324800). An offset that no partition has got to is refused; with
+    /// --follow, one that any partition has not
     #[arg(long, value_name = "WHERE", default_value = "earliest", value_parser = parse_start)]
     from: StartAt,
     /// End after this many records
@@ -74,7 +75,7 @@ async fn consume(args: ConsumeArgs, mut interrupt: Interrupt) -> Result<ExitCode
         false => ends(&client, &args).await?,
     };
     let mut printer = Printer::new(&args);
-    if args.count == Some(0) || (!args.follow && ends.is_empty()) {
+    if !args.follow && ends.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     let mut builder = client.reader(&args.topic).start_at(args.from);
@@ -84,6 +85,9 @@ async fn consume(args: ConsumeArgs, mut interrupt: Interrupt) -> Result<ExitCode
         (None, true) => builder,
     };
     let mut reader = builder.build().await?;
+    if args.count == Some(0) {
+        return Ok(ExitCode::SUCCESS);
+    }
     let done = |reader: &Reader| {
         !args.follow && ends.iter().all(|(p, end)| reader.positions().get(p).is_none_or(|at| at >= end))
     };
@@ -119,18 +123,25 @@ async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>,
         let topic = args.topic.clone();
         return Err(ringbolt_client::Error::NoSuchPartition { topic, partitions, partition }.into());
     }
+    let read: Vec<(u32, u64, u64)> = (0u32..)
+        .zip(&topic.partitions)
+        .filter(|(index, _)| args.partition.is_none_or(|only| only == *index))
+        .map(|(index, info)| (index, info.start_offset.0, info.end_offset.0))
+        .collect();
+    // One partition may well be longer than another; that none has the offset is a mistake.
+    if let (StartAt::Offset(requested), Some(&longest)) = (args.from, read.iter().max_by_key(|(.., end)| end))
+        && requested > longest.2
+    {
+        let (partition, start, end) = longest;
+        return Err(ringbolt_client::Error::OffsetOutOfRange { partition, requested, start, end }.into());
+    }
     let has_some = |start: u64, end: u64| match args.from {
         StartAt::Offset(offset) => offset < end,
         StartAt::End => false,
         StartAt::Earliest | StartAt::Time(_) => start < end,
     };
-    Ok((0u32..)
-        .zip(&topic.partitions)
-        .filter(|(index, _)| args.partition.is_none_or(|only| only == *index))
-        .map(|(index, info)| (index, info.start_offset.0, info.end_offset.0))
-        .filter(|&(_, start, end)| has_some(start, end))
-        .map(|(index, _, end)| (index, end))
-        .collect())
+    let some = read.into_iter().filter(|&(_, start, end)| has_some(start, end));
+    Ok(some.map(|(index, _, end)| (index, end)).collect())
 }
 
 #[derive(Clone, Copy)]

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::connection::print;
 use crate::io::datadir::{DataDir, DataDirError, ShardDir, segment_name};
 use crate::io::disk::{FolderReader, readable_mode};
 use crate::io::pool::{Pool, PoolError};
@@ -63,10 +64,14 @@ pub fn run(args: LogArgs) -> ExitCode {
             .map(|report| (show(&report, args.json, verify::Report::print), report.is_sound())),
     };
     match done {
-        Ok((text, sound)) => {
-            print!("{text}");
-            if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+        Ok((text, sound)) => match print(&text) {
+            Ok(()) if sound => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("ringbolt: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
             eprintln!("ringbolt: {error}");
             ExitCode::FAILURE

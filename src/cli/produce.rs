@@ -44,7 +44,7 @@ pub struct ProduceArgs {
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
     /// Longest time from reading a line to the end of its record, retries included
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_deadline)]
     deadline: Duration,
     /// Refuse to take less than this many copies for durable
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -59,6 +59,15 @@ pub struct ProduceArgs {
 fn parse_header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// In whole µs, as the producer counts it.
+fn parse_deadline(text: &str) -> Result<Duration, String> {
+    let deadline = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match deadline < Duration::from_micros(1) {
+        true => Err("it must be at least 1us".to_owned()),
+        false => Ok(deadline),
+    }
 }
 
 /// Runs the command.
@@ -293,6 +302,14 @@ mod tests {
     fn headers_are_names_and_values_and_a_value_may_hold_an_equals_sign() {
         assert_eq!(parse_header("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert!(parse_header("a").is_err());
+    }
+
+    #[test]
+    fn a_deadline_that_leaves_no_time_is_refused() {
+        assert_eq!(parse_deadline("250us"), Ok(Duration::from_micros(250)));
+        for none in ["0s", "999ns", "-1s", "soon"] {
+            assert!(parse_deadline(none).is_err(), "{none}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! <data>/lock            whoever serves holds it; its process id is inside
 //! <data>/superblock      see `log::superblock`
 //! <data>/shard-000/segment-0000000000000000 ...
+//! <data>/shard-000/extent-<first>-<next>          empty; its name says which segments there
+//!                                                 must be, see `log::extent`
 //! <data>/shard-000/spare-0000000000000000 ...     files without records, for segments to come
 //! <data>/shard-000/spare-0000000000000000.tmp     such a file that is not yet whole
 //! ```
@@ -24,12 +26,13 @@ use ringbolt_wire::ShardId;
 
 use crate::io::clock;
 use crate::log::SegmentSeq;
+use crate::log::extent::Extent;
 use crate::log::superblock::Superblock;
 pub use error::DataDirError;
 use error::failed;
 use lock::DirLock;
 pub(in crate::io) use names::unfinished_name;
-pub use names::{FileName, segment_name, shard_name, spare_name};
+pub use names::{FileName, extent_name, segment_name, shard_name, spare_name};
 
 const SUPERBLOCK: &str = "superblock";
 const SUPERBLOCK_TMP: &str = "superblock.tmp";
@@ -54,6 +57,8 @@ pub struct ShardDir {
     pub shard: ShardId,
     /// Its folder.
     pub path: PathBuf,
+    /// The segments that it must have.
+    pub extent: Extent,
     /// Its segments, ascending; all of full length.
     pub segments: Vec<SegmentSeq>,
     /// Its spare files by number, ascending; all of full length.
@@ -100,9 +105,10 @@ impl DataDir {
             create(path, layout)?;
         }
         let superblock = read_superblock(path)?.next_boot();
+        let mut shards = list_shards(path, &superblock)?;
         write_superblock(path, &superblock)?;
-        let shards = list_shards(path, &superblock)?;
-        for shard in &shards {
+        for shard in &mut shards {
+            settle_names(shard)?;
             remove_unfinished(&shard.path)?;
             for unknown in &shard.unknown {
                 tracing::warn!(path = %unknown.display(), "left alone: not one of Ringbolt's files, or of a wrong length");
@@ -176,6 +182,8 @@ fn create(path: &Path, layout: Layout) -> Result<(), DataDirError> {
         if !exists(&folder)? {
             fs::create_dir(&folder).map_err(failed("create", &folder))?;
         }
+        let extent = folder.join(extent_name(Extent::EMPTY));
+        File::create(&extent).map_err(failed("create", &extent))?;
         sync_folder(&folder)?;
     }
     let mut contents = first.encode().to_vec();
@@ -201,10 +209,11 @@ fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
         if FileName::parse(name) != Some(FileName::Shard) {
             return Err(DataDirError::NotEmpty { path: path.to_owned(), found: entry.path() });
         }
-        let mut inside = fs::read_dir(entry.path()).map_err(failed("list", &entry.path()))?;
-        if let Some(inside) = inside.next() {
+        for inside in fs::read_dir(entry.path()).map_err(failed("list", &entry.path()))? {
             let found = inside.map_err(failed("list", &entry.path()))?.path();
-            return Err(DataDirError::SuperblockMissing { path: path.to_owned(), found });
+            if !found.ends_with(extent_name(Extent::EMPTY)) {
+                return Err(DataDirError::SuperblockMissing { path: path.to_owned(), found });
+            }
         }
     }
     Ok(())
@@ -232,7 +241,9 @@ fn list_shard(path: &Path, shard: ShardId, segment_len: u64) -> Result<ShardDir,
     if !exists(&path)? {
         return Err(DataDirError::ShardMissing { path });
     }
-    let mut dir = ShardDir { shard, path, segments: Vec::new(), spares: Vec::new(), unknown: Vec::new() };
+    let (segments, spares, unknown) = (Vec::new(), Vec::new(), Vec::new());
+    let mut dir = ShardDir { shard, path, extent: Extent::EMPTY, segments, spares, unknown };
+    let mut extent_path = None;
     for entry in fs::read_dir(&dir.path).map_err(failed("list", &dir.path))? {
         let entry = entry.map_err(failed("list", &dir.path))?;
         let file = entry.path();
@@ -246,15 +257,42 @@ fn list_shard(path: &Path, shard: ShardId, segment_len: u64) -> Result<ShardDir,
                 let wanted = segment_len;
                 return Err(DataDirError::SegmentLength { path: file, found: found.len(), wanted });
             }
+            Some(FileName::Extent(extent)) => {
+                dir.extent = extent;
+                if let Some(first) = extent_path.replace(file.clone()) {
+                    return Err(DataDirError::ExtentTwice { first, second: file });
+                }
+            }
             Some(FileName::Spare(number)) if whole => dir.spares.push(number),
             Some(FileName::Unfinished) => {}
             _ => dir.unknown.push(file),
         }
     }
+    if extent_path.is_none() {
+        return Err(DataDirError::ExtentMissing { path: dir.path });
+    }
     dir.segments.sort_unstable();
     dir.spares.sort_unstable();
     dir.unknown.sort_unstable();
     Ok(dir)
+}
+
+/// Makes sure of the names that were listed, as the crash before may have come
+/// just after they were given; and takes a segment that was given its name then
+/// into the extent, for it may be written to from now on.
+fn settle_names(shard: &mut ShardDir) -> Result<(), DataDirError> {
+    sync_folder(&shard.path)?;
+    // What is missing is refused soon, and then looks as it did.
+    let is_whole = shard.extent.missing(&shard.segments).is_empty();
+    let Some(&newest) = shard.segments.last().filter(|_| is_whole) else { return Ok(()) };
+    let extent = shard.extent.with(newest);
+    if extent == shard.extent {
+        return Ok(());
+    }
+    let (from, to) = (shard.path.join(extent_name(shard.extent)), shard.path.join(extent_name(extent)));
+    fs::rename(&from, to).map_err(failed("rename", &from))?;
+    shard.extent = extent;
+    sync_folder(&shard.path)
 }
 
 fn remove_unfinished(folder: &Path) -> Result<(), DataDirError> {

@@ -100,7 +100,7 @@ impl Disk {
             config,
             folder: ManuallyDrop::new(folder),
             files: ManuallyDrop::new(Files::new(&dir.segments)),
-            spares: ManuallyDrop::new(Spares::new(&config, &dir.spares, dir.next_spare())),
+            spares: ManuallyDrop::new(Spares::new(&config, dir)),
             ops: Slab::new(),
             events: VecDeque::new(),
             stats: DiskStats::default(),

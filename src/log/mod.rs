@@ -15,9 +15,11 @@
 
 use std::fmt;
 
+use extent::Extent;
 use ringbolt_wire::ShardId;
 
 pub mod commit;
+pub mod extent;
 pub mod footer;
 pub mod group_commit;
 pub mod index;
@@ -37,9 +39,10 @@ mod window;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SegmentSeq(pub u64);
 
+/// As in the name of its file.
 impl fmt::Display for SegmentSeq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -52,7 +55,13 @@ impl SegmentSeq {
 
 /// A segment's file as the data directory names it, for messages.
 pub fn segment_file(shard: ShardId, segment: SegmentSeq) -> String {
-    format!("shard-{:03}/segment-{:016x}", shard.0, segment.0)
+    format!("shard-{:03}/segment-{segment}", shard.0)
+}
+
+/// The file that says which segments a shard's log must have, as the data
+/// directory names it, for messages.
+pub fn extent_file(shard: ShardId, extent: Extent) -> String {
+    format!("shard-{:03}/extent-{extent}", shard.0)
 }
 
 /// Identity of one shard's log, unique among all data directories.

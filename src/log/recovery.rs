@@ -16,6 +16,7 @@ use std::fmt;
 use ringbolt_wire::{BatchView, ShardId, crc32c_append};
 
 use super::commit::CommitHeader;
+use super::extent::Extent;
 use super::footer::{self, Footer};
 use super::group_commit::LogTail;
 pub use super::recovery_error::{Damage, RecoveryError};
@@ -100,9 +101,11 @@ pub struct RecoveredLog {
     pub cut: Cut,
 }
 
-/// Recovers a log from `segments`, those of which there are files, ascending.
+/// Recovers a log from `segments`, those of which there are files, ascending;
+/// those of `extent` must be among them.
 pub fn recover<P: BufferPool>(
     identity: LogIdentity,
+    extent: Extent,
     segments: &[SegmentSeq],
     reader: &dyn SegmentReader,
     pool: &mut P,
@@ -111,10 +114,9 @@ pub fn recover<P: BufferPool>(
     let mut recovery = Recovery::new(identity, reader, buffer);
     // A log that still has its first segment starts at index 1.
     recovery.started = segments.first() == Some(&SegmentSeq(0));
-    for pair in segments.windows(2) {
-        if pair[0].next() != pair[1] {
-            return Err(RecoveryError::MissingSegment { shard: identity.shard, segment: pair[0].next() });
-        }
+    if let Some(missing) = extent.missing(segments).into_iter().next() {
+        let found = segments.first().copied().zip(segments.last().copied());
+        return Err(RecoveryError::MissingSegments { shard: identity.shard, missing, extent, found });
     }
     for (i, &segment) in segments.iter().enumerate() {
         if !recovery.segment(segment, &segments[i + 1..])? {
@@ -502,3 +504,6 @@ impl fmt::Display for Cut {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

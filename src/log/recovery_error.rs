@@ -1,10 +1,13 @@
 //! Why a log cannot be recovered: the file, the position, and what is there.
 
+use std::ops::RangeInclusive;
+
 use ringbolt_wire::{Offset, PartitionId, ShardId};
 
 use super::commit::PayloadFault;
+use super::extent::Extent;
 use super::segment::SegmentHeadFault;
-use super::{SegmentSeq, segment_file};
+use super::{SegmentSeq, extent_file, segment_file};
 use crate::shard::event::DiskFault;
 
 /// What is wrong with a stretch of the log.
@@ -55,13 +58,22 @@ pub enum RecoveryError {
         /// What the kernel said.
         fault: DiskFault,
     },
-    /// A segment between two others is not there.
-    #[error("{} is missing; restore it to start", segment_file(*.shard, *.segment))]
-    MissingSegment {
+    /// Segments that must be there are not: the oldest, the newest, all, or some
+    /// between others.
+    #[error(
+        "{} is missing{}: {}, and {} says what must be there; restore what is missing to start",
+        segment_file(*.shard, *.missing.start()), show_more(.missing), show_found(*.shard, *.found),
+        extent_file(*.shard, *.extent)
+    )]
+    MissingSegments {
         /// Whose log.
         shard: ShardId,
-        /// Which segment.
-        segment: SegmentSeq,
+        /// The oldest of them that are missing, in a row.
+        missing: RangeInclusive<SegmentSeq>,
+        /// What must be there.
+        extent: Extent,
+        /// The oldest and the newest that are there.
+        found: Option<(SegmentSeq, SegmentSeq)>,
     },
     /// A segment that must hold commits has no valid header.
     #[error("{}: {fault}", segment_file(*.shard, *.segment))]
@@ -124,6 +136,23 @@ pub enum RecoveryError {
     NoMemory(ShardId),
 }
 
+fn show_more(missing: &RangeInclusive<SegmentSeq>) -> String {
+    match missing.end().0 - missing.start().0 {
+        0 => String::new(),
+        more => format!(" (and {more} after it)"),
+    }
+}
+
+fn show_found(shard: ShardId, found: Option<(SegmentSeq, SegmentSeq)>) -> String {
+    match found {
+        None => "no segment was found".to_owned(),
+        Some((one, same)) if one == same => format!("only {} was found", segment_file(shard, one)),
+        Some((oldest, newest)) => {
+            format!("found were {} to {}", segment_file(shard, oldest), segment_file(shard, newest))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +166,16 @@ mod tests {
             error.to_string().starts_with("shard-002/segment-000000000000001f at position 4096: "),
             "{error}"
         );
-        let error = RecoveryError::MissingSegment { shard, segment };
-        assert!(error.to_string().starts_with("shard-002/segment-000000000000001f is missing"), "{error}");
+        let extent = Extent::new(SegmentSeq(0x1f), SegmentSeq(0x2b)).unwrap();
+        let found = Some((SegmentSeq(0x21), SegmentSeq(0x2a)));
+        let error =
+            RecoveryError::MissingSegments { shard, missing: segment..=SegmentSeq(0x20), extent, found };
+        assert_eq!(
+            error.to_string(),
+            "shard-002/segment-000000000000001f is missing (and 1 after it): found were \
+             shard-002/segment-0000000000000021 to shard-002/segment-000000000000002a, and \
+             shard-002/extent-000000000000001f-000000000000002b says what must be there; restore what is \
+             missing to start"
+        );
     }
 }

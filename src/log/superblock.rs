@@ -12,7 +12,7 @@ use super::LogId;
 use crate::limits::{BLOCK_LEN, MAX_SEGMENT_LEN, MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN};
 
 /// Version of the data directory's format that this broker writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Length of the file in bytes.
 pub const SUPERBLOCK_LEN: usize = 2 * BLOCK_LEN;
@@ -65,7 +65,10 @@ pub struct Superblock {
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum SuperblockError {
     /// Written by another version of Ringbolt.
-    #[error("the data has format {found}, this version of Ringbolt reads format {FORMAT}")]
+    #[error(
+        "the data has format {found}, this version of Ringbolt reads format {FORMAT}: use the version that \
+         wrote it, or give a new folder"
+    )]
     Format {
         /// As stored.
         found: u32,
@@ -306,7 +309,10 @@ mod tests {
         file[4..8].copy_from_slice(&crc.to_le_bytes());
         let error = Superblock::decode(&file).unwrap_err();
         assert_eq!(error, SuperblockError::Format { found: 9 });
-        assert_eq!(error.to_string(), "the data has format 9, this version of Ringbolt reads format 1");
+        assert_eq!(
+            error.to_string(),
+            "the data has format 9, this version of Ringbolt reads format 2: use the version that wrote it, or give a new folder"
+        );
     }
 
     #[test]

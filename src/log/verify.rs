@@ -4,13 +4,16 @@
 //! Recovery trusts a footer whose CRC is right; this does not, and goes on
 //! behind a damaged place to find all of them.
 
-use ringbolt_wire::BatchView;
+use std::ops::RangeInclusive;
+
+use ringbolt_wire::{BatchView, ShardId};
 
 use super::commit::CommitHeader;
+use super::extent::Extent;
 use super::recovery::{Damage, LogIdentity};
 use super::segment::{FIRST_COMMIT, SegmentHeadFault, Trailer, check_head};
 use super::window::{SegmentReader, Window};
-use super::{Lsn, SegmentSeq};
+use super::{Lsn, SegmentSeq, segment_file};
 use crate::buffer::BufferPool;
 use crate::limits::{BLOCK_LEN, CHUNK_LEN};
 use crate::shard::event::DiskFault;
@@ -69,8 +72,8 @@ pub struct SegmentReport {
 pub struct LogReport {
     /// Its segments, oldest first.
     pub segments: Vec<SegmentReport>,
-    /// Segments missing between others.
-    pub missing: Vec<SegmentSeq>,
+    /// Segments that must be there and are not.
+    pub missing: Vec<RangeInclusive<SegmentSeq>>,
     /// What is wrong, in order of position.
     pub faults: Vec<Fault>,
 }
@@ -86,8 +89,10 @@ impl LogReport {
 #[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
 pub enum VerifyError {
     /// A segment cannot be read.
-    #[error("segment {segment}: {fault}")]
+    #[error("{}: {fault}", segment_file(*.shard, *.segment))]
     Read {
+        /// Whose log.
+        shard: ShardId,
         /// Which one.
         segment: SegmentSeq,
         /// What the kernel said.
@@ -99,9 +104,10 @@ pub enum VerifyError {
 }
 
 /// Reads `segments`, ascending, and calls `each` with every valid batch and the
-/// segment and position where it lies.
+/// segment and position where it lies. Those of `extent` must be among them.
 pub fn verify<P: BufferPool>(
     identity: LogIdentity,
+    extent: Extent,
     segments: &[SegmentSeq],
     reader: &dyn SegmentReader,
     pool: &mut P,
@@ -109,16 +115,15 @@ pub fn verify<P: BufferPool>(
 ) -> Result<LogReport, VerifyError> {
     let buffer = pool.take().ok_or(VerifyError::NoMemory)?;
     let window = Window::new(buffer, identity.segment_len);
-    let mut scan = Scan { identity, reader, window, chain: None, report: LogReport::default() };
+    let report = LogReport { missing: extent.missing(segments), ..LogReport::default() };
+    let mut scan = Scan { identity, reader, window, chain: None, report };
     for &segment in segments {
-        if let Some(last) = scan.report.segments.last() {
-            let expected = last.segment.next();
-            if expected < segment {
-                scan.report.missing.extend((expected.0..segment.0).map(SegmentSeq));
-                scan.chain = None;
-            }
+        // Behind a hole the chain starts anew.
+        if scan.report.segments.last().is_some_and(|last| last.segment.next() < segment) {
+            scan.chain = None;
         }
-        scan.segment(segment, &mut each).map_err(|fault| VerifyError::Read { segment, fault })?;
+        let shard = identity.shard;
+        scan.segment(segment, &mut each).map_err(|fault| VerifyError::Read { shard, segment, fault })?;
     }
     Ok(scan.report)
 }
@@ -281,5 +286,17 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
         report.last_commit_time_us = Some(header.commit_time_us);
         self.chain = Some((header.index + 1, header.crc));
         Ok(Ok(header))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_cannot_be_read_is_named_as_its_file_is() {
+        let fault = DiskFault { operation: "read", errno: 5, text: "Input/output error".to_owned() };
+        let error = VerifyError::Read { shard: ShardId(3), segment: SegmentSeq(0x1f), fault };
+        assert!(error.to_string().starts_with("shard-003/segment-000000000000001f: "), "{error}");
     }
 }

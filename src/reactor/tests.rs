@@ -35,7 +35,9 @@ fn shard(dir: &TempDir, pool: &Pool) -> LocalShard {
         segment_len: superblock.segment_len,
         term: superblock.boot_count,
     };
-    let log = recover(identity, &[], &FolderReader::new(&folder.path, mode), &mut pool.clone()).unwrap();
+    let log =
+        recover(identity, folder.extent, &[], &FolderReader::new(&folder.path, mode), &mut pool.clone())
+            .unwrap();
     let config = ShardConfig {
         shard: SHARD,
         shards: 1,

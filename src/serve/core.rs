@@ -122,7 +122,7 @@ impl CoreStart {
         };
         let reader = FolderReader::new(&dir.path, self.mode);
         let started = clock::mono_us();
-        let log = recover(identity, &dir.segments, &reader, &mut self.pool.clone())?;
+        let log = recover(identity, dir.extent, &dir.segments, &reader, &mut self.pool.clone())?;
         sync_tail(dir, &log)?;
         let elapsed_ms = (clock::mono_us() - started) / 1000;
         tracing::info!(%shard, segments = dir.segments.len(), elapsed_ms, "recovered");

@@ -365,8 +365,9 @@ impl<P: BufferPool> Shard<P> {
         };
         let page = self.reader.pages.ended(token, bytes);
         if let Some(fault) = &fault {
-            let (segment, position) = page.map(|p| (p.segment, p.position())).unzip();
-            tracing::error!(shard = %self.config.shard, ?segment, ?position, %fault, "stored records cannot be read");
+            let (segment, position) =
+                page.map(|p| (tracing::field::display(p.segment), p.position())).unzip();
+            tracing::error!(shard = %self.config.shard, segment, position, %fault, "stored records cannot be read");
         }
         let Some(page) = page else { return };
         match fault {

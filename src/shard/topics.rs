@@ -1,6 +1,6 @@
 //! Topics: changes to the catalog, made durable by shard 0 and carried to all.
 
-use ringbolt_wire::message::TopicInfo;
+use ringbolt_wire::message::{ErrorResponse, MAX_TOPIC_NAME_LEN, TopicInfo};
 use ringbolt_wire::{
     BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
 };
@@ -25,6 +25,17 @@ pub(super) struct PendingChange {
     published: bool,
     /// Other shards that have applied it.
     applied: u16,
+    /// Answers that speak of it, and so of what is not durable before it is.
+    after: Vec<(ReplyTo, Reply)>,
+}
+
+/// A topic's name for a refusal: one that is too long to be any is not sent
+/// back.
+fn shown(name: &str) -> String {
+    match name.len() {
+        0..=MAX_TOPIC_NAME_LEN => format!("topic {name:?}"),
+        len => format!("a topic name of {len} bytes"),
+    }
 }
 
 impl<P: BufferPool> Shard<P> {
@@ -35,14 +46,26 @@ impl<P: BufferPool> Shard<P> {
                 self.refuse(from, ErrorCode::TooManyPartitions, text);
             }
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse(from, code, format!("topic {name:?} with {partitions} partitions")),
+            Err(code) => self.refuse_when_durable(from, code, shown(name)),
         }
     }
 
     pub(super) fn delete_topic(&mut self, from: ReplyTo, name: &str, now: Now) {
         match self.state.catalog.plan_delete(name) {
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse(from, code, format!("topic {name:?}")),
+            Err(code) => self.refuse_when_durable(from, code, shown(name)),
+        }
+    }
+
+    /// Refuses for what the catalog says. It may say so because of a change that a
+    /// crash would still undo: then the answer waits for it.
+    fn refuse_when_durable(&mut self, from: ReplyTo, code: ErrorCode, text: String) {
+        let reply = Reply::Error(ErrorResponse::new(code, text));
+        match self.changes.back_mut() {
+            // One per session at most: a session has one request for topics under
+            // way.
+            Some(change) => change.after.push((from, reply)),
+            None => self.reply(from, reply),
         }
     }
 
@@ -67,7 +90,14 @@ impl<P: BufferPool> Shard<P> {
         }
         self.state.apply_catalog(&update);
         let index = self.commits.tail().next_index;
-        self.changes.push_back(PendingChange { update, from, index, published: false, applied: 0 });
+        self.changes.push_back(PendingChange {
+            update,
+            from,
+            index,
+            published: false,
+            applied: 0,
+            after: Vec::new(),
+        });
     }
 
     /// Publishes the changes whose commit is durable by now.
@@ -103,6 +133,7 @@ impl<P: BufferPool> Shard<P> {
                 CatalogChange::Deleted(_) => Reply::TopicDeleted,
             };
             self.reply(change.from, reply);
+            change.after.into_iter().for_each(|(to, reply)| self.reply(to, reply));
         }
     }
 
@@ -146,7 +177,7 @@ impl<P: BufferPool> Shard<P> {
         let topic = self.state.catalog.by_name(name);
         match topic.filter(|topic| self.topics.contains_key(&topic.id)).cloned() {
             Some(topic) => self.reply(from, Reply::Topic(topic)),
-            None => self.refuse(from, ErrorCode::UnknownTopic, format!("topic {name:?}")),
+            None => self.refuse_when_durable(from, ErrorCode::UnknownTopic, shown(name)),
         }
     }
 

@@ -3,9 +3,12 @@
 
 #![allow(dead_code)] // not every test file uses everything
 
+pub mod cli;
+
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use ringbolt::serve::{Broker, Config};
@@ -73,22 +76,38 @@ pub struct Server {
 }
 
 impl Server {
+    /// On a free port, with one shard.
     pub fn start(dir: &TempDir, more: &[&str]) -> Server {
-        let data = dir.path().join("data");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringbolt"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--shards", "1"])
-            .arg("--data")
-            .arg(&data)
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let usual = ["--listen", "127.0.0.1:0", "--segment-size", "16MiB", "--shards", "1"];
+        Server::serve(dir, &[&usual, more].concat())
+    }
+
+    /// On a free port, unless the options say otherwise.
+    pub fn serve(dir: &TempDir, options: &[&str]) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringbolt"));
+        Server::spawn(command.arg("serve").arg("--data").arg(dir.path().join("data")).args(options))
+    }
+
+    /// Runs a command that becomes a broker, and waits until it listens.
+    pub fn spawn(command: &mut Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut out = io::BufReader::new(child.stdout.take().unwrap());
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         let addr = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("said {line:?}"));
         Server { addr: addr.parse().unwrap(), child }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the end that follows.
+    pub fn stop(&mut self) -> ExitStatus {
+        signal(&self.child, "-TERM");
+        ended(&mut self.child)
     }
 
     /// Resident memory in bytes.
@@ -104,6 +123,37 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends a signal to a process of this test's.
+pub fn signal(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Waits for the end of a process.
+pub fn ended(child: &mut Child) -> ExitStatus {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(started.elapsed() < PATIENCE, "process {} does not end", child.id());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An address that nobody listens on, to be used again and again: its port is
+/// none that the system gives to a connection in between.
+pub fn own_address() -> SocketAddr {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let nth = ASKED.fetch_add(1, Ordering::Relaxed);
+    let start = 10_000 + (std::process::id() % 900) as u16 * 16 + nth;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = (start..first).find(is_free).expect("a free port below the system's own");
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// One connection.

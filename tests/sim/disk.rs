@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use ringbolt::limits::BLOCK_LEN;
 use ringbolt::log::SegmentSeq;
+use ringbolt::log::extent::Extent;
 use ringbolt::log::recovery::SegmentReader;
 use ringbolt::shard::event::DiskFault;
 use ringbolt_wire::crc32c;
@@ -54,6 +55,8 @@ pub struct Disk {
     habits: DiskHabits,
     rng: Rng,
     files: BTreeMap<SegmentSeq, Vec<u8>>,
+    /// The segments that the shard's folder says must be there.
+    extent: Extent,
     /// Blocks written since the broker started, by segment.
     written: BTreeMap<SegmentSeq, BTreeSet<u64>>,
     spares: Vec<Vec<u8>>,
@@ -91,6 +94,7 @@ impl Disk {
             habits,
             rng,
             files: BTreeMap::new(),
+            extent: Extent::EMPTY,
             written: BTreeMap::new(),
             spares: Vec::new(),
             recycled: Vec::new(),
@@ -196,6 +200,7 @@ impl Disk {
             return Err(fault("fallocate", ENOSPC, "No space left on device"));
         }
         self.make_file(segment);
+        self.extent = self.extent.with(segment);
         // The folder was synced, and with it every rename before.
         self.recycled.clear();
         Ok(())
@@ -210,13 +215,15 @@ impl Disk {
         self.files.insert(segment, spare.unwrap_or_else(|| vec![0; self.segment_len]));
     }
 
-    /// Renames a segment's file to a spare one.
+    /// Renames a segment's file to a spare one, which need not be there from now
+    /// on.
     pub fn recycle(&mut self, segment: SegmentSeq) {
         let busy = self.writes.values().any(|write| write.segment == segment)
             || self.reads.values().any(|read| read.segment == segment);
         assert!(!busy, "segment {segment} is recycled while it is read or written");
         let oldest = self.files.first_key_value().map(|(oldest, _)| *oldest);
         assert_eq!(oldest, Some(segment), "segments are recycled oldest first: a log has no holes");
+        self.extent = self.extent.without(segment);
         let file = self.files.remove(&segment).expect("a segment that is there");
         self.spares.push(file);
         self.recycled.push(segment);
@@ -234,10 +241,16 @@ impl Disk {
         for _ in 0..undone {
             let (Some(segment), Some(file)) = (self.recycled.pop(), self.spares.pop()) else { break };
             self.files.insert(segment, file);
+            // The last one undone may be the one whose turn it was.
+            let first = if self.rng.percent(50) { segment } else { segment.next() };
+            self.extent = Extent::new(first, self.extent.next()).expect("the open segment is younger");
         }
         for segment in std::mem::take(&mut self.prepares) {
             if self.rng.percent(50) {
                 self.make_file(segment);
+                if self.rng.percent(50) {
+                    self.extent = self.extent.with(segment);
+                }
             }
         }
         self.recycled.clear();
@@ -299,6 +312,16 @@ impl Disk {
 
     pub fn has_pending_writes(&self) -> bool {
         !self.writes.is_empty()
+    }
+
+    /// What a start does with a segment that was made just before a crash: it
+    /// must be there from now on.
+    pub fn start(&mut self) -> Extent {
+        let found = self.segments();
+        if let (Some(&newest), []) = (found.last(), &self.extent.missing(&found)[..]) {
+            self.extent = self.extent.with(newest);
+        }
+        self.extent
     }
 
     /// The segments that are there, ascending.

@@ -50,10 +50,10 @@ impl Simulation {
             let model = &self.checker.logs[i];
             let (log_id, shard) = (model.log, ShardId(i as u16));
             let identity = LogIdentity { log_id, shard, segment_len: model.segment_len, term: self.term };
-            let segments = node.disk.segments();
+            let (extent, segments) = (node.disk.start(), node.disk.segments());
             self.trace.line(self.clock.now().mono_us, format_args!("s{i} has {segments:?}"));
             let reader = DiskReader::new(&node.disk);
-            let log = recover(identity, &segments, &reader, &mut node.pool)?;
+            let log = recover(identity, extent, &segments, &reader, &mut node.pool)?;
             assert_eq!(node.pool.taken(), 0, "recovery gives its memory back");
             let (now, cut, next) = (self.clock.now().mono_us, log.cut, log.tail.next_index);
             let (read, segments) = (reader.bytes_read(), segments.iter().map(|s| s.0).collect::<Vec<_>>());

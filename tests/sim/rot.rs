@@ -3,6 +3,8 @@
 //! Damage to what was acknowledged is refused at the start or reported to the
 //! reader, and never served. Damage beyond the log's end changes nothing.
 
+use std::ops::RangeInclusive;
+
 use ringbolt::log::commit::COMMIT_HEADER_LEN;
 use ringbolt::log::recovery::RecoveryError;
 use ringbolt::log::segment::Trailer;
@@ -104,6 +106,25 @@ impl Simulation {
         self.nodes[shard].disk.flip(segment, position, bit);
         self.checker.damaged = hit != Hit::Beyond;
         Some(flip)
+    }
+
+    /// Loses a segment with durable records that are retained, and perhaps all
+    /// before or behind it; `None` if there is none.
+    pub fn lose_segments(&mut self, rng: &mut Rng) -> Option<(usize, RangeInclusive<SegmentSeq>)> {
+        let shard = rng.below(self.nodes.len() as u64) as usize;
+        let model = &self.checker.logs[shard];
+        let retained = model.durable_commits().iter().map(|commit| commit.segment);
+        let retained: Vec<_> = retained.filter(|segment| model.given_up < Some(*segment)).collect();
+        if retained.is_empty() {
+            return None;
+        }
+        let (one, files) = (rng.pick(&retained), self.nodes[shard].disk.segments());
+        let from = if rng.percent(50) { one } else { files[0] };
+        let to = if rng.percent(50) { one } else { *files.last()? };
+        let lost = files.into_iter().filter(|segment| (from..=to).contains(segment));
+        lost.for_each(|segment| self.nodes[shard].disk.delete(segment));
+        self.trace.line(self.clock.now().mono_us, format_args!("LOSS of {from} to {to} of s{shard}"));
+        Some((shard, from..=to))
     }
 
     /// Starts on a disk on which a bit was flipped.

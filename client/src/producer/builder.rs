@@ -200,11 +200,13 @@ impl ProducerBuilder {
 
     fn gathering(&self) -> Gathering {
         let accepted = self.client.broker().max_batch_len as usize;
+        // Longer than µs can count is for ever as well.
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         Gathering {
             batch_bytes: self.batch_bytes.min(accepted),
             batch_records: self.batch_records,
-            linger_us: self.linger.as_micros() as u64,
-            deadline_us: self.deadline.as_micros() as u64,
+            linger_us: us(self.linger),
+            deadline_us: us(self.deadline),
         }
     }
 

@@ -172,7 +172,7 @@ impl FetchTask {
                 code: fetched.status,
                 retry_after_ms: 0,
                 detail: 0,
-                text: format!("partition {}", fetched.partition.index),
+                text: format!("topic {:?}, partition {}", self.topic, fetched.partition.index),
             }),
         }))
     }

@@ -23,11 +23,14 @@ use crate::stats::Clock;
 
 /// Between two looks at whether the run is over.
 const LOOK: Duration = Duration::from_millis(5);
-/// Between two attempts to connect.
-const RECONNECT: Duration = Duration::from_millis(20);
+/// Between two attempts to connect, or to read where the last one brought
+/// nothing.
+const RETRY: Duration = Duration::from_millis(20);
+/// Most of what a broker asks for between two attempts that is granted to it.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// Once the ends are fixed: give up after this long without progress. What is
 /// missing then is missing.
-const PATIENCE: u64 = 10_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Least room for a receive.
 const RECEIVE_LEN: usize = 64 << 10;
 
@@ -40,6 +43,7 @@ pub trait Sink: Reader {
 
 struct Shared<S> {
     config: EngineConfig,
+    patience: Duration,
     clock: Clock,
     signals: Arc<Signals>,
     sink: RefCell<S>,
@@ -60,8 +64,20 @@ pub fn run<S: Sink + 'static>(
     clock: Clock,
     signals: Arc<Signals>,
 ) -> Result<(S, Option<String>), EngineError> {
+    drive(consumers, sink, config, clock, signals, PATIENCE)
+}
+
+fn drive<S: Sink + 'static>(
+    consumers: Vec<Consumer>,
+    sink: S,
+    config: EngineConfig,
+    clock: Clock,
+    signals: Arc<Signals>,
+    patience: Duration,
+) -> Result<(S, Option<String>), EngineError> {
     let shared = Rc::new(Shared {
         config,
+        patience,
         clock,
         signals,
         sink: RefCell::new(sink),
@@ -83,11 +99,11 @@ pub fn run<S: Sink + 'static>(
     Ok((shared.sink.into_inner(), shared.failure.into_inner()))
 }
 
-/// Reads what is one consumer's, and says what of it could not be reached.
+/// Reads what is one consumer's, and says what of it was read to the end.
 async fn consume<S: Sink>(shared: Rc<Shared<S>>, mut consumer: Consumer) {
     read_through(&shared, &mut consumer).await;
     let mut sink = shared.sink.borrow_mut();
-    consumer.unfinished().for_each(|partition| sink.unfinished(partition));
+    consumer.finished().for_each(|partition| sink.finished(partition));
 }
 
 /// One consumer's connections, one after the other.
@@ -98,23 +114,12 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
             return;
         }
         let Ok(stream) = TcpStream::connect(shared.config.addr).await else {
-            tokio::time::sleep(RECONNECT).await;
+            tokio::time::sleep(RETRY).await;
             continue;
         };
         // A socket that refuses still works.
         let _ = tcp::prepare(&stream, shared.config.addr.ip());
-        let mut connection = Connection::new(&stream);
-        let ended = {
-            let reading = connection.read_on(shared, consumer);
-            let watching = watch(shared);
-            tokio::select! {
-                ended = reading => ended,
-                () = watching => Ok(()),
-            }
-        };
-        // Whoever watches may have ended the reading anywhere.
-        connection.read_unread(shared, consumer);
-        match ended {
+        match read_over(&stream, shared, consumer).await {
             Err(error) if !error.is_shutting_down() => {
                 shared.fail(error.to_string());
                 return;
@@ -122,8 +127,28 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
             // A restart, if anything.
             _ => {}
         }
-        tokio::time::sleep(RECONNECT).await;
+        tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Reads over one connection, as long as there is hope.
+async fn read_over<S: Sink>(
+    stream: &TcpStream,
+    shared: &Shared<S>,
+    consumer: &mut Consumer,
+) -> Result<(), SessionError> {
+    let mut connection = Connection::new(stream);
+    let ended = {
+        let reading = connection.read_on(shared, consumer);
+        let watching = watch(shared);
+        tokio::select! {
+            ended = reading => ended,
+            () = watching => Ok(()),
+        }
+    };
+    // Whoever watches may have ended the reading anywhere.
+    connection.read_unread(shared, consumer);
+    ended
 }
 
 /// Returns when there is no hope of more.
@@ -137,7 +162,7 @@ impl<S> Shared<S> {
     fn is_hopeless(&self) -> bool {
         let Some(frozen_at) = self.signals.frozen_at() else { return false };
         let progress_at = frozen_at.max(*self.progress_at.borrow());
-        self.clock.now().saturating_sub(progress_at) > PATIENCE
+        u128::from(self.clock.now().saturating_sub(progress_at)) > self.patience.as_nanos()
     }
 
     fn fail(&self, why: String) {
@@ -179,21 +204,33 @@ impl<'a> Connection<'a> {
             if self.flush().await.is_err() || !self.receive().await {
                 return Ok(());
             }
+            let mut ask_after = None;
             while let Some(event) = self.session.receive(&mut self.input)? {
                 match event {
                     SessionEvent::Answer { tag, response: Response::Fetched(fetched), payload } => {
                         self.answers.push_back((tag, fetched, payload));
                     }
-                    SessionEvent::Connected(_) => self.ask(shared, consumer),
+                    SessionEvent::Connected(_) => ask_after = Some(Duration::ZERO),
                     SessionEvent::Answer { response: Response::Error(error), .. }
                         if !error.is_retryable() =>
                     {
                         shared.fail(format!("a consumer was refused: {error}"));
                         return Ok(());
                     }
-                    SessionEvent::Answer { .. } => self.ask(shared, consumer),
-                    SessionEvent::Goodbye(_) | SessionEvent::Produced { .. } => {}
+                    SessionEvent::Answer { response: Response::Error(error), .. } => {
+                        let wanted = Duration::from_millis(error.retry_after_ms.into());
+                        ask_after = Some(wanted.clamp(RETRY, LONGEST_RETRY));
+                    }
+                    // The session sees to it that a fetch is answered with what
+                    // was fetched, or an error.
+                    SessionEvent::Answer { .. }
+                    | SessionEvent::Goodbye(_)
+                    | SessionEvent::Produced { .. } => {}
                 }
+            }
+            if let Some(wait) = ask_after {
+                tokio::time::sleep(wait).await;
+                self.ask(shared, consumer);
             }
             while let Some((asked, fetched, payload)) = self.answers.pop_front() {
                 let came_at = shared.clock.now();
@@ -202,8 +239,12 @@ impl<'a> Connection<'a> {
                 if consumer.progress() != before {
                     *shared.progress_at.borrow_mut() = came_at;
                 }
-                // The next fetch is on its way before this one is read.
                 self.unread = Some(Unread { asked, came_at, fetched, payload });
+                if consumer.is_stalled() {
+                    self.read_unread(shared, consumer);
+                    tokio::time::sleep(RETRY).await;
+                }
+                // The next fetch is on its way before this answer is read.
                 self.ask(shared, consumer);
                 let flushed = self.flush().await;
                 self.read_unread(shared, consumer);
@@ -262,3 +303,7 @@ impl<'a> Connection<'a> {
         matches!(result, Ok(1..))
     }
 }
+
+#[cfg(test)]
+#[path = "consume_tests.rs"]
+mod tests;

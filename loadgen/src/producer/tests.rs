@@ -259,6 +259,7 @@ impl Case {
         for batch in self.broker.log.values().flatten() {
             judge.batch(&BatchView::parse(batch, u32::MAX).unwrap(), |stamp| assert_eq!(stamp.run, RUN));
         }
+        judge.partitions().into_iter().for_each(|partition| judge.finished(partition));
         (judge.verdict(), finished.tally, finished.failure)
     }
 }
@@ -306,7 +307,7 @@ proptest! {
         prop_assert!(failure.is_some());
         prop_assert!(verdict.is_good() && verdict.complete, "{:?}", verdict);
         prop_assert_eq!(verdict.refused, tally.refused);
-        prop_assert_eq!(verdict.unknown(), tally.unknown);
+        prop_assert_eq!(verdict.unknown, tally.unknown);
         prop_assert_eq!(verdict.acked, tally.acked);
         prop_assert_eq!(tally.acked + tally.refused + tally.unknown, tally.sent);
     }

@@ -17,7 +17,7 @@ pub use html::render as render_html;
 pub use progress::Progress;
 pub use table::{judgement, results};
 
-use crate::judge::Verdict;
+use crate::judge::{Decision, Verdict};
 use crate::stats::{Totals, micros};
 
 /// Everything that a run is reported from, and its JSON.
@@ -100,6 +100,22 @@ pub fn to_json(value: &impl Serialize) -> String {
     let mut json = serde_json::to_string_pretty(value).expect("numbers, strings and lists are always JSON");
     json.push('\n');
     json
+}
+
+/// A verdict in a sentence.
+fn conclusion(verdict: &Verdict) -> &'static str {
+    match verdict.decision() {
+        Decision::Broken => "FAILED: the broker did not keep its word",
+        Decision::Unproven if verdict.unverified + verdict.unfinished == 0 => {
+            "no verdict: retention has removed messages unread (--allow-expired accepts that)"
+        }
+        Decision::Unproven => "no verdict: not everything could be read back",
+        Decision::Kept if verdict.acked == 0 => "nothing was acknowledged, so nothing could be lost",
+        Decision::Kept if verdict.expired > 0 => {
+            "every acknowledged message that is retained is there, once, in order, and undamaged"
+        }
+        Decision::Kept => "every acknowledged message is there, once, in order, and undamaged",
+    }
 }
 
 /// What was fetched.

@@ -3,7 +3,7 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-use super::{Quantiles, Report, number};
+use super::{Quantiles, Report, conclusion, number};
 use crate::judge::Verdict;
 
 fn table(header: &[&str]) -> Table {
@@ -85,6 +85,7 @@ pub fn judgement(verdict: &Verdict) -> String {
         ("corrupted", verdict.corrupted),
         ("unknown, present", verdict.unknown_present),
         ("unknown, absent", verdict.unknown_absent),
+        ("unknown, not read", verdict.unknown_unread),
     ];
     let mut out = table(&columns.map(|(name, _)| name));
     out.add_row(columns.map(|(_, count)| number(count as f64)));
@@ -93,8 +94,10 @@ pub fn judgement(verdict: &Verdict) -> String {
         (verdict.misplaced, "messages are at another offset than was acknowledged"),
         (verdict.phantom, "messages are there that were refused or never sent"),
         (verdict.holes, "offsets between messages have no record"),
+        (verdict.vanished, "offsets were there, and later not any more"),
         (verdict.expired, "acknowledged messages were removed by retention"),
         (verdict.unverified, "acknowledged messages could not be looked for"),
+        (verdict.unfinished, "partitions were not read to their end"),
         (verdict.foreign, "messages are of other producers and were not judged"),
     ] {
         if count > 0 {
@@ -109,14 +112,5 @@ pub fn judgement(verdict: &Verdict) -> String {
     for finding in &verdict.findings {
         out = format!("{out}\n  {finding}");
     }
-    let word = match verdict {
-        v if !v.is_good() => "FAILED: the broker did not keep its word",
-        v if v.acked == 0 => "nothing was acknowledged, so nothing could be lost",
-        v if v.unverified > 0 => "no verdict: not everything could be read back",
-        v if v.expired > 0 => {
-            "every acknowledged message that is retained is there, once, in order, and undamaged"
-        }
-        _ => "every acknowledged message is there, once, in order, and undamaged",
-    };
-    format!("{out}\n{word}")
+    format!("{out}\n{}", conclusion(verdict))
 }

@@ -93,7 +93,7 @@ pub(super) fn inspect(path: &Path) -> Result<Report, LogError> {
     let (mut shards, mut partitions) = (Vec::new(), BTreeMap::<u32, Vec<Partition>>::new());
     let mut names = Vec::new();
     for dir in look.dir.shards().to_vec() {
-        let log = recover(look.log(&dir), &dir.segments, &reader(&dir), &mut look.pool);
+        let log = recover(look.log(&dir), dir.extent, &dir.segments, &reader(&dir), &mut look.pool);
         if let Ok(log) = &log {
             for p in log.state.partitions() {
                 partitions.entry(p.id.topic.0).or_default().push(Partition {
@@ -220,7 +220,7 @@ impl Shard {
         for segment in &self.segments {
             let state = serde_json::to_value(segment.state).unwrap_or_default();
             segments.add_row([
-                format!("  {}", segment.segment),
+                format!("  {}", SegmentSeq(segment.segment)),
                 state.as_str().unwrap_or_default().to_owned(),
                 segment.position.map_or(String::new(), show_bytes),
                 segment.last_commit_time_us.map_or(String::new(), show_time),

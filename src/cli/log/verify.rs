@@ -52,7 +52,14 @@ pub(super) fn verify(path: &Path) -> Result<Report, LogError> {
     let mut look = Look::open(path)?;
     let mut shards = Vec::new();
     for dir in look.dir.shards().to_vec() {
-        let log = verify_log(look.log(&dir), &dir.segments, &reader(&dir), &mut look.pool, |_, _, _| {});
+        let log = verify_log(
+            look.log(&dir),
+            dir.extent,
+            &dir.segments,
+            &reader(&dir),
+            &mut look.pool,
+            |_, _, _| {},
+        );
         shards.push(match log {
             Ok(log) => shard(&dir, &log),
             Err(error) => unreadable(&dir, error.to_string()),
@@ -79,11 +86,14 @@ fn unreadable(dir: &ShardDir, what: String) -> Shard {
 
 fn shard(dir: &ShardDir, log: &LogReport) -> Shard {
     let sum = |of: fn(&crate::log::verify::SegmentReport) -> u64| log.segments.iter().map(of).sum();
-    let missing = log.missing.iter().map(|&segment| Fault {
-        file: segment_path(dir, segment),
+    let missing = log.missing.iter().map(|segments| Fault {
+        file: segment_path(dir, *segments.start()),
         position: None,
         commit: None,
-        what: "the file is missing".to_owned(),
+        what: match segments.end().0 - segments.start().0 {
+            0 => "the file is missing".to_owned(),
+            more => format!("the file is missing, and {more} after it"),
+        },
         acknowledged: true,
     });
     let heads = log.segments.iter().filter_map(|segment| head_fault(dir, log, segment));

@@ -76,6 +76,26 @@ pub enum DataDirError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// A shard's folder has lost the file that is in it from the start.
+    #[error(
+        "{} has no file `extent-...`, which says what segments it must have: files of this shard are \
+         missing; restore the folder", path.display()
+    )]
+    ExtentMissing {
+        /// The shard's folder.
+        path: PathBuf,
+    },
+    /// Two such files: only copying could do that.
+    #[error(
+        "{} says otherwise than {} which segments the folder must have: remove the one that does not belong \
+         to what is there", first.display(), second.display()
+    )]
+    ExtentTwice {
+        /// One.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
     /// A segment was cut short, or is something else.
     #[error("{} is {found} bytes long instead of {wanted}: it was truncated or replaced", path.display())]
     SegmentLength {

@@ -107,13 +107,16 @@ fn an_interrupted_creation_is_completed() {
     let whole = folder();
     drop(DataDir::open(whole.path(), LAYOUT).unwrap());
     let superblock = fs::read(whole.path().join("superblock")).unwrap();
-    for stage in 0..6 {
+    for stage in 0..8 {
         let dir = folder();
         let path = dir.path();
-        let steps: [&dyn Fn(); 5] = [
+        let extent = |shard| path.join(shard).join(extent_name(Extent::EMPTY));
+        let steps: [&dyn Fn(); 7] = [
             &|| fs::write(path.join("lock"), "").unwrap(),
             &|| fs::create_dir(path.join("shard-000")).unwrap(),
+            &|| fs::write(extent("shard-000"), "").unwrap(),
             &|| fs::create_dir(path.join("shard-001")).unwrap(),
+            &|| fs::write(extent("shard-001"), "").unwrap(),
             &|| fs::write(path.join("superblock.tmp"), &superblock[..100]).unwrap(),
             &|| fs::write(path.join("superblock.tmp"), &superblock).unwrap(),
         ];
@@ -171,6 +174,7 @@ fn files_are_listed_in_order_and_strangers_are_reported() {
     let data = DataDir::open(dir.path(), LAYOUT).unwrap();
     let listed = &data.shards()[1];
     assert_eq!(listed.segments, [2, 17, 300].map(SegmentSeq));
+    assert_eq!(listed.extent, Extent::EMPTY);
     assert_eq!(listed.spares, [3, 18, 301]);
     assert_eq!(listed.unknown, [shard.join("notes"), shard.join(spare_name(77))]);
     assert!(data.shards()[0].segments.is_empty());
@@ -193,9 +197,79 @@ fn a_truncated_segment_is_named_with_both_lengths() {
 fn a_missing_shard_is_named() {
     let dir = folder();
     drop(DataDir::open(dir.path(), LAYOUT).unwrap());
-    fs::remove_dir(dir.path().join("shard-001")).unwrap();
+    fs::remove_dir_all(dir.path().join("shard-001")).unwrap();
     let error = DataDir::open(dir.path(), LAYOUT).unwrap_err();
     assert!(matches!(&error, DataDirError::ShardMissing { path } if path.ends_with("shard-001")), "{error}");
+}
+
+/// A folder's extent.
+fn extent(first: u64, next: u64) -> Extent {
+    Extent::new(SegmentSeq(first), SegmentSeq(next)).unwrap()
+}
+
+#[test]
+fn a_new_shard_has_no_segments_and_says_so() {
+    let dir = folder();
+    drop(DataDir::open(dir.path(), LAYOUT).unwrap());
+    for shard in ["shard-000", "shard-001"] {
+        let inside: Vec<_> = contents(&dir.path().join(shard)).into_keys().collect();
+        assert_eq!(inside, [dir.path().join(shard).join(extent_name(Extent::EMPTY))]);
+    }
+}
+
+/// It may be written to from now on, so it must be there from now on.
+#[test]
+fn a_segment_that_was_made_just_before_a_crash_is_taken_into_the_extent() {
+    let dir = folder();
+    drop(DataDir::open(dir.path(), LAYOUT).unwrap());
+    let shard = dir.path().join("shard-001");
+    put(&shard.join(segment_name(SegmentSeq(0))), MIN_SEGMENT_LEN);
+    assert_eq!(DataDir::open_read_only(dir.path()).unwrap().shards()[1].extent, Extent::EMPTY);
+    assert_eq!(DataDir::open(dir.path(), LAYOUT).unwrap().shards()[1].extent, extent(0, 1));
+    assert!(shard.join(extent_name(extent(0, 1))).exists());
+    assert_eq!(DataDir::open(dir.path(), LAYOUT).unwrap().shards()[1].extent, extent(0, 1));
+    // But not where others are missing: that is to be looked at first.
+    put(&shard.join(segment_name(SegmentSeq(2))), MIN_SEGMENT_LEN);
+    let before = contents(&shard);
+    assert_eq!(DataDir::open(dir.path(), LAYOUT).unwrap().shards()[1].extent, extent(0, 1));
+    assert!(contents(&shard) == before);
+}
+
+/// A shard's folder may be a file system of its own, and not mounted.
+#[test]
+fn a_shard_that_has_lost_everything_is_not_taken_for_new() {
+    let dir = folder();
+    drop(DataDir::open(dir.path(), LAYOUT).unwrap());
+    let shard = dir.path().join("shard-001");
+    fs::remove_dir_all(&shard).unwrap();
+    fs::create_dir(&shard).unwrap();
+    for refused in [DataDir::open(dir.path(), LAYOUT), DataDir::open_read_only(dir.path())] {
+        let error = refused.unwrap_err();
+        assert!(matches!(&error, DataDirError::ExtentMissing { path } if *path == shard), "{error}");
+    }
+    assert!(contents(&shard).is_empty());
+}
+
+#[test]
+fn two_opinions_of_what_must_be_there_are_refused() {
+    let dir = folder();
+    drop(DataDir::open(dir.path(), LAYOUT).unwrap());
+    let other = dir.path().join("shard-000").join(extent_name(extent(3, 9)));
+    fs::write(&other, "").unwrap();
+    let error = DataDir::open(dir.path(), LAYOUT).unwrap_err();
+    assert!(matches!(error, DataDirError::ExtentTwice { .. }), "{error}");
+    assert!(error.to_string().contains(other.to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn data_whose_superblock_is_gone_and_whose_segments_are_is_not_taken_for_new() {
+    let dir = folder();
+    drop(DataDir::open(dir.path(), LAYOUT).unwrap());
+    let shard = dir.path().join("shard-000");
+    fs::rename(shard.join(extent_name(Extent::EMPTY)), shard.join(extent_name(extent(0, 2)))).unwrap();
+    fs::remove_file(dir.path().join("superblock")).unwrap();
+    let error = DataDir::open(dir.path(), LAYOUT).unwrap_err();
+    assert!(matches!(&error, DataDirError::SuperblockMissing { .. }), "{error}");
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! zeros, so that a later write finds its blocks written and has no metadata to
 //! flush. It gets the name of a spare file only when all that is on disk.
 //! Changes of names go one at a time, each flushed before the next: after a
-//! crash a younger segment is never gone while an older one is still there.
+//! crash a younger segment is never gone while an older one is still there, and
+//! the extent, which is a name as well, claims no segment that is not there.
 //!
 //! This is a state machine: [`Spares::next_step`] says what to submit, and
 //! [`Spares::complete`] takes what came of it.
@@ -19,9 +20,10 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::{DiskConfig, c_name, fault, owned};
 use crate::io::clock;
-use crate::io::datadir::{segment_name, spare_name};
+use crate::io::datadir::{ShardDir, extent_name, segment_name, spare_name};
 use crate::io::ring::{Ring, Token};
 use crate::log::SegmentSeq;
+use crate::log::extent::Extent;
 use crate::shard::event::DiskFault;
 pub(super) use making::MakeStep;
 use making::{Made, Making, Pace};
@@ -46,6 +48,9 @@ pub(super) enum FolderStep {
     Open,
     Rename,
     Sync,
+    /// Says which segments there must be, from now on.
+    Extent,
+    SyncExtent,
     Remove,
 }
 
@@ -79,6 +84,7 @@ struct FolderJob {
 pub(super) struct Spares {
     segment_len: u64,
     open_flags: i32,
+    extent: Extent,
     ahead: usize,
     max: usize,
     /// Files to have ready, apart from those that segments wait for.
@@ -89,8 +95,10 @@ pub(super) struct Spares {
     next_number: u64,
     /// Segments that wait for a file, oldest first.
     wanted: VecDeque<SegmentSeq>,
+    /// It has its file, and it could not be said that it must be there.
+    named: Option<(SegmentSeq, Spare)>,
     recycled: VecDeque<(SegmentSeq, Option<OwnedFd>)>,
-    /// The oldest of them could not be renamed: it is tried again at this time
+    /// The oldest of them could not be recycled: it is tried again at this time
     /// (monotonic, µs), and none younger before it.
     recycle_at: Option<u64>,
     folder: Option<FolderJob>,
@@ -109,18 +117,20 @@ pub(super) struct Spares {
 }
 
 impl Spares {
-    /// New files are numbered from `next_number`: no file has such a name.
-    pub(super) fn new(config: &DiskConfig, spares: &[u64], next_number: u64) -> Self {
+    /// Those of a folder that was listed.
+    pub(super) fn new(config: &DiskConfig, dir: &ShardDir) -> Self {
         Spares {
             segment_len: config.segment_len,
             open_flags: libc::O_RDWR | config.mode.flags(),
+            extent: dir.extent,
             ahead: config.spares_ahead,
             max: config.spares_max.max(config.spares_ahead),
             target: 0,
             hurry: false,
-            ready: spares.iter().map(|&number| Spare { number, fd: None }).collect(),
-            next_number,
+            ready: dir.spares.iter().map(|&number| Spare { number, fd: None }).collect(),
+            next_number: dir.next_spare(),
             wanted: VecDeque::new(),
+            named: None,
             recycled: VecDeque::new(),
             recycle_at: None,
             folder: None,
@@ -204,7 +214,16 @@ impl Spares {
     }
 
     fn next_job(&mut self) -> Option<FolderJob> {
-        let (job, step) = if !self.wanted.is_empty() && !self.ready.is_empty() {
+        let (job, step) = if !self.wanted.is_empty()
+            && let Some((segment, spare)) = self.named.take()
+        {
+            assert_eq!(
+                self.wanted.pop_front(),
+                Some(segment),
+                "what could not be prepared is asked for again"
+            );
+            (Job::Take { segment, spare }, FolderStep::Extent)
+        } else if !self.wanted.is_empty() && !self.ready.is_empty() {
             let segment = self.wanted.pop_front()?;
             let spare = self.ready.pop_front()?;
             let step = if spare.fd.is_some() { FolderStep::Rename } else { FolderStep::Open };
@@ -213,7 +232,9 @@ impl Spares {
             && let Some((segment, fd)) = self.recycled.pop_front()
         {
             let spare = Spare { number: self.new_number(), fd };
-            (Job::Recycle { segment, spare }, FolderStep::Rename)
+            let job = Job::Recycle { segment, spare };
+            let is_claimed = self.extent_after(&job) != self.extent;
+            (job, if is_claimed { FolderStep::Extent } else { FolderStep::Rename })
         } else if self.ready.len() > self.max {
             // Closed before it is removed, so that the removal, on a worker of
             // the kernel's, is what frees its blocks.
@@ -225,16 +246,30 @@ impl Spares {
         Some(FolderJob { job, step, in_flight: false })
     }
 
+    /// What there must be when the job is done.
+    fn extent_after(&self, job: &Job) -> Extent {
+        match job {
+            Job::Take { segment, .. } => self.extent.with(*segment),
+            Job::Recycle { segment, .. } => self.extent.without(*segment),
+            Job::Remove { .. } => self.extent,
+        }
+    }
+
     fn new_number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number - 1
     }
 
+    /// Files that are being recycled, or will be next.
+    fn coming_back(&self) -> usize {
+        let recycling = matches!(&self.folder, Some(FolderJob { job: Job::Recycle { .. }, .. }));
+        let recycled = if self.recycle_at.is_none() { self.recycled.len() } else { 0 };
+        recycled + usize::from(recycling)
+    }
+
     fn next_make_step(&mut self) -> Option<MakeStep> {
         if self.making.is_none() && self.failed.is_none() {
-            let recycling = matches!(&self.folder, Some(FolderJob { job: Job::Recycle { .. }, .. }));
-            let recycled = if self.recycle_at.is_none() { self.recycled.len() } else { 0 };
-            let coming = self.ready.len() + recycled + usize::from(recycling);
+            let coming = self.ready.len() + self.coming_back();
             if coming < self.target + self.wanted.len() {
                 let number = self.new_number();
                 self.making = Some(Making::new(number, self.segment_len, self.no_write_zeroes));
@@ -272,7 +307,11 @@ impl Spares {
 
     fn push_folder(&self, ring: &mut Ring, token: Token, step: FolderStep, job: &Job, dir: RawFd) {
         match (step, job) {
-            (FolderStep::Sync, _) => ring.fsync(token, dir, false),
+            (FolderStep::Sync | FolderStep::SyncExtent, _) => ring.fsync(token, dir, false),
+            (FolderStep::Extent, job) => {
+                let (from, to) = (extent_name(self.extent), extent_name(self.extent_after(job)));
+                ring.rename_at(token, dir, c_name(from), c_name(to))
+            }
             (FolderStep::Open, Job::Take { spare, .. }) => {
                 ring.open_at(token, dir, c_name(spare_name(spare.number)), self.open_flags)
             }
@@ -309,11 +348,18 @@ impl Spares {
             Made::Ready { number, fd } => self.ready.push_back(Spare { number, fd: Some(fd) }),
             Made::Failed(fault) => {
                 tracing::warn!(%fault, "no file could be made for a segment to come");
-                let failed = self.wanted.drain(..).map(|segment| (segment, Err(fault.clone())));
-                self.prepared.extend(failed);
                 self.failed = Some(fault);
+                self.refuse_wanted(self.coming_back());
             }
         }
+    }
+
+    /// After a file could not be made: segments will get none, but for the
+    /// oldest `served`.
+    fn refuse_wanted(&mut self, served: usize) {
+        let Some(fault) = &self.failed else { return };
+        let refused = self.wanted.drain(served.min(self.wanted.len())..);
+        self.prepared.extend(refused.map(|segment| (segment, Err(fault.clone()))));
     }
 
     fn complete_folder(&mut self, step: FolderStep, result: i32) {
@@ -325,13 +371,16 @@ impl Spares {
         match (step, folder.job) {
             (FolderStep::Open, Job::Take { segment, mut spare }) => {
                 spare.fd = Some(owned(result));
-                let job = Job::Take { segment, spare };
-                self.folder = Some(FolderJob { job, step: FolderStep::Rename, in_flight: false });
+                self.go_on(Job::Take { segment, spare }, FolderStep::Rename);
             }
-            (FolderStep::Rename, job) => {
-                self.folder = Some(FolderJob { job, step: FolderStep::Sync, in_flight: false });
+            (FolderStep::Rename, job) => self.go_on(job, FolderStep::Sync),
+            (FolderStep::Extent, job) => {
+                self.extent = self.extent_after(&job);
+                self.go_on(job, FolderStep::SyncExtent);
             }
-            (FolderStep::Sync, Job::Take { segment, spare }) => {
+            (FolderStep::Sync, job @ Job::Take { .. }) => self.go_on(job, FolderStep::Extent),
+            (FolderStep::SyncExtent, job @ Job::Recycle { .. }) => self.go_on(job, FolderStep::Rename),
+            (FolderStep::SyncExtent, Job::Take { segment, spare }) => {
                 let fd = spare.fd.expect("opened before it was renamed");
                 self.prepared.push_back((segment, Ok(fd)));
             }
@@ -345,24 +394,31 @@ impl Spares {
         }
     }
 
+    fn go_on(&mut self, job: Job, step: FolderStep) {
+        self.folder = Some(FolderJob { job, step, in_flight: false });
+    }
+
     fn folder_failed(&mut self, step: FolderStep, job: Job, errno: i32) {
         let fault = fault(
             match step {
                 FolderStep::Open => "open a spare file",
                 FolderStep::Rename => "rename",
-                FolderStep::Sync => "fsync of the shard's folder",
+                FolderStep::Sync | FolderStep::SyncExtent => "fsync of the shard's folder",
+                FolderStep::Extent => "rename the file that says which segments there must be",
                 FolderStep::Remove => "remove a spare file",
             },
             errno,
         );
-        if step == FolderStep::Sync {
+        if matches!(step, FolderStep::Sync | FolderStep::SyncExtent) {
             self.broken = Some(fault.clone());
         }
         match job {
             Job::Take { segment, spare } => {
-                if step == FolderStep::Rename && errno == libc::ENOSPC {
-                    // The folder has no room for the name; the file is good.
-                    self.ready.push_front(spare);
+                // The folder has no room for the name; the file is good.
+                match step {
+                    FolderStep::Rename if errno == libc::ENOSPC => self.ready.push_front(spare),
+                    FolderStep::Extent => self.named = Some((segment, spare)),
+                    _ => {}
                 }
                 self.prepared.push_back((segment, Err(fault)));
             }
@@ -371,6 +427,7 @@ impl Spares {
                 // First in line: without it the younger ones must stay.
                 self.recycled.push_front((segment, spare.fd));
                 self.recycle_at = Some(clock::mono_us() + RECYCLE_RETRY_US);
+                self.refuse_wanted(0);
             }
             Job::Remove { number } => {
                 tracing::warn!(number, %fault, "a spare file too many could not be removed");

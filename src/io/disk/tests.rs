@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::buffer::{Buffer, BufferPool};
-use crate::io::datadir::{segment_name, spare_name};
+use crate::io::datadir::{FileName, extent_name, segment_name, spare_name};
 use crate::io::pool::Pool;
 use crate::io::ring::RingConfig;
 use crate::io::test_mount::on_small_file_system;
 use crate::limits::CHUNK_LEN;
+use crate::log::extent::Extent;
 use crate::log::recovery::SegmentReader;
 
 const LEN: u64 = 4 << 20;
@@ -38,13 +39,33 @@ fn list(path: &Path) -> ShardDir {
     };
     let whole = |&number: &u64| fs::metadata(path.join(spare_name(number))).unwrap().len() == LEN;
     let (spares, others): (Vec<_>, Vec<_>) = parse("spare-").into_iter().partition(whole);
+    let segments: Vec<_> = parse("segment-").into_iter().map(SegmentSeq).collect();
     ShardDir {
         shard: ShardId(3),
         path: path.to_owned(),
-        segments: parse("segment-").into_iter().map(SegmentSeq).collect(),
+        extent: extent(path, &segments),
+        segments,
         spares,
         unknown: others.into_iter().map(|number| path.join(spare_name(number))).collect(),
     }
+}
+
+/// What the folder says must be there; a folder that the test has filled by hand
+/// is made to say what is there.
+fn extent(path: &Path, segments: &[SegmentSeq]) -> Extent {
+    let mut said = fs::read_dir(path).unwrap().filter_map(|entry| {
+        match FileName::parse(entry.unwrap().file_name().to_str()?) {
+            Some(FileName::Extent(extent)) => Some(extent),
+            _ => None,
+        }
+    });
+    said.next().unwrap_or_else(|| {
+        let ends = segments.first().zip(segments.last());
+        let there = ends.and_then(|(first, last)| Extent::new(*first, last.next()));
+        let extent = there.unwrap_or(Extent::EMPTY);
+        File::create(path.join(extent_name(extent))).unwrap();
+        extent
+    })
 }
 
 impl Bench {
@@ -116,11 +137,11 @@ impl Bench {
         }
     }
 
+    /// Names of the files, but for the extent's.
     fn names(&self) -> BTreeSet<String> {
-        fs::read_dir(&self.path)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
+        let names =
+            fs::read_dir(&self.path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !matches!(FileName::parse(name), Some(FileName::Extent(_)))).collect()
     }
 
     fn spares_on_disk(&self) -> usize {
@@ -326,6 +347,35 @@ fn names_change_one_at_a_time_in_the_order_asked_for() {
         left = now;
     }
     assert_eq!((left.len(), bench.disk.spares_ready()), (0, 4));
+}
+
+/// Between any two operations the power may go: the folder then says what is
+/// there, give or take the segment that is being made or recycled.
+#[test]
+fn the_extent_never_claims_a_segment_that_is_not_there() {
+    let dir = folder();
+    let mut bench = Bench::new(dir.path(), direct());
+    let mut seen = Vec::new();
+    for segment in 0..12 {
+        bench.disk.prepare(&mut bench.ring, SegmentSeq(segment));
+        if segment >= 3 {
+            bench.disk.recycle(&mut bench.ring, SegmentSeq(segment - 3));
+        }
+        while bench.disk.in_flight() > 0 {
+            bench.turn();
+            let now = list(dir.path());
+            assert_eq!(now.extent.missing(&now.segments), [], "{} with {:?}", now.extent, now.segments);
+            let claimed = now.extent.next().0 - now.extent.first().0;
+            assert!(now.segments.len() as u64 - claimed <= 1, "{} with {:?}", now.extent, now.segments);
+            seen.push((now.segments.len(), claimed));
+        }
+        assert!(matches!(bench.disk.next_event(), Some(Event::SegmentPrepared { result: Ok(()), .. })));
+    }
+    let now = list(dir.path());
+    assert_eq!((now.extent.to_string(), now.segments.len()), (format!("{:016x}-{:016x}", 9, 12), 3));
+    for state in [(4, 3), (3, 3)] {
+        assert!(seen.contains(&state), "{state:?} of {seen:?}");
+    }
 }
 
 #[test]

@@ -7,9 +7,39 @@ use super::*;
 use crate::io::disk::FileMode;
 
 fn spares(ready: &[u64]) -> Spares {
-    let next_number = ready.last().map_or(0, |last| last + 1);
-    Spares::new(&DiskConfig::new(3 << 20, FileMode::Direct), ready, next_number)
+    spares_of(Extent::EMPTY, ready)
 }
+
+/// Those of a shard that must have these segments.
+fn spares_of(extent: Extent, ready: &[u64]) -> Spares {
+    let dir = ShardDir {
+        shard: ringbolt_wire::ShardId(0),
+        path: "not looked at".into(),
+        extent,
+        segments: Vec::new(),
+        spares: ready.to_vec(),
+        unknown: Vec::new(),
+    };
+    Spares::new(&DiskConfig::new(3 << 20, FileMode::Direct), &dir)
+}
+
+fn extent(first: u64, next: u64) -> Extent {
+    Extent::new(SegmentSeq(first), SegmentSeq(next)).unwrap()
+}
+
+const TAKE: [Step; 4] = [
+    Step::Folder(FolderStep::Rename),
+    Step::Folder(FolderStep::Sync),
+    Step::Folder(FolderStep::Extent),
+    Step::Folder(FolderStep::SyncExtent),
+];
+
+const RECYCLE: [Step; 4] = [
+    Step::Folder(FolderStep::Extent),
+    Step::Folder(FolderStep::SyncExtent),
+    Step::Folder(FolderStep::Rename),
+    Step::Folder(FolderStep::Sync),
+];
 
 /// A descriptor for the state machine to own.
 fn open_result() -> i32 {
@@ -48,8 +78,10 @@ fn whole_way() -> Vec<Step> {
         zero(2),
         Step::Make(MakeStep::Sync),
         Step::Make(MakeStep::Name),
-        Step::Folder(FolderStep::Rename),
-        Step::Folder(FolderStep::Sync),
+        TAKE[0],
+        TAKE[1],
+        TAKE[2],
+        TAKE[3],
     ]
 }
 
@@ -84,7 +116,7 @@ fn a_device_that_writes_zeros_by_itself_is_not_sent_any() {
         let result = if wanted == MakeStep::Open { open_result() } else { 0 };
         spares.complete(Step::Make(wanted), result);
     }
-    assert_eq!(run(&mut spares, None), [FolderStep::Rename, FolderStep::Sync].map(Step::Folder));
+    assert_eq!(run(&mut spares, None), TAKE);
     assert_eq!(spares.zeroed_bytes(), 0);
 }
 
@@ -105,13 +137,62 @@ fn each_step_that_fails_is_reported_and_leaves_no_half_made_file() {
 
 #[test]
 fn after_a_failed_flush_of_the_folder_nothing_is_prepared_any_more() {
-    let mut spares = spares(&[1, 2]);
-    spares.recycle(SegmentSeq(0), None);
-    assert_eq!(run(&mut spares, Some(1)).last(), Some(&Step::Folder(FolderStep::Sync)));
-    spares.prepare(SegmentSeq(5));
-    assert_eq!(run(&mut spares, None), [], "though there are spare files");
-    let (segment, result) = spares.next_prepared().unwrap();
-    assert_eq!((segment, result.unwrap_err().operation), (SegmentSeq(5), "fsync of the shard's folder"));
+    for flush in [1, 3] {
+        let mut spares = spares_of(extent(0, 5), &[1, 2]);
+        spares.recycle(SegmentSeq(0), None);
+        assert_eq!(run(&mut spares, Some(flush)), RECYCLE[..=flush]);
+        spares.prepare(SegmentSeq(5));
+        assert_eq!(run(&mut spares, None), [], "though there are spare files");
+        let (segment, result) = spares.next_prepared().unwrap();
+        assert_eq!((segment, result.unwrap_err().operation), (SegmentSeq(5), "fsync of the shard's folder"));
+    }
+}
+
+/// Whatever it is that a crash leaves done, the extent claims no segment without
+/// its file.
+#[test]
+fn a_segment_is_claimed_after_it_has_its_file_and_not_any_more_before_it_loses_it() {
+    let mut spares = spares_of(extent(3, 7), &[1]);
+    spares.prepare(SegmentSeq(7));
+    for (step, after) in TAKE.into_iter().zip([extent(3, 7), extent(3, 7), extent(3, 8), extent(3, 8)]) {
+        assert_eq!(
+            spares.next_step(),
+            Some(if step == TAKE[0] { Step::Folder(FolderStep::Open) } else { step })
+        );
+        if step == TAKE[0] {
+            spares.complete(Step::Folder(FolderStep::Open), open_result());
+            assert_eq!(spares.next_step(), Some(step));
+        }
+        spares.complete(step, 0);
+        assert_eq!(spares.extent, after, "after {step:?}");
+    }
+    spares.recycle(SegmentSeq(3), None);
+    for step in RECYCLE {
+        assert_eq!(spares.next_step(), Some(step));
+        spares.complete(step, 0);
+        assert_eq!(spares.extent, extent(4, 8), "after {step:?}");
+    }
+}
+
+#[test]
+fn a_segment_that_was_about_to_be_recycled_at_a_crash_is_recycled() {
+    let mut spares = spares_of(extent(3, 7), &[]);
+    spares.recycle(SegmentSeq(2), None);
+    assert_eq!(run(&mut spares, None), RECYCLE[2..], "it is not claimed");
+    assert_eq!((spares.ready(), spares.extent), (1, extent(3, 7)));
+}
+
+#[test]
+fn a_segment_that_could_not_be_claimed_is_claimed_when_it_is_asked_for_again() {
+    let mut spares = spares(&[]);
+    spares.prepare(SegmentSeq(0));
+    let claim = whole_way().len() - 2;
+    run(&mut spares, Some(claim));
+    assert!(spares.next_prepared().unwrap().1.is_err());
+    assert_eq!(run(&mut spares, None), [], "until then");
+    spares.prepare(SegmentSeq(0));
+    assert_eq!(run(&mut spares, None), TAKE[2..], "it has its file");
+    assert!(spares.next_prepared().unwrap().1.is_ok());
 }
 
 #[test]
@@ -189,25 +270,53 @@ fn a_file_that_fails_is_not_tried_again_until_somebody_asks() {
 
 #[test]
 fn a_younger_segment_is_not_recycled_before_an_older_one_whose_rename_failed() {
-    let mut spares = spares(&[]);
-    spares.recycle(SegmentSeq(0), None);
-    spares.recycle(SegmentSeq(1), None);
-    let rename = Step::Folder(FolderStep::Rename);
-    assert_eq!(run(&mut spares, Some(0)), [rename], "the first fails, the second does not start");
-    spares.retry_recycling(clock::mono_us);
-    assert_eq!(run(&mut spares, None), [], "not at once");
-    spares.retry_recycling(|| u64::MAX);
-    assert_eq!(spares.next_step(), Some(rename));
-    let oldest = spares.folder.as_ref().map(|folder| &folder.job);
-    assert!(matches!(oldest, Some(Job::Recycle { segment: SegmentSeq(0), .. })), "{oldest:?}");
-    spares.complete(rename, 0);
-    assert_eq!(run(&mut spares, None).len(), 3, "its flush, and then the second");
-    assert_eq!(spares.ready(), 2);
+    for fails in [0, 2] {
+        let mut spares = spares_of(extent(0, 5), &[]);
+        spares.recycle(SegmentSeq(0), None);
+        spares.recycle(SegmentSeq(1), None);
+        assert_eq!(run(&mut spares, Some(fails)), RECYCLE[..=fails], "the second does not start");
+        spares.retry_recycling(clock::mono_us);
+        assert_eq!(run(&mut spares, None), [], "not at once");
+        spares.retry_recycling(|| u64::MAX);
+        assert_eq!(spares.next_step(), Some(RECYCLE[fails]), "what was done is not done again");
+        let oldest = spares.folder.as_ref().map(|folder| &folder.job);
+        assert!(matches!(oldest, Some(Job::Recycle { segment: SegmentSeq(0), .. })), "{oldest:?}");
+        spares.complete(RECYCLE[fails], 0);
+        let rest = [&RECYCLE[fails + 1..], &RECYCLE].concat();
+        assert_eq!(run(&mut spares, None), rest, "its rest, and then the second");
+        assert_eq!((spares.ready(), spares.extent), (2, extent(2, 5)));
+    }
+}
+
+/// On a full disk a segment gets the file that is just being recycled, and is
+/// refused only if that comes to nothing.
+#[test]
+fn a_segment_waits_for_a_file_that_is_being_recycled_while_none_can_be_made() {
+    for fails in [false, true] {
+        let mut spares = spares_of(extent(0, 5), &[]);
+        spares.keep_ahead();
+        spares.recycle(SegmentSeq(0), None);
+        spares.prepare(SegmentSeq(5));
+        assert_eq!(spares.next_step(), Some(RECYCLE[0]));
+        let open = Step::Make(MakeStep::Open);
+        assert_eq!(spares.next_step(), Some(open), "another is wanted to be ready ahead");
+        spares.complete(open, -libc::ENOSPC);
+        assert!(spares.next_prepared().is_none(), "there is a file to come");
+        spares.complete(RECYCLE[0], if fails { -libc::EIO } else { 0 });
+        let mut steps = run(&mut spares, None);
+        steps.retain(|step| matches!(step, Step::Folder(_)) && *step != Step::Folder(FolderStep::Open));
+        let (segment, result) = spares.next_prepared().expect("it is answered");
+        assert_eq!(
+            (segment, result.map_err(|fault| fault.errno).err()),
+            (SegmentSeq(5), fails.then_some(libc::ENOSPC))
+        );
+        assert_eq!(steps, if fails { vec![] } else { [&RECYCLE[1..], &TAKE].concat() });
+    }
 }
 
 #[test]
 fn a_segment_does_not_wait_for_a_file_that_cannot_be_recycled() {
-    let mut spares = spares(&[]);
+    let mut spares = spares_of(extent(0, 7), &[]);
     spares.recycle(SegmentSeq(0), None);
     run(&mut spares, Some(0));
     spares.prepare(SegmentSeq(7));
