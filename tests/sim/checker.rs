@@ -92,8 +92,8 @@ pub struct Checker {
     sent: BTreeMap<Print, u32>,
     appended: BTreeMap<Print, u32>,
     /// Highest epoch handed out, by partition and producer, in this life, and
-    /// what had been given up by then.
-    promised: BTreeMap<(PartitionId, u64), (u32, Option<SegmentSeq>)>,
+    /// where the partition ended then.
+    promised: BTreeMap<(PartitionId, u64), (u32, u64)>,
     identities: std::collections::BTreeSet<u64>,
     starts: BTreeMap<PartitionId, u64>,
 }
@@ -269,12 +269,8 @@ impl Checker {
         };
         // A producer that retention has forgotten may share its epoch with a later
         // one: what tells them apart is gone.
-        let model = &self.logs[self.shard_of(print.partition)];
-        let of_producer = facts.iter().flat_map(|facts| &facts.batches);
-        let was_forgotten = ack.duplicate
-            && of_producer
-                .into_iter()
-                .any(|batch| batch.print.producer == print.producer && model.given_up >= Some(batch.segment));
+        let anew = facts.and_then(|facts| PartitionFacts::anew(facts.durable(), print.producer));
+        let was_forgotten = ack.duplicate && anew.is_some_and(|anew| fact.base_offset >= anew);
         assert!(same || was_forgotten, "{print:?} is acknowledged as {ack:?}, where there is {fact:?}");
         assert!(!ack.duplicate || print.producer != 0, "a duplicate without a producer: {print:?}");
         self.tally.acked += 1;
@@ -355,15 +351,21 @@ impl Checker {
             let last = last.map_or(told, |last| last.print.next_sequence());
             assert!(last <= told, "{opened:?} took over, and {last} sequences are on their way");
         }
-        let given_up = self.logs[self.shard_of(open.partition)].given_up;
+        let end = self.facts(open.partition).map_or(0, |facts| facts.end);
         let promised = self.promise(open.partition, id.0).max(Some(taken)).unwrap_or(taken);
-        self.promised.insert((open.partition, id.0), (promised, given_up));
+        self.promised.insert((open.partition, id.0), (promised, end));
     }
 
-    /// The highest epoch that was handed out, unless it may be forgotten by now.
+    /// The highest epoch that was handed out, unless it may be forgotten by now,
+    /// with the producer's last record.
     fn promise(&self, partition: PartitionId, producer: u64) -> Option<u32> {
-        let (promised, given_up) = self.promised.get(&(partition, producer))?;
-        (self.logs[self.shard_of(partition)].given_up == *given_up).then_some(*promised)
+        let (promised, end) = self.promised.get(&(partition, producer))?;
+        let batches = self.facts(partition).map_or(&[][..], |facts| &facts.batches);
+        let given_up = self.logs[self.shard_of(partition)].given_up;
+        let last = PartitionFacts::last_of(batches, producer);
+        let forgotten = last.is_some_and(|last| given_up >= Some(last.segment))
+            || PartitionFacts::anew(batches, producer).is_some_and(|anew| anew >= *end);
+        (!forgotten).then_some(*promised)
     }
 
     /// Whether the producer's last durable record was in a segment that was given

@@ -124,6 +124,14 @@ impl PartitionFacts {
         &self.batches[..self.durable]
     }
 
+    /// Offset at which the producer last began anew, under sequence 0 again,
+    /// because it was forgotten together with its last record.
+    pub fn anew(batches: &[BatchFact], producer: u64) -> Option<u64> {
+        let mut own = batches.iter().filter(|batch| batch.print.producer == producer);
+        own.next()?;
+        own.rfind(|batch| batch.print.sequence == 0).map(|batch| batch.base_offset)
+    }
+
     /// The producer's last batch among `batches`.
     pub fn last_of(batches: &[BatchFact], producer: u64) -> Option<&BatchFact> {
         batches.iter().rev().find(|batch| batch.print.producer == producer)
