@@ -148,7 +148,7 @@ impl Broker {
     /// on unregistered memory, and warns.
     pub fn start(mut config: Config) -> Result<Broker, ServeError> {
         config.check()?;
-        // A taken address is found out before clients are let in.
+        // A taken address is found out before anything is touched.
         let admin = config.admin.map(AdminListener::bind).transpose()?;
         probe_ring()?.require()?;
         let available = available_cpus()?;

@@ -127,7 +127,7 @@ fn health_is_ok_and_what_is_not_there_is_refused() {
         assert_eq!(status, 405);
         assert!(head.contains("allow: get,head"), "{head}");
     }
-    let (status, ..) = finish(begin(admin, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(8180))));
+    let (status, ..) = finish(begin(admin, &request("GET", &format!("/health?{}", "x".repeat(8192)))));
     assert!((400..500).contains(&status), "{status} for a head that is too long");
 }
 
@@ -245,13 +245,14 @@ fn a_broker_that_is_stopping_is_not_healthy_and_says_so() {
 }
 
 #[test]
-fn a_taken_address_is_refused_before_clients_are_let_in() {
+fn a_taken_address_is_refused_before_anything_is_touched() {
     let taken = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let dir = TempDir::new().unwrap();
     let out = serve(&dir, &addr).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
     assert_eq!(out.status.code(), Some(1));
     assert!(out.stdout.is_empty(), "{out:?}");
+    assert!(!dir.path().join("data").exists(), "it was found out late");
     let text = String::from_utf8(out.stderr).unwrap();
     assert!(text.contains(&addr) && text.contains("--admin") && text.contains("in use"), "{text}");
 }
