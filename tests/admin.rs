@@ -157,16 +157,13 @@ fn those_who_wait_for_a_silent_broker_share_one_answer_and_more_are_refused_at_o
     let listener = AdminListener::bind(LOOPBACK.into()).unwrap();
     let admin = Admin::start(listener, silent.local_addr().unwrap(), || false).unwrap();
     let started = Instant::now();
-    let waiting: Vec<TcpStream> = (0..16).map(|_| begin(admin.addr(), &request("GET", "/health"))).collect();
-    std::thread::sleep(Duration::from_millis(300));
-    let (status, body) = health(admin.addr());
-    assert_eq!((status, &body[..]), (503, "too many requests at a time\n"));
-    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
-    for stream in waiting {
-        let (status, _, body) = finish(stream);
-        assert_eq!((status, &body[..]), (503, "the broker has not answered within 1s\n"));
-    }
+    let asking: Vec<TcpStream> = (0..40).map(|_| begin(admin.addr(), &request("GET", "/health"))).collect();
+    let answers: Vec<_> = asking.into_iter().map(finish).collect();
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    let given =
+        |reason: &str| answers.iter().filter(|(status, _, body)| *status == 503 && body == reason).count();
+    assert_eq!(given("the broker has not answered within 1s\n"), 16);
+    assert_eq!(given("too many requests at a time\n"), 24);
 }
 
 /// Open descriptors of a process.
@@ -187,7 +184,8 @@ fn a_hundred_unfinished_requests_keep_out_nobody_and_are_not_kept_for_ever() {
     assert_eq!(health(admin), (200, "ok\n".to_owned()));
     assert!(metrics(admin)["ringbolt_cores"].1 >= 1);
     assert_eq!(peer.produce(&batch(partition, &[b"x"])), Offset(0));
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Before the first of the crowd is given up.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     // Room for a segment that is made ahead meanwhile.
     assert!(descriptors(&server) <= before + 64 + 8, "{} after {before}", descriptors(&server));
     wait_until("unfinished requests are given up", || descriptors(&server) <= before + 8);
