@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the map. In short: [`io`] is the only folder that
 //! touches the kernel; everything the broker decides is decided in pure code.
 
+pub mod admin;
 pub mod buffer;
 pub mod catalog;
 pub mod cli;

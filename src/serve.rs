@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use crate::admin::{Admin, AdminError, AdminListener};
 use crate::catalog::Catalog;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
 use crate::io::disk::{ModeError, choose_mode};
@@ -77,6 +78,9 @@ pub enum ServeError {
     /// The listening socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Metrics and health.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Something that hardly ever fails.
     #[error("{what}: {source}")]
     Io {
@@ -105,6 +109,8 @@ pub struct Broker {
     addr: SocketAddr,
     handle: BrokerHandle,
     threads: Vec<JoinHandle<Result<(), ServeError>>>,
+    /// Ends after the cores, so that it can say that they are stopping.
+    admin: Option<Admin>,
     /// Locked as long as the broker runs.
     _data: DataDir,
 }
@@ -124,6 +130,11 @@ impl BrokerHandle {
         self.set_course(Course::Stop);
     }
 
+    /// Whether it was asked to stop, or has failed.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.course() != Course::Serve
+    }
+
     fn set_course(&self, course: Course) {
         self.shared.set_course(course);
         (0..self.post.cores()).for_each(|core| self.post.wake(core));
@@ -137,6 +148,8 @@ impl Broker {
     /// on unregistered memory, and warns.
     pub fn start(mut config: Config) -> Result<Broker, ServeError> {
         config.check()?;
+        // A taken address is found out before anything is touched.
+        let admin = config.admin.map(AdminListener::bind).transpose()?;
         probe_ring()?.require()?;
         let available = available_cpus()?;
         let asked = config.cores.clone().unwrap_or_else(|| available.clone());
@@ -177,7 +190,12 @@ impl Broker {
             cores: cpus.len() as u16,
             config,
         });
-        Self::start_cores(&start, &cpus, data)
+        let mut broker = Self::start_cores(&start, &cpus, data)?;
+        if let Some(listener) = admin {
+            let handle = broker.handle();
+            broker.admin = Some(Admin::start(listener, broker.addr, move || handle.is_stopping())?);
+        }
+        Ok(broker)
     }
 
     fn start_cores(start: &Arc<CoreStart>, cpus: &[usize], data: DataDir) -> Result<Broker, ServeError> {
@@ -208,7 +226,7 @@ impl Broker {
                 return Err(join_all(threads).err().or(silent).unwrap_or(ServeError::Panicked(0)));
             }
         };
-        Ok(Broker { addr, handle, threads, _data: data })
+        Ok(Broker { addr, handle, threads, admin: None, _data: data })
     }
 
     /// Waits until every core has recovered its shards, gives the catalog and a
@@ -244,6 +262,11 @@ impl Broker {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it serves metrics and health, if it does.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::addr)
     }
 
     /// For asking it to stop from elsewhere.

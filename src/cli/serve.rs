@@ -21,7 +21,8 @@ pub struct ServeArgs {
 
 /// Serves until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
-/// Standard output gets one line, when the broker listens: `listening on ADDR`.
+/// Standard output gets a line when the broker listens, `listening on ADDR`, and
+/// with `--admin` another, `admin on ADDR`.
 pub fn run(args: ServeArgs) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // Fails only if there is a subscriber already, which serves as well.
@@ -61,8 +62,12 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
             std::process::exit(130);
         })
         .map_err(io_error("starting a thread"))?;
+    let mut lines = format!("listening on {}\n", broker.addr());
+    if let Some(addr) = broker.admin_addr() {
+        lines += &format!("admin on {addr}\n");
+    }
     let mut out = std::io::stdout();
     // Nobody may be listening to this: not a reason to end.
-    let _ = writeln!(out, "listening on {}", broker.addr()).and_then(|()| out.flush());
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     broker.wait()
 }

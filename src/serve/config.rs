@@ -20,6 +20,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Address to serve metrics and health on; port 0 takes a free one.
+    pub admin: Option<SocketAddr>,
     /// Shards of a new data directory; `None`: as many as cores. An existing
     /// directory keeps its number.
     pub shards: Option<u16>,
@@ -99,6 +101,7 @@ impl Config {
         Config {
             data,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, ringbolt_wire::DEFAULT_PORT)),
+            admin: None,
             shards: None,
             cores: None,
             memory: 512 << 20,

@@ -117,6 +117,10 @@ options! {
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:7411]
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
+    /// Address to serve metrics and health on over HTTP (GET /metrics, GET
+    /// /health); port 0 takes a free one [default: not served]
+    #[arg(long, value_name = "ADDR")]
+    admin: SocketAddr,
     /// Shards of a new data directory: each is a commit log of its own, with
     /// the partitions placed on it. An existing directory keeps its number
     /// [default: number of cores]
@@ -194,6 +198,7 @@ impl Options {
         let bytes = |value: Option<ByteCount>, default: u64| value.map_or(default, |b| b.0);
         let config = Config {
             listen: self.listen.unwrap_or(default.listen),
+            admin: self.admin.or(default.admin),
             shards: self.shards.or(default.shards),
             cores: self.cores.map(|c| c.0).or(default.cores),
             memory: bytes(self.memory, default.memory),
@@ -228,7 +233,7 @@ mod tests {
         std::fs::write(
             &file,
             "data = \"/file\"\nmemory = \"128MiB\"\nsegment-size = 8388608\nretention-time = \"7days\"\n\
-             cores = \"0,2-3\"\nbusy-poll = true\n",
+             cores = \"0,2-3\"\nbusy-poll = true\nadmin = \"127.0.0.1:9\"\n",
         )
         .unwrap();
         let flags = Options { memory: Some(ByteCount(256 << 20)), ..Options::default() };
@@ -239,6 +244,7 @@ mod tests {
         assert_eq!(config.retention_time, Some(Duration::from_secs(7 * 86400)));
         assert_eq!(config.cores, Some(vec![0, 2, 3]));
         assert!(config.busy_poll);
+        assert_eq!(config.admin, Some("127.0.0.1:9".parse().unwrap()));
         assert_eq!(config.commits_in_flight, Config::new("/x".into()).commits_in_flight);
     }
 

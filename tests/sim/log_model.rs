@@ -129,7 +129,7 @@ impl PartitionFacts {
     pub fn anew(batches: &[BatchFact], producer: u64) -> Option<u64> {
         let mut own = batches.iter().filter(|batch| batch.print.producer == producer);
         own.next()?;
-        own.filter(|batch| batch.print.sequence == 0).last().map(|batch| batch.base_offset)
+        own.rfind(|batch| batch.print.sequence == 0).map(|batch| batch.base_offset)
     }
 
     /// The producer's last batch among `batches`.
