@@ -10,7 +10,7 @@ use crate::consumer::Consumer;
 use crate::engine::{EngineConfig, EngineError, consume};
 use crate::error::Error;
 use crate::peer::Peer;
-use crate::report::{Fetched, Lag, Progress, Quantiles, Report};
+use crate::report::{Fetched, Progress, Quantiles, Report};
 use crate::run::{Outcome, watch};
 use crate::signals::Signals;
 use crate::sinks::CountSink;
@@ -61,30 +61,13 @@ pub fn read(args: &RunArgs, what: ReadFrom, peer: &Peer, command: &str) -> Resul
         latency_us: Quantiles::of(&totals.latency),
     };
     let report = Report {
-        acked: 0,
-        acked_per_s: 0.0,
-        mb_per_s: 0.0,
-        lost: None,
-        duplicated: None,
-        reordered: None,
-        corrupted: None,
-        unknown: 0,
-        due_not_sent: 0,
-        invalid: false,
         latency_us: fetched.latency_us,
-        schedule_lag_us: Lag::default(),
-        invalid_reason: None,
-        sent: 0,
-        refused: 0,
-        retries: 0,
-        reconnects: 0,
         measured_s: totals.seconds,
         engine: "tokio-uring",
-        echo: false,
         command: command.to_owned(),
         fetched: Some(fetched),
-        verdict: None,
         totals,
+        ..Report::default()
     };
     Ok(Outcome { report, failure })
 }

@@ -23,7 +23,7 @@ use crate::stats::{Totals, micros};
 /// Everything that a run is reported from, and its JSON.
 ///
 /// Counts that only a judge can give are `null` when the run was not judged.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 pub struct Report {
     /// Records acknowledged, warm-up included; in an echo run, returned.
     pub acked: u64,
