@@ -26,7 +26,7 @@ pub enum Peer {
     /// Runs anyway.
     Remote(SocketAddr),
     /// Runs within this process.
-    Embedded(Embedded),
+    Embedded(Box<Embedded>),
     /// Runs within this process.
     Echo(ringbolt::io::echo::EchoServer),
 }
@@ -39,7 +39,7 @@ impl Peer {
                 Peer::Echo(ringbolt::io::echo::EchoServer::start(args.peer_core).map_err(PeerError::Echo)?)
             }
             Some(addr) => Peer::Remote(resolve(addr)?),
-            None => Peer::Embedded(Embedded::start(args.data.as_deref(), args.peer_core)?),
+            None => Peer::Embedded(Box::new(Embedded::start(args.data.as_deref(), args.peer_core)?)),
         })
     }
 
