@@ -47,6 +47,12 @@ pub const MAX_SEGMENT_LEN: u64 = 2 << 30;
 /// at 1 GB/s that is a quarter of a second.
 pub const DEFAULT_SEGMENT_LEN: u64 = 256 << 20;
 
+/// Record batches of at least this many bytes are received straight into memory
+/// that is written to disk, unless told otherwise. Measured: below it copies win
+/// by 1.3 to 2.4 times, above it they lose by 1.7 to 2.9 (`tuning.md`). It lies
+/// just above what one receive buffer holds.
+pub const DEFAULT_DIRECT_THRESHOLD: u64 = 72 << 10;
+
 /// Most topics.
 pub const MAX_TOPICS: usize = 10_000;
 /// Most partitions over all topics: each costs some 300 bytes of memory and 32

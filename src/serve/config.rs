@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limits::{
-    BLOCK_LEN, CHUNK_LEN, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_SEGMENT_LEN, MAX_SHARDS, MIN_SEGMENT_LEN,
-    PAGE_LEN,
+    BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_SEGMENT_LEN,
+    MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN,
 };
 
 /// Least memory of a broker in bytes.
@@ -115,7 +115,7 @@ impl Config {
             commit_delay: Duration::ZERO,
             idle_poll: Duration::from_micros(200),
             busy_poll: false,
-            direct_threshold: 16 << 10,
+            direct_threshold: DEFAULT_DIRECT_THRESHOLD,
             allow_buffered: false,
             unregistered_memory: false,
             max_connections: 20_000,

@@ -164,7 +164,7 @@ options! {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     busy_poll: bool,
     /// Record batches of at least this many bytes are received straight into
-    /// memory that is written to disk [default: 16KiB]
+    /// memory that is written to disk [default: 72KiB]
     #[arg(long, value_name = "BYTES")]
     direct_threshold: ByteCount,
     /// Permit writes through the kernel's cache (each flushed) where O_DIRECT
