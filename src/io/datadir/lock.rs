@@ -57,6 +57,10 @@ impl Drop for DirLock {
         if self.exclusive {
             let _ = self.file.set_len(0);
         }
+        // Closing does not do it while a process that was just forked has not got
+        // to its exec: until then it holds the file as well. If this fails, the
+        // close that follows does it then.
+        let _ = self.file.unlock();
     }
 }
 
@@ -85,4 +89,22 @@ fn lock(file: &File, kind: i32, path: &Path) -> Result<(), DataDirError> {
 fn holder(path: &Path) -> Option<u32> {
     let pid: u32 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
     PathBuf::from(format!("/proc/{pid}")).exists().then_some(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_free_when_it_was_given_up_whoever_else_has_the_file_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = DirLock::exclusive(&path).unwrap();
+        // As a process has it between its fork and its exec.
+        let forked = lock.file.try_clone().unwrap();
+        assert!(matches!(DirLock::exclusive(&path), Err(DataDirError::Locked { .. })));
+        drop(lock);
+        drop(DirLock::exclusive(&path).unwrap());
+        drop(forked);
+    }
 }
