@@ -116,7 +116,7 @@ fn halves_of_large_batches_between_whole_ones_cannot_use_up_the_memory() {
     let server = Server::start(&dir, &["--memory", "96MiB"]);
     let mut writer = Peer::greeted(server.addr);
     let partition = PartitionId::new(writer.topic("t", 1).id, 0);
-    let half = produce_frame(1, &batch(partition, &[&vec![1; 20_000]]));
+    let half = produce_frame(1, &batch(partition, &[&vec![1; 80_000]]));
     let whole = batch(partition, &[&vec![2; 900_000]]);
     let mut halves = Vec::new();
     let started = Instant::now();
