@@ -242,13 +242,13 @@ impl<B: Buffer> GroupCommit<B> {
     }
 
     /// Whether the open commit, which has room for more batches, is worth a
-    /// write of its own by now. While half of the writes that may be in flight
+    /// write of its own by now. While a quarter of the writes that may be in flight
     /// are, it gathers on: a write costs the same however much is in it. A full
     /// commit, or the own one of a large batch, has nothing to wait for and may
     /// use all of them.
     #[inline]
     pub fn should_seal(&self) -> bool {
-        self.has_open() && self.sealed.is_empty() && self.in_flight.len() < self.max_in_flight.div_ceil(2)
+        self.has_open() && self.sealed.is_empty() && self.in_flight.len() < self.max_in_flight.div_ceil(4)
     }
 
     /// The next write, if a commit is sealed and there is room in flight.

@@ -149,7 +149,7 @@ options! {
     #[arg(long, value_name = "TIME")]
     retention_time: Span,
     /// Commits that a shard writes at once, 1 to 16; those with room for more
-    /// batches use half of them [default: 8]
+    /// batches use a quarter of them [default: 16]
     #[arg(long, value_name = "N")]
     commits_in_flight: usize,
     /// Longest time that a commit waits for more batches, up to 100ms: trades

@@ -53,7 +53,7 @@ pub struct ShardConfig {
     /// How many shards the data directory has.
     pub shards: u16,
     /// Most commits written at once. A commit that has room for more batches
-    /// is written only while fewer than half of them are.
+    /// is written only while fewer than a quarter of them are.
     pub commits_in_flight: usize,
     /// Longest time that an open commit waits for more batches although it
     /// might be written, in µs.

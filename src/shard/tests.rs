@@ -102,7 +102,7 @@ fn config() -> ShardConfig {
     ShardConfig {
         shard: ShardId(0),
         shards: 1,
-        commits_in_flight: 4,
+        commits_in_flight: 8,
         commit_delay_us: 0,
         retention_bytes: None,
         retention_us: None,
@@ -274,23 +274,23 @@ fn acknowledgements_leave_for_the_durable_prefix_only() {
 }
 
 #[test]
-fn small_batches_gather_while_half_of_the_writes_are_in_flight_and_large_ones_use_all() {
+fn small_batches_gather_while_a_quarter_of_the_writes_are_in_flight_and_large_ones_use_all() {
     let mut rig = Rig::new();
     rig.auto = false;
     for sequence in 0..5 {
         rig.produce(sequence, b"small");
     }
-    assert_eq!(rig.pending.len(), 2, "half of the writes, and the rest gathers");
-    for sequence in 5..8 {
+    assert_eq!(rig.pending.len(), 2, "a quarter of the writes, and the rest gathers");
+    for sequence in 5..12 {
         rig.produce_direct(sequence, &[7; 16 << 10]);
     }
-    assert_eq!(rig.pending.len(), 4, "a large batch has nothing to gather");
-    for _ in 0..6 {
+    assert_eq!(rig.pending.len(), 8, "a large batch has nothing to gather");
+    for _ in 0..10 {
         rig.complete(0, Ok(()));
     }
     assert_eq!(
         rig.acks().iter().map(|(_, ack)| ack.base_offset.0).collect::<Vec<_>>(),
-        [0, 1, 2, 3, 4, 5, 6, 7]
+        (0..12).collect::<Vec<_>>()
     );
     assert!(rig.pending.is_empty(), "three small batches shared a commit");
 }
