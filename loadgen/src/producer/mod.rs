@@ -72,6 +72,8 @@ pub struct Producer {
     /// When that last ended: lag counts from there.
     room_since: u64,
     last_progress: u64,
+    /// Why a batch was last refused for the time being.
+    refusal: Option<ErrorResponse>,
     reconnect_at: u64,
     failures: u32,
     /// Streams with sends that the ledger does not know of.
@@ -108,6 +110,7 @@ impl Producer {
             no_room: false,
             room_since: 0,
             last_progress: 0,
+            refusal: None,
             reconnect_at: 0,
             failures: 0,
             untold: Vec::new(),
@@ -298,6 +301,7 @@ impl Producer {
         if error.is_retryable() && stream.usable == Use::Open {
             self.again += u32::from(!stream.has_again());
             stream.refused(batch, now, u64::from(error.retry_after_ms) * 1_000_000);
+            self.refusal = Some(error.clone());
             return;
         }
         let partition = stream.place.partition;
@@ -358,7 +362,12 @@ impl Producer {
         if waits && now.saturating_sub(self.last_progress) > ctx.parameters.timeout {
             let seconds = ctx.parameters.timeout / 1_000_000_000;
             let index = self.index;
-            ctx.fail(|| format!("producer {index} got no answer for {seconds} s and gave up"));
+            ctx.fail(|| match &self.refusal {
+                Some(refusal) => format!(
+                    "producer {index} got nothing acknowledged for {seconds} s and gave up; refused last: {refusal}"
+                ),
+                None => format!("producer {index} got no answer for {seconds} s and gave up"),
+            });
             self.stop(ctx);
         }
     }

@@ -326,6 +326,16 @@ fn a_broker_that_stops_while_hands_are_shaken_is_waited_for() {
 }
 
 #[test]
+fn a_producer_that_gives_up_says_what_it_was_refused_for() {
+    let mut case = Case::new(1, 1, 4, 1000, vec![Mood::RefuseForNow; 100_000]);
+    case.run();
+    let (_, tally, failure) = case.verdict();
+    let failure = failure.unwrap();
+    assert!(failure.contains("gave up") && failure.contains("Overloaded"), "{failure}");
+    assert_eq!((tally.acked, tally.unknown), (0, 12));
+}
+
+#[test]
 fn a_broker_that_never_answers_again_leaves_unknowns() {
     let mut case = Case::new(1, 1, 4, 1000, vec![Mood::HangUp; 100_000]);
     case.run();
