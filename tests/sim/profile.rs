@@ -53,7 +53,7 @@ impl Profile {
             shards: rng.pick(&[1, 1, 2, 3]),
             segment_len,
             chunks: rng.between(6, 16) as usize,
-            commits_in_flight: rng.between(1, 8) as usize,
+            commits_in_flight: rng.between(1, 16) as usize,
             commit_delay_us: rng.pick(&[0, 0, 0, 300]),
             retention_bytes: kept.then_some(retained),
             retention_us: rng.one_in(6).then_some(400_000),

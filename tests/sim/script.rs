@@ -64,7 +64,7 @@ pub fn calm_profile() -> Profile {
         shards: 1,
         segment_len: MIN_SEGMENT_LEN,
         chunks: 32,
-        commits_in_flight: 4,
+        commits_in_flight: 8,
         commit_delay_us: 0,
         retention_bytes: None,
         retention_us: None,
