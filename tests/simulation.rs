@@ -69,6 +69,16 @@ fn run(seed: u64, trace: &Trace) -> History {
     History { hash: trace.hash(), tally: sim.checker.tally }
 }
 
+/// Lets brokers start, serve and crash, one to three times.
+fn live_and_crash(sim: &mut Simulation, rng: &mut Rng) {
+    for _ in 0..rng.between(1, 3) {
+        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
+        sim.audit();
+        sim.serve(1 + rng.below(sim.profile.answers));
+        sim.crash();
+    }
+}
+
 /// Runs the history of one seed that ends with a flipped bit.
 fn run_damage(seed: u64, trace: &Trace) -> History {
     let mut rng = Rng::new(seed ^ 0xDA_3A6E);
@@ -76,12 +86,7 @@ fn run_damage(seed: u64, trace: &Trace) -> History {
     profile.habits.churn = false;
     trace.line(0, format_args!("seed {seed}: {profile:?}"));
     let mut sim = Simulation::new(seed, profile, trace.clone());
-    for _ in 0..rng.between(1, 3) {
-        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
-        sim.audit();
-        sim.serve(1 + rng.below(sim.profile.answers));
-        sim.crash();
-    }
+    live_and_crash(&mut sim, &mut rng);
     // Some bits rot while the broker runs.
     let running = rng.percent(40);
     if running {
@@ -122,12 +127,7 @@ fn run_loss(seed: u64, trace: &Trace) -> History {
     let profile = Profile::draw(&mut rng);
     trace.line(0, format_args!("seed {seed}: {profile:?}"));
     let mut sim = Simulation::new(seed, profile, trace.clone());
-    for _ in 0..rng.between(1, 3) {
-        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
-        sim.audit();
-        sim.serve(1 + rng.below(sim.profile.answers));
-        sim.crash();
-    }
+    live_and_crash(&mut sim, &mut rng);
     if let Some((_, lost)) = sim.lose_segments(&mut rng) {
         match sim.boot() {
             Err(RecoveryError::MissingSegments { missing, .. }) => {

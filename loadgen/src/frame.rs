@@ -56,6 +56,11 @@ pub struct Place {
     pub epoch: Epoch,
 }
 
+/// Bytes of a record batch with `count` values of `value_len` bytes.
+pub fn batch_len(value_len: usize, count: u32) -> usize {
+    BATCH_HEADER_LEN + count as usize * (RECORD_HEADER_LEN + value_len)
+}
+
 /// Makes the produce frames of a run.
 pub struct FrameMaker {
     filler: Filler,
@@ -86,7 +91,7 @@ impl FrameMaker {
 
     /// Bytes of the record batch with `count` records.
     pub fn batch_len(&self, count: u32) -> usize {
-        BATCH_HEADER_LEN + count as usize * (RECORD_HEADER_LEN + self.filler.value_len())
+        batch_len(self.filler.value_len(), count)
     }
 
     /// Bytes of the whole frame with `count` records.

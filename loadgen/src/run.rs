@@ -14,7 +14,7 @@ use crate::consumer::Consumer;
 use crate::engine::{self, Engine, EngineConfig, EngineError, consume};
 use crate::error::Error;
 use crate::fleet::{Finished, Fleet, Plan};
-use crate::frame::FrameMaker;
+use crate::frame::{FrameMaker, batch_len};
 use crate::judge::{Judge, Verdict};
 use crate::ledger::{Entry, LedgerReader, LedgerSink, LedgerWriter, RunInfo};
 use crate::payload::Filler;
@@ -55,8 +55,7 @@ fn set_up(args: &RunArgs, peer: &Peer) -> Result<TopicId, Error> {
             args.consumers, args.partitions
         )));
     }
-    let maker = FrameMaker::new(Filler::new(0, args.size as usize), args.batch);
-    let batch_len = maker.batch_len(args.batch);
+    let batch_len = batch_len(args.size as usize, args.batch);
     if let Peer::Echo(_) = peer {
         fits(args, batch_len, ringbolt::limits::MAX_BATCH_LEN, u32::MAX)?;
         return Ok(TopicId(1));
