@@ -7,43 +7,34 @@
 //! always the same here, so that the step is four table look-ups. The bytes are
 //! exactly those of [`ringbolt_wire::BatchBuilder`]; a test holds that.
 
-use ringbolt_wire::frame::{FRAME_HEADER_LEN, encode_head};
-use ringbolt_wire::message::PRODUCE_META_LEN;
+use ringbolt_wire::message::PRODUCE_HEAD_LEN;
 use ringbolt_wire::{
-    BatchBuilder, Epoch, Opcode, PartitionId, ProducerId, Sequence,
+    BatchBuilder, Epoch, PartitionId, ProducerId, Sequence,
     batch::{BATCH_HEADER_LEN, RECORD_HEADER_LEN},
     crc32c, crc32c_append,
 };
-use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
 use crate::payload::{Filler, Stamp, TRAILER_LEN};
 use crate::send_buffer::SendBuffer;
 
-/// A batch header's fields that differ from frame to frame, as
-/// `docs/protocol.md` lays them out.
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct BatchHead {
-    base_offset: U64,
-    commit_time_us: U64,
-    magic: [u8; 4],
-    crc: U32,
-    length: U32,
-    count: U32,
-    topic: U32,
-    partition: U32,
-    producer_id: U64,
-    base_sequence: U64,
-    producer_epoch: U32,
-    version_compression_flags: [u8; 4],
-    first_timestamp_us: U64,
-    max_timestamp_us: U64,
-}
-
-const _: () = assert!(size_of::<BatchHead>() == BATCH_HEADER_LEN);
+/// The words of a batch header, as `docs/protocol.md` lays them out: all but
+/// those of the CRC (from which on it counts) are what they are here, or set for
+/// each batch. Words, because the CRC reads 8 bytes at a time, and a load that
+/// spans narrower stores waits for them.
+const HEADER_WORDS: usize = BATCH_HEADER_LEN / 8;
+const RECORD_WORDS: usize = RECORD_HEADER_LEN / 8;
 const CRC_START: usize = ringbolt_wire::BatchHeader::CRC_START;
-const TIMESTAMP_AT: usize = RECORD_HEADER_LEN - 8;
+/// The word whose upper half is the CRC.
+const CRC_WORD: usize = 2;
+
+const _: () = assert!(BATCH_HEADER_LEN.is_multiple_of(8) && RECORD_HEADER_LEN.is_multiple_of(8));
+const _: () = assert!(CRC_START == (CRC_WORD + 1) * 8);
+
+fn word(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
 
 /// Where a batch belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,8 +56,9 @@ pub fn batch_len(value_len: usize, count: u32) -> usize {
 pub struct FrameMaker {
     filler: Filler,
     shift: CrcShift,
-    batch: BatchHead,
-    record: [u8; RECORD_HEADER_LEN],
+    /// Headers of a batch of one record, and of the record.
+    batch: [u64; HEADER_WORDS],
+    record: [u64; RECORD_WORDS],
     /// Records of a usual frame.
     records: u32,
 }
@@ -78,9 +70,12 @@ impl FrameMaker {
         let mut sample = BatchBuilder::new();
         sample.push(0, None, &vec![0; filler.value_len()], &[]);
         let sample = sample.finish(PartitionId::default(), ProducerId(0), Epoch(0), Sequence(0));
-        let (batch, rest) = BatchHead::read_from_prefix(&sample).expect("a batch starts with its header");
-        let (record, _) = rest.split_first_chunk().expect("a record follows its batch's header");
-        FrameMaker { shift: CrcShift::new(filler.filler_len()), filler, batch, record: *record, records }
+        let (batch, rest) =
+            sample.split_first_chunk::<BATCH_HEADER_LEN>().expect("a batch starts with its header");
+        let (record, _) =
+            rest.split_first_chunk::<RECORD_HEADER_LEN>().expect("a record follows its batch's header");
+        let shift = CrcShift::new(filler.filler_len());
+        FrameMaker { shift, filler, batch: words(batch), record: words(record), records }
     }
 
     /// Bytes of a record's value.
@@ -96,13 +91,7 @@ impl FrameMaker {
 
     /// Bytes of the whole frame with `count` records.
     pub fn frame_len(&self, count: u32) -> usize {
-        FRAME_HEADER_LEN + PRODUCE_META_LEN + self.batch_len(count)
-    }
-
-    /// The head of the produce frame for a batch of `count` records.
-    pub fn head(&self, head: &mut Vec<u8>, correlation: u64, count: u32) {
-        let payload_len = self.batch_len(count) as u32;
-        encode_head(head, Opcode::Produce as u8, false, 0, correlation, &[0; PRODUCE_META_LEN], payload_len);
+        PRODUCE_HEAD_LEN + self.batch_len(count)
     }
 
     /// Appends other bytes than a produce frame.
@@ -116,7 +105,7 @@ impl FrameMaker {
     pub fn put(
         &self,
         out: &mut SendBuffer,
-        head: &[u8],
+        head: &[u8; PRODUCE_HEAD_LEN],
         place: Place,
         stamp: Stamp,
         timestamp_us: u64,
@@ -137,9 +126,9 @@ impl FrameMaker {
         let mut crc = self.put_batch_head(out, place, stamp, timestamp_us, count);
         for (i, sequence) in (0..u64::from(count)).map(|i| (i, stamp.sequence + i)) {
             if i > 0 {
-                let record = self.record(timestamp_us);
-                out.put(&record);
-                crc = crc32c_append(crc, &record);
+                let record = self.record(timestamp_us).map(U64::new);
+                out.put(record.as_bytes());
+                crc = crc32c_append(crc, record.as_bytes());
             }
             // By place, not by sequence, so that it may lie there already.
             let (filler, filler_crc) = self.filler.get(slot as u64 + i);
@@ -152,7 +141,7 @@ impl FrameMaker {
             out.put(&trailer);
             crc = crc32c_append(self.shift.apply(crc) ^ filler_crc, &trailer);
         }
-        out.patch(start + std::mem::offset_of!(BatchHead, crc), crc.to_le_bytes());
+        out.patch(start + CRC_START - 4, crc.to_le_bytes());
     }
 
     /// The batch's header, yet without CRC, and the first record's; returns the
@@ -166,28 +155,40 @@ impl FrameMaker {
         timestamp_us: u64,
         count: u32,
     ) -> u32 {
-        let mut head = self.batch;
-        head.length = U32::new(self.batch_len(count) as u32);
-        head.count = U32::new(count);
-        head.topic = U32::new(place.partition.topic.0);
-        head.partition = U32::new(place.partition.index);
-        head.producer_id = U64::new(place.producer.0);
-        head.producer_epoch = U32::new(place.epoch.0);
-        head.base_sequence = U64::new(stamp.sequence);
-        head.first_timestamp_us = U64::new(timestamp_us);
-        head.max_timestamp_us = U64::new(timestamp_us);
-        let mut both = [0; BATCH_HEADER_LEN + RECORD_HEADER_LEN];
-        both[..BATCH_HEADER_LEN].copy_from_slice(head.as_bytes());
-        both[BATCH_HEADER_LEN..].copy_from_slice(&self.record(timestamp_us));
-        out.put(&both);
-        crc32c(&both[CRC_START..])
+        let Place { partition, producer, epoch } = place;
+        let [offset, commit_time, magic, _, _, _, _, version, _, _] = self.batch;
+        let [length, key, _] = self.record(timestamp_us);
+        let both = [
+            offset,
+            commit_time,
+            magic,
+            word(self.batch_len(count) as u32, count),
+            word(partition.topic.0, partition.index),
+            producer.0,
+            stamp.sequence,
+            version | u64::from(epoch.0),
+            timestamp_us,
+            timestamp_us,
+            length,
+            key,
+            timestamp_us,
+        ]
+        .map(U64::new);
+        out.put(both.as_bytes());
+        crc32c(&both.as_bytes()[CRC_START..])
     }
 
-    fn record(&self, timestamp_us: u64) -> [u8; RECORD_HEADER_LEN] {
-        let mut record = self.record;
-        record[TIMESTAMP_AT..].copy_from_slice(&timestamp_us.to_le_bytes());
-        record
+    #[inline]
+    fn record(&self, timestamp_us: u64) -> [u64; RECORD_WORDS] {
+        let [length, key, _] = self.record;
+        [length, key, timestamp_us]
     }
+}
+
+/// Little-endian bytes as words.
+fn words<const N: usize, const W: usize>(bytes: &[u8; N]) -> [u64; W] {
+    const { assert!(N == W * 8) };
+    std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| bytes[i * 8 + j])))
 }
 
 /// What appending a fixed number of bytes does to a CRC32C, the bytes' own CRC
@@ -214,7 +215,7 @@ impl CrcShift {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use ringbolt_wire::message::Request;
+    use ringbolt_wire::message::{Request, produce_head};
     use ringbolt_wire::{BatchView, FrameHeader, TopicId};
 
     use super::*;
@@ -226,8 +227,7 @@ mod tests {
     };
 
     fn made(maker: &FrameMaker, out: &mut SendBuffer, correlation: u64, stamp: Stamp, count: u32) {
-        let mut head = Vec::new();
-        maker.head(&mut head, correlation, count);
+        let head = produce_head(correlation, 0, maker.batch_len(count) as u32);
         maker.put(out, &head, PLACE, stamp, 1_700_000_000_000_000, count);
     }
 

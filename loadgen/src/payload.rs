@@ -112,19 +112,19 @@ impl Stamp {
     /// The trailer that follows a filler with this CRC.
     #[inline]
     pub fn trailer(&self, filler_crc: u32) -> [u8; TRAILER_LEN] {
-        let trailer = Trailer {
-            magic: MAGIC,
-            producer: U32::new(self.producer),
-            run: U64::new(self.run),
-            sequence: U64::new(self.sequence),
-            sent_ns: U64::new(self.sent_ns),
-            partition: U32::new(self.partition),
-            crc: U32::ZERO,
-        };
-        let mut bytes: [u8; TRAILER_LEN] = zerocopy::transmute!(trailer);
-        let crc = ringbolt_wire::crc32c_append(filler_crc, &bytes[..CRC_AT]);
-        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        bytes
+        // In words: the CRC reads 8 bytes at a time, and a load that spans
+        // narrower stores waits for them.
+        let mut words = [
+            u64::from(u32::from_le_bytes(MAGIC)) | u64::from(self.producer) << 32,
+            self.run,
+            self.sequence,
+            self.sent_ns,
+            u64::from(self.partition),
+        ];
+        let unsealed = words.map(U64::new);
+        let crc = ringbolt_wire::crc32c_append(filler_crc, &unsealed.as_bytes()[..CRC_AT]);
+        words[4] |= u64::from(crc) << 32;
+        zerocopy::transmute!(words.map(U64::new))
     }
 
     /// Reads and checks a value.

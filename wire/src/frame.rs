@@ -53,7 +53,7 @@ pub(crate) struct RawFrameHeader {
 const _: () = assert!(FRAME_HEADER_LEN == 32);
 const _: () = assert!(std::mem::offset_of!(RawFrameHeader, correlation) == 24);
 /// The CRC covers the frame from here.
-const CRC_START: usize = std::mem::offset_of!(RawFrameHeader, version);
+pub(crate) const CRC_START: usize = std::mem::offset_of!(RawFrameHeader, version);
 
 const FLAG_RESPONSE: u16 = 1;
 

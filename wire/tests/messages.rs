@@ -147,7 +147,26 @@ proptest! {
         let (mut fast, mut general) = (b"before".to_vec(), b"before".to_vec());
         ack.encode(&mut fast, correlation);
         Response::Produced(ack).encode(&mut general, Opcode::Produce as u8, correlation, 0);
-        prop_assert_eq!(fast, general);
+        prop_assert_eq!(&fast, &general);
+        prop_assert_eq!(ProduceAck::from_frame(&fast[6..]), Some((correlation, ack)));
+    }
+
+    /// Whatever the fast way takes for an acknowledgement, the general way does.
+    #[test]
+    fn an_acknowledgement_is_read_alike_both_ways(
+        meta in any::<[u64; 3]>(), last in prop_oneof![0..0x300_u64, any::<u64>()],
+        opcode in prop_oneof![Just(Opcode::Produce as u8), any::<u8>()], status in 0..2_u16,
+        correlation in any::<u64>(),
+    ) {
+        let meta: Vec<u8> = [meta[0], meta[1], last].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut frame = Vec::new();
+        encode_head(&mut frame, opcode, true, status, correlation, &meta, 0);
+        let header = FrameHeader::decode(&frame, u32::MAX).unwrap().unwrap();
+        let general = match Response::decode(header.opcode, header.status, &meta, 0) {
+            Ok(Response::Produced(ack)) => Some((correlation, ack)),
+            _ => None,
+        };
+        prop_assert_eq!(ProduceAck::from_frame(&frame), general);
     }
 }
 
@@ -171,7 +190,9 @@ fn every_flipped_bit_in_a_frame_head_is_detected() {
                 Ok(Some(header)) => header.verify(&damaged).is_err(),
             };
             assert!(detected, "bit {bit} of {head_len} bytes");
+            assert_eq!(ProduceAck::from_frame(&damaged), None, "bit {bit} of {head_len} bytes");
         }
+        assert_eq!(ProduceAck::from_frame(&frame[..head_len - 1]), None, "a part of it");
     }
 }
 

@@ -82,6 +82,25 @@ impl<T> InFlight<T> {
         Some(request)
     }
 
+    /// Ends the request with this correlation if one waits, has this operation and
+    /// a tag; changes nothing otherwise.
+    #[inline]
+    pub fn remove_if(&mut self, correlation: Correlation, operation: Opcode) -> Option<T> {
+        let slot = self.slots.get_mut(correlation.slot())?;
+        match &mut slot.request {
+            Some((opcode, tag))
+                if *opcode == operation && u64::from(slot.generation) == correlation.0 >> 32 =>
+            {
+                let tag = tag.take()?;
+                slot.request = None;
+                self.free.push(correlation.slot() as u32);
+                self.len -= 1;
+                Some(tag)
+            }
+            _ => None,
+        }
+    }
+
     pub fn into_tags(self) -> impl Iterator<Item = T> {
         self.slots.into_iter().filter_map(|slot| slot.request).filter_map(|(_, tag)| tag)
     }

@@ -24,7 +24,8 @@ mod tests;
 use bytes::{Buf, Bytes, BytesMut};
 use ringbolt_wire::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode};
 use ringbolt_wire::message::{
-    ErrorResponse, Hello, HelloAck, MAX_CLIENT_NAME_LEN, PRODUCE_HEAD_LEN, ProduceAck, produce_head,
+    ErrorResponse, Hello, HelloAck, MAX_CLIENT_NAME_LEN, PRODUCE_ACK_FRAME_LEN, PRODUCE_HEAD_LEN, ProduceAck,
+    produce_head,
 };
 use ringbolt_wire::{PROTOCOL_VERSION, PartitionId, Request, Response};
 
@@ -212,8 +213,10 @@ impl<T> Session<T> {
     /// failed, or the batch is longer than the broker accepts.
     #[inline]
     pub fn produce(&mut self, batch: &[u8], min_copies: u8, tag: T) -> Result<Correlation, NotSent<T>> {
-        let correlation = self.produce_head(batch.len(), min_copies, tag)?;
-        self.out.buffer().extend_from_slice(batch);
+        let (correlation, head) = self.begin_produce(batch.len(), min_copies, tag)?;
+        let buffer = self.out.buffer();
+        buffer.extend_from_slice(&head);
+        buffer.extend_from_slice(batch);
         Ok(correlation)
     }
 
@@ -230,33 +233,46 @@ impl<T> Session<T> {
         min_copies: u8,
         tag: T,
     ) -> Result<Correlation, NotSent<T>> {
-        let correlation = self.produce_head(batch.len(), min_copies, tag)?;
+        let (correlation, head) = self.begin_produce(batch.len(), min_copies, tag)?;
+        self.out.buffer().extend_from_slice(&head);
         self.out.push_bytes(batch);
         Ok(correlation)
     }
 
     /// Only the head of a produce request, for a driver that sends the batch
-    /// from memory of its own: the `batch_len` bytes of the batch must be the
-    /// next that leave after what `poll_transmit` then hands out. Nothing else
-    /// may be asked of the session before they are on their way.
+    /// from memory of its own: head and the `batch_len` bytes of the batch must
+    /// be the next that leave. So the driver has taken everything that
+    /// [`poll_transmit`](Self::poll_transmit) had before.
     ///
     /// # Errors
     /// As [`produce`](Self::produce).
+    ///
+    /// # Panics
+    /// If bytes wait to be sent.
     #[inline]
     pub fn produce_head(
         &mut self,
         batch_len: usize,
         min_copies: u8,
         tag: T,
-    ) -> Result<Correlation, NotSent<T>> {
+    ) -> Result<[u8; PRODUCE_HEAD_LEN], NotSent<T>> {
+        assert!(!self.has_output(), "what was asked for before goes first");
+        self.begin_produce(batch_len, min_copies, tag).map(|(_, head)| head)
+    }
+
+    #[inline]
+    fn begin_produce(
+        &mut self,
+        batch_len: usize,
+        min_copies: u8,
+        tag: T,
+    ) -> Result<(Correlation, [u8; PRODUCE_HEAD_LEN]), NotSent<T>> {
         if let Err(why) = self.admit(batch_len) {
             return Err(NotSent { tag, why });
         }
         let correlation = self.in_flight.insert(Opcode::Produce, Some(tag));
         // `admit` checked the length against a u32 limit.
-        let head = produce_head(correlation.0, min_copies, batch_len as u32);
-        self.out.buffer().extend_from_slice(&head);
-        Ok(correlation)
+        Ok((correlation, produce_head(correlation.0, min_copies, batch_len as u32)))
     }
 
     /// Whether a request with a batch of this length (0 for none) may be made.
@@ -333,6 +349,25 @@ impl<T> Session<T> {
             *input = rest;
             session.settle_frame(&header, frame).map(Some)
         })
+    }
+
+    /// The acknowledgement of a batch at the front of `input`, which is advanced
+    /// past it: the same as [`receive_slice`](Self::receive_slice) would find, at
+    /// a fraction of the cost, for a driver that waits for little else. `None` if
+    /// something else stands there, or not all of it; `receive_slice` then tells
+    /// what.
+    #[inline]
+    pub fn receive_ack(&mut self, input: &mut &[u8]) -> Option<(T, ProduceAck)> {
+        if self.failed.is_some()
+            || !self.partial.is_empty()
+            || PRODUCE_ACK_FRAME_LEN > self.max_receive_len as usize
+        {
+            return None;
+        }
+        let (correlation, ack) = ProduceAck::from_frame(input)?;
+        let tag = self.in_flight.remove_if(Correlation(correlation), Opcode::Produce)?;
+        *input = &input[PRODUCE_ACK_FRAME_LEN..];
+        Some((tag, ack))
     }
 
     /// Fewest bytes that must follow `have` (what `receive` left) before it can

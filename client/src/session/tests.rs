@@ -109,6 +109,56 @@ fn answers_find_their_requests_in_any_order() {
 }
 
 #[test]
+fn the_short_way_takes_acknowledgements_and_leaves_everything_else_as_it_was() {
+    let mut session = connected(8);
+    let first = session.produce(b"one", 1, 1).unwrap();
+    let ping = session.request(&Request::Ping, 2).unwrap();
+    let second = session.produce(b"two", 1, 3).unwrap();
+    let refused = session.produce(b"three", 1, 4).unwrap();
+
+    let mut bytes = Vec::new();
+    ack(20).encode(&mut bytes, second.0);
+    Response::Pong.encode(&mut bytes, Opcode::Ping as u8, ping.0, 0);
+    ack(10).encode(&mut bytes, first.0);
+    let refusal = ErrorResponse::new(ErrorCode::Overloaded, "wait");
+    Response::Error(refusal).encode(&mut bytes, Opcode::Produce as u8, refused.0, 0);
+    // An answer that comes twice.
+    ack(10).encode(&mut bytes, first.0);
+    let (mut input, mut cut) = (&bytes[..], &bytes[..PRODUCE_ACK_FRAME_LEN - 1]);
+    assert_eq!(session.receive_ack(&mut cut), None, "not all of it is there");
+    assert_eq!(cut.len(), PRODUCE_ACK_FRAME_LEN - 1);
+    assert_eq!(session.receive_ack(&mut input), Some((3, ack(20))));
+    assert_eq!(session.receive_ack(&mut input), None, "a pong");
+    let event = session.receive_slice(&mut input).unwrap();
+    assert!(matches!(event, Some(SessionEvent::Answer { tag: 2, response: Response::Pong, .. })));
+
+    // With the start of a frame kept inside, what follows is no frame's start.
+    let (mut start, mut rest) = input.split_at(7);
+    assert!(session.receive_slice(&mut start).unwrap().is_none());
+    assert_eq!(session.receive_ack(&mut rest), None);
+    let event = session.receive_slice(&mut rest).unwrap();
+    assert!(matches!(event, Some(SessionEvent::Produced { tag: 1, .. })));
+
+    assert_eq!(session.receive_ack(&mut rest), None, "a refusal");
+    let event = session.receive_slice(&mut rest).unwrap();
+    assert!(matches!(event, Some(SessionEvent::Answer { tag: 4, response: Response::Error(_), .. })));
+    assert_eq!(session.receive_ack(&mut rest), None, "nobody waits for it");
+    let error = session.receive_slice(&mut rest).unwrap_err();
+    assert!(matches!(error, SessionError::UnexpectedAnswer { .. }), "{error}");
+}
+
+#[test]
+fn an_acknowledgement_of_another_operation_is_none() {
+    let mut session = connected(8);
+    let ping = session.request(&Request::Ping, 2).unwrap();
+    let mut bytes = Vec::new();
+    ack(10).encode(&mut bytes, ping.0);
+    assert_eq!(session.receive_ack(&mut &bytes[..]), None);
+    let error = session.receive_slice(&mut &bytes[..]).unwrap_err();
+    assert!(matches!(error, SessionError::WrongOperation { .. }), "{error}");
+}
+
+#[test]
 fn credit_is_what_the_broker_allows_less_what_is_unanswered() {
     let mut session = connected(2);
     let first = session.produce(b"x", 1, 1).unwrap();

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
 use ringbolt_wire::frame::FRAME_HEADER_LEN;
+use ringbolt_wire::message::{PRODUCE_HEAD_LEN, ProduceAck, produce_head};
 use ringbolt_wire::{FrameError, FrameHeader, PartitionId};
 
 use super::Tag;
@@ -68,23 +69,29 @@ impl Link {
         }
     }
 
-    /// Makes the head of a produce frame, as far as the batch. Returns false if
-    /// the session does not take it now.
+    /// The head of a produce frame, as far as the batch; `None` if the session
+    /// does not take it now.
     #[inline]
-    pub fn head(&mut self, head: &mut Vec<u8>, maker: &FrameMaker, tag: Tag, count: u32) -> bool {
-        head.clear();
+    pub fn head(&mut self, maker: &FrameMaker, tag: Tag, count: u32) -> Option<[u8; PRODUCE_HEAD_LEN]> {
+        let len = maker.batch_len(count);
         match self {
-            Link::Broker(session) => {
-                let taken = session.produce_head(maker.batch_len(count), 0, tag).is_ok();
-                drain(session, |bytes| head.extend_from_slice(bytes));
-                taken
-            }
+            Link::Broker(session) => session.produce_head(len, 0, tag).ok(),
             Link::Echo(echo) => {
-                maker.head(head, echo.next, count);
+                let head = produce_head(echo.next, 0, len as u32);
                 echo.next += 1;
                 echo.sent.push_back(tag);
-                true
+                Some(head)
             }
+        }
+    }
+
+    /// The next acknowledgement in `input`, if that is what stands there; see
+    /// [`Session::receive_ack`].
+    #[inline]
+    pub fn receive_ack(&mut self, input: &mut &[u8]) -> Option<(Tag, ProduceAck)> {
+        match self {
+            Link::Broker(session) => session.receive_ack(input),
+            Link::Echo(_) => None,
         }
     }
 

@@ -58,8 +58,6 @@ pub struct Producer {
     spare: SendBuffer,
     /// Frames laid out in the buffer that is being sent.
     sending: usize,
-    /// The head of the frame that is being made.
-    head: Vec<u8>,
     /// Batches without a final answer.
     unsettled: u32,
     /// Streams in which batches wait to be sent again.
@@ -102,7 +100,6 @@ impl Producer {
             out: SendBuffer::default(),
             spare: SendBuffer::default(),
             sending: 0,
-            head: Vec::new(),
             unsettled: 0,
             again: 0,
             budget,
@@ -220,6 +217,10 @@ impl Producer {
     /// When the bytes make no sense; the connection is of no further use.
     pub fn received(&mut self, ctx: &mut Context, mut bytes: &[u8], now: u64) -> Result<(), LinkError> {
         while let Some(link) = &mut self.link {
+            if let Some((Tag::Batch(batch), ack)) = link.receive_ack(&mut bytes) {
+                self.acked(ctx, batch, ack, now);
+                continue;
+            }
             match link.receive(&mut bytes)? {
                 Some(LinkEvent::Echoed(Tag::Batch(batch))) => self.echoed(ctx, batch, now),
                 Some(LinkEvent::Session(event)) => self.event(ctx, event, now),

@@ -150,9 +150,7 @@ impl Producer {
     #[inline]
     fn put(&mut self, ctx: &mut Context, batch: Batch) -> bool {
         let Some(link) = self.link.as_mut().filter(|link| link.credit() > 0) else { return false };
-        if !link.head(&mut self.head, &ctx.maker, Tag::Batch(batch), batch.count) {
-            return false;
-        }
+        let Some(head) = link.head(&ctx.maker, Tag::Batch(batch), batch.count) else { return false };
         let stream = &mut self.streams[batch.stream as usize];
         stream.sent();
         let place = stream.place;
@@ -164,8 +162,7 @@ impl Producer {
             sent_ns: batch.due,
         };
         let timestamp_us = ctx.parameters.wall_us + batch.due / 1000;
-        let Producer { out, head, .. } = self;
-        ctx.maker.put(out, head, place, stamp, timestamp_us, batch.count);
+        ctx.maker.put(&mut self.out, &head, place, stamp, timestamp_us, batch.count);
         true
     }
 

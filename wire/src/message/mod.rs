@@ -14,7 +14,9 @@ mod request;
 mod response;
 
 pub use error::{ErrorResponse, MessageError};
-pub use produce::{PRODUCE_ACK_LEN, PRODUCE_HEAD_LEN, PRODUCE_META_LEN, ProduceAck, produce_head};
+pub use produce::{
+    PRODUCE_ACK_FRAME_LEN, PRODUCE_ACK_LEN, PRODUCE_HEAD_LEN, PRODUCE_META_LEN, ProduceAck, produce_head,
+};
 pub use request::{Fetch, FetchPartition, Hello, OffsetSpec, OpenProducer, Request};
 pub use response::{
     FetchedPartition, HelloAck, PartitionInfo, ProducerOpened, Response, TopicDescription, TopicInfo,

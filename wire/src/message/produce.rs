@@ -5,7 +5,8 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
 use super::{MessageError, check_reserved, ensure, flag, read_fixed};
-use crate::frame::{FRAME_HEADER_LEN, Opcode, header_words, seal_words};
+use crate::crc32c;
+use crate::frame::{CRC_START, FRAME_HEADER_LEN, Opcode, header_words, seal_words};
 use crate::ids::Offset;
 
 /// Bytes of a produce request's meta.
@@ -14,6 +15,9 @@ pub const PRODUCE_META_LEN: usize = size_of::<RawProduce>();
 pub const PRODUCE_HEAD_LEN: usize = FRAME_HEADER_LEN + PRODUCE_META_LEN;
 /// Bytes of a produce answer's meta.
 pub const PRODUCE_ACK_LEN: usize = size_of::<RawProduceAck>();
+
+/// Bytes of the whole frame that acknowledges a batch.
+pub const PRODUCE_ACK_FRAME_LEN: usize = FRAME_HEADER_LEN + PRODUCE_ACK_LEN;
 
 const _: () = assert!(PRODUCE_HEAD_LEN == 40 && PRODUCE_ACK_LEN == 24);
 
@@ -103,5 +107,28 @@ impl ProduceAck {
         let [a, b, c, d] = header_words(Opcode::Produce as u8, true, 0, correlation, meta_len, 0);
         let [e, f, g] = self.to_words();
         out.extend_from_slice(seal_words([a, b, c, d, e, f, g]).as_bytes());
+    }
+
+    /// The acknowledgement at the start of `bytes`, with its correlation: what
+    /// [`encode`](Self::encode) wrote, read without a step in between. `None` for
+    /// whatever else stands there, an incomplete or damaged frame included; the
+    /// general way ([`FrameHeader`](crate::FrameHeader) and
+    /// [`Response::decode`](super::Response::decode)) then says what it is.
+    #[inline]
+    pub fn from_frame(bytes: &[u8]) -> Option<(u64, ProduceAck)> {
+        let (frame, _) = bytes.split_first_chunk::<PRODUCE_ACK_FRAME_LEN>()?;
+        let words: [U64; PRODUCE_ACK_FRAME_LEN / 8] = transmute!(*frame);
+        let [a, b, c, correlation, e, f, g] = words.map(U64::get);
+        let meta_len = PRODUCE_ACK_LEN as u32;
+        let wanted = header_words(Opcode::Produce as u8, true, 0, correlation, meta_len, 0);
+        let (copies, duplicate) = (g as u8, (g >> 8) as u8);
+        let is_ack = u64::from(a as u32) == wanted[0]
+            && [b, c] == wanted[1..3]
+            && copies > 0
+            && duplicate <= 1
+            && g >> 16 == 0
+            && crc32c(&frame[CRC_START..]) == (a >> 32) as u32;
+        let ack = ProduceAck { base_offset: Offset(e), commit_time_us: f, copies, duplicate: duplicate == 1 };
+        is_ack.then_some((correlation, ack))
     }
 }
