@@ -331,6 +331,9 @@ impl<P: BufferPool> Shard<P> {
             let Some(write) = self.commits.poll_write(|| token) else { return };
             self.counters.commits += 1;
             self.counters.commit_bytes += write.data.len() as u64;
+            self.segments.commit_started(write.index, write.crc);
+            let lsn = Lsn::new(write.segment, write.position, self.identity.segment_len);
+            self.reader.tail.push(lsn, write.data.clone());
             self.write(token, write.segment, write.position, write.data);
         }
     }
@@ -344,10 +347,8 @@ impl<P: BufferPool> Shard<P> {
     pub(super) fn seal(&mut self) {
         let open = self.segments.open.as_mut().expect("a commit is opened in an open segment");
         let (segment, position) = (open.segment, open.position);
-        let (bytes, rest) = self.commits.seal(segment, position);
-        open.position += bytes.len() as u64;
-        let lsn = Lsn::new(segment, position, self.identity.segment_len);
-        self.reader.tail.push(lsn, bytes);
+        let (len, rest) = self.commits.seal(segment, position);
+        open.position += len;
         if rest.is_some() && self.rest.is_none() {
             self.rest = rest;
         }
