@@ -24,8 +24,24 @@ pub const MAX_HELLO_FRAME_LEN: u32 = 4096;
 pub const MAX_FETCH_BYTES: u32 = 8 << 20;
 
 /// Most unanswered requests on one connection: four times the deepest shape
-/// that is measured (256), and 64 KiB of bookkeeping at the most.
+/// that is measured (256), and 64 KiB of bookkeeping at the most, beside what
+/// fetches are charged for.
 pub const MAX_IN_FLIGHT: u32 = 1024;
+
+/// What a fetch in flight costs for each of its partitions, in bytes: 24 for what
+/// is asked, up to 80 to find who waits for a partition, and 40 for its answer,
+/// three times: from the shard, gathered, and as a frame.
+pub const FETCH_PARTITION_COST: usize = 256;
+/// Most bytes of fetches in flight of one session: four of the most partitions.
+pub const MAX_FETCHING_PER_SESSION: usize = 4 << 20;
+/// Bytes that every session may have of them, whatever others have: 16 partitions.
+/// With 10,000 connections that makes 40 MiB.
+pub const OWN_FETCHING_PER_SESSION: usize = 4096;
+/// Most bytes of them beyond that, over all sessions of a core.
+pub const MAX_FETCHING_PER_CORE: usize = 16 << 20;
+/// Partitions that a shard looks at in one turn for fetches that have waited: 1 to
+/// 2 ms. The others are looked at in the next.
+pub const MAX_LOOKS_PER_TURN: usize = 16 << 10;
 
 /// Longest gathered commit in bytes. Past this size a write's time is all
 /// transfer, so larger ones only add latency.
@@ -75,6 +91,9 @@ pub const MAX_SHARDS: u16 = 256;
 const _: () = assert!(MAX_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
 const _: () = assert!(MAX_COMMIT_LEN <= CHUNK_LEN && MAX_COMMIT_LEN.is_multiple_of(BLOCK_LEN));
 const _: () = assert!(CHUNK_LEN.is_multiple_of(PAGE_LEN) && PAGE_LEN.is_multiple_of(BLOCK_LEN));
+const _: () =
+    assert!(ringbolt_wire::message::MAX_FETCH_PARTITIONS * FETCH_PARTITION_COST <= MAX_FETCHING_PER_SESSION);
+const _: () = assert!(MAX_FETCHING_PER_SESSION <= MAX_FETCHING_PER_CORE);
 const _: () = assert!(MAX_SEGMENT_LEN <= u32::MAX as u64);
 const _: () = assert!(MIN_SEGMENT_LEN.is_multiple_of(PAGE_LEN as u64));
 // A segment must hold its header, one largest commit, and a footer.

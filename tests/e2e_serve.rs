@@ -69,6 +69,32 @@ fn acknowledged_batches_survive_a_sigkill() {
     }
 }
 
+/// A killed broker's last writes may still be on their way to the device, past
+/// its end. They hold the file that they go to, as this test does.
+#[test]
+fn a_start_waits_for_the_writes_that_a_killed_broker_has_left_in_flight() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut peer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(peer.topic("t", 1).id, 0);
+    peer.produce(&batch(partition, &[b"a"]));
+    let segment = dir.path().join("data/shard-000").join(segment_name(SegmentSeq(0)));
+    let held = std::fs::File::open(&segment).unwrap();
+    assert!(held.try_lock_shared().is_err(), "a broker locks what it writes to");
+    server.kill();
+    held.lock().unwrap();
+    let late = Duration::from_millis(500);
+    let writes = std::thread::spawn(move || {
+        std::thread::sleep(late);
+        drop(held);
+    });
+    let started = Instant::now();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    assert!(started.elapsed() >= late);
+    writes.join().unwrap();
+    assert_eq!(Peer::greeted(server.addr).read_all(partition, ZERO), [b"a"]);
+}
+
 #[test]
 fn a_second_broker_and_a_taken_port_are_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();

@@ -93,6 +93,56 @@ fn log_commit_beyond_a_hole_is_not_resurrected_even_when_the_hole_is_filled() {
     assert_eq!(script.end(partition), 2);
 }
 
+/// The first of three commits lacks a block, and the log is cut before it. Its
+/// producer sends the batch again, which is written to the same place; of that, a
+/// second crash leaves just the block that was missing. Then the first commit is
+/// whole again, and the other two follow it: batches that others have given up by
+/// now, as they were told that they are not in the log. The start between the two
+/// may itself be cut off at any moment.
+#[test]
+fn log_what_was_cut_stays_cut_even_when_a_retry_supplies_what_was_missing() {
+    for between in [None, Some(Fate::Lost), Some(Fate::Kept), Some(Fate::Beheaded), Some(Fate::CutShort)] {
+        let mut script = Script::new(calm_profile());
+        let partition = script.create("t");
+        script.append(partition, 100);
+        let retried = script.batch(LARGE);
+        script.tell(Script::produce(partition, NOBODY, 0, retried));
+        write_unfinished(&mut script, partition, 2);
+        crash(&mut script, &[Fate::Holed, Fate::Kept, Fate::Kept]);
+        if let Some(fate) = between {
+            script.sim.boot().expect("a torn log");
+            assert!(script.sim.nodes[0].disk.has_pending_writes());
+            crash(&mut script, &[fate]);
+        }
+        script.boot();
+        assert_eq!(script.end(partition), 1, "{between:?}");
+        script.tell(Script::produce(partition, NOBODY, 0, retried));
+        script.act();
+        assert!(script.sim.nodes[0].disk.has_pending_writes());
+        crash(&mut script, &[Fate::SecondBlock]);
+        script.boot();
+        assert_eq!(script.end(partition), 1, "{between:?}");
+        script.append(partition, 100);
+        assert_eq!(script.end(partition), 2, "{between:?}");
+    }
+}
+
+/// As above; but what follows must not be on disk when what replaces the cut is not.
+#[test]
+fn log_nothing_is_written_before_what_replaces_a_cut_is_durable() {
+    let mut script = Script::new(calm_profile());
+    let partition = script.create("t");
+    script.append(partition, 100);
+    write_unfinished(&mut script, partition, 2);
+    crash(&mut script, &[Fate::Holed, Fate::Kept]);
+    script.sim.boot().expect("a torn log");
+    write_unfinished(&mut script, partition, 2);
+    let log = &script.sim.checker.logs[0];
+    assert_eq!(log.commits().len() - log.durable_commits().len(), 1);
+    script.pass(300_000);
+    assert_eq!(script.end(partition), 3);
+}
+
 /// The head of the first segment was lost: its file is there, and nothing else.
 #[test]
 fn segments_crash_before_the_first_head_is_durable() {

@@ -4,6 +4,7 @@
 //! A failed or short write is reported and never tried again: what the kernel
 //! could not write it may have dropped. What the bytes mean is not known here.
 
+mod claim;
 mod files;
 mod mode;
 mod reader;
@@ -261,6 +262,13 @@ impl Disk {
         self.ops.len()
     }
 
+    /// Takes note that the ring has ended all operations, and that nobody will
+    /// hear of them any more.
+    pub fn all_ended(&mut self) {
+        self.files.all_ended();
+        self.ops.clear();
+    }
+
     fn check_range(&self, position: u64, len: usize) {
         let end = position.checked_add(len as u64).expect("a position in a file");
         assert!(
@@ -286,6 +294,10 @@ impl Disk {
         position: u64,
         data: Bytes,
     ) {
+        if let Err(error) = self.files.claim(segment) {
+            let result = Err(fault("lock for writing", error.raw_os_error().unwrap_or(0)));
+            return self.events.push_back(Event::Written { token, result });
+        }
         self.files.started(segment);
         let op = Op::Write { token, segment, len: data.len(), started_us: clock::mono_us() };
         let tracked = self.track(op);
@@ -374,6 +386,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // What is written to stays locked until that has ended.
+        self.files.unlock_idle();
         if self.ops.is_empty() {
             // SAFETY: dropped once, and not used afterwards.
             unsafe {

@@ -186,6 +186,9 @@ impl NetRing {
             // Ends what is under way. A peer that is gone already is as good,
             // and a socket that stays registered goes with the next one.
             let _ = stream.shutdown(Shutdown::Both);
+            // What was asked for and not submitted names the socket by its place,
+            // which may be another's next. A broken ring shows at the next wait.
+            let _ = self.ring.submit();
             let _ = self.ring.submitter().register_files_update(number as u32, &[-1]);
         }
         connection.sent = None;
@@ -394,6 +397,24 @@ mod tests {
         });
         assert!(net.can_send(0));
         assert!(back.starts_with(&data) && reader.join().unwrap().unwrap() == data);
+    }
+
+    /// A send that no wait has submitted yet names the place that the next
+    /// connection takes.
+    #[test]
+    fn what_was_to_be_sent_does_not_reach_the_next_connection_of_the_same_number() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut net = NetRing::new(small()).unwrap();
+        let ((first, _), (second, mut theirs)) = (pair(&listener), pair(&listener));
+        net.open(0, first).unwrap();
+        net.send(0, b"for the first".to_vec(), 13);
+        net.close(0);
+        net.open(0, second).unwrap();
+        net.send(0, b"for the second".to_vec(), 14);
+        drive(&mut net, |event| matches!(event, NetEvent::Sent(0, _)));
+        let mut got = [0; 14];
+        theirs.read_exact(&mut got).unwrap();
+        assert_eq!(got, *b"for the second");
     }
 
     #[test]

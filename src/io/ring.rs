@@ -137,6 +137,8 @@ pub struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Operations that still owe a final completion.
     outstanding: usize,
+    /// Some did not end when they were cancelled.
+    gave_up: bool,
     pool: ManuallyDrop<Option<Registered>>,
     /// Stands for a kernel that takes no operation now.
     #[cfg(test)]
@@ -175,6 +177,7 @@ impl Ring {
             generation: 0,
             backlog: VecDeque::new(),
             outstanding: 0,
+            gave_up: false,
             pool: ManuallyDrop::new(None),
             #[cfg(test)]
             refuses: false,
@@ -415,9 +418,17 @@ impl Ring {
         }
     }
 
-    /// Cancels everything and waits for the last completions. Whether all came.
-    fn quiesce(&mut self) -> bool {
-        let deadline = Instant::now() + DROP_PATIENCE;
+    /// Cancels everything and waits for the last completions, which nobody gets.
+    /// Whether all came: if not, the kernel still holds on to memory and files.
+    pub fn quiesce(&mut self) -> bool {
+        let patience = if self.gave_up { Duration::ZERO } else { DROP_PATIENCE };
+        let is_quiet = self.quiesce_within(patience);
+        self.gave_up = !is_quiet;
+        is_quiet
+    }
+
+    fn quiesce_within(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         while self.outstanding > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

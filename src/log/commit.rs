@@ -235,13 +235,24 @@ pub struct CommitPlace {
     pub durable_index: u64,
 }
 
+/// A commit that takes no more batches. Its header says what was durable when it
+/// was written, so it is made then, and not before.
+#[derive(Debug)]
+pub struct ClosedCommit<B> {
+    /// Exactly the commit, but for its header.
+    buffer: B,
+    payload_offset: usize,
+    payload_len: usize,
+    batches: u32,
+    heads_crc: u32,
+    commit_time_us: u64,
+}
+
 /// A commit that is complete.
 #[derive(Debug)]
-pub struct SealedBytes<B> {
+pub struct FinishedCommit<B> {
     /// Exactly the commit, header to padding.
     pub bytes: B,
-    /// What was left of the buffer behind it.
-    pub rest: Option<B>,
     /// The header's CRC, for the next commit to name.
     pub crc: u32,
 }
@@ -321,16 +332,40 @@ impl<B: Buffer> OpenCommit<B> {
         self.buffer
     }
 
-    /// Writes the header and pads to a whole block.
-    pub fn seal(mut self, place: CommitPlace) -> SealedBytes<B> {
+    /// Pads to a whole block. Returns the commit, and what was left of its buffer.
+    pub fn close(mut self) -> (ClosedCommit<B>, Option<B>) {
         let disk_len = self.disk_len();
+        let bytes = self.buffer.as_mut();
+        bytes[self.len..disk_len].fill(0);
+        let rest = (bytes.len() > disk_len).then(|| self.buffer.split_off(disk_len));
+        let closed = ClosedCommit {
+            buffer: self.buffer,
+            payload_offset: self.payload_offset,
+            payload_len: self.len - self.payload_offset,
+            batches: self.batches,
+            heads_crc: self.heads_crc,
+            commit_time_us: self.commit_time_us,
+        };
+        (closed, rest)
+    }
+}
+
+impl<B: Buffer> ClosedCommit<B> {
+    /// Bytes that it takes on disk.
+    #[inline]
+    pub fn disk_len(&self) -> usize {
+        self.buffer.as_ref().len()
+    }
+
+    /// Writes the header.
+    pub fn finish(mut self, place: CommitPlace) -> FinishedCommit<B> {
         let header = CommitHeader {
             term: place.term,
             index: place.index,
             lsn: place.lsn,
-            commit_len: disk_len as u32,
+            commit_len: self.disk_len() as u32,
             payload_offset: self.payload_offset as u32,
-            payload_len: (self.len - self.payload_offset) as u32,
+            payload_len: self.payload_len as u32,
             batches: self.batches,
             prev_crc: place.prev_crc,
             durable_index: place.durable_index,
@@ -339,10 +374,7 @@ impl<B: Buffer> OpenCommit<B> {
             crc: 0,
         };
         let raw = header.encode(&place.log, place.segment);
-        let bytes = self.buffer.as_mut();
-        bytes[..COMMIT_HEADER_LEN].copy_from_slice(raw.as_bytes());
-        bytes[self.len..disk_len].fill(0);
-        let rest = (bytes.len() > disk_len).then(|| self.buffer.split_off(disk_len));
-        SealedBytes { bytes: self.buffer, rest, crc: raw.crc.get() }
+        self.buffer.as_mut()[..COMMIT_HEADER_LEN].copy_from_slice(raw.as_bytes());
+        FinishedCommit { bytes: self.buffer, crc: raw.crc.get() }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use ringbolt_wire::message::ProduceAck;
 use ringbolt_wire::{Offset, PartitionId};
 
-use super::commit::{CommitPlace, OpenCommit};
+use super::commit::{ClosedCommit, CommitPlace, OpenCommit};
 use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::Buffer;
 use crate::shard::action::WriteToken;
@@ -57,12 +57,12 @@ impl Durable {
     }
 }
 
-/// A commit that is complete and has its place.
+/// A commit that is full, or had its turn, and has its place.
 #[derive(Debug)]
-struct Sealed {
+struct Sealed<B> {
     segment: SegmentSeq,
     position: u64,
-    bytes: Bytes,
+    closed: ClosedCommit<B>,
     commit: Waiting,
 }
 
@@ -91,6 +91,10 @@ pub struct CommitWrite {
     pub segment: SegmentSeq,
     /// Bytes from its start.
     pub position: u64,
+    /// The commit's index.
+    pub index: u64,
+    /// CRC of its header.
+    pub crc: u32,
     /// The commit.
     pub data: Bytes,
 }
@@ -115,7 +119,8 @@ pub struct DurableCommit {
 pub struct LogTail {
     /// Index of the next commit.
     pub next_index: u64,
-    /// CRC of the last commit's header; 0 before the first.
+    /// CRC of the header of the last commit whose write has begun; 0 before the
+    /// first.
     pub last_crc: u32,
     /// Commit time of the last commit, µs since 1970 UTC.
     pub last_commit_time_us: u64,
@@ -135,8 +140,10 @@ pub struct GroupCommit<B> {
     recorded_durable: u64,
     /// Index of the last commit that holds batches.
     last_with_batches: u64,
+    /// Commits beyond this one wait until it is durable.
+    held_behind: u64,
     open: Option<(OpenCommit<B>, Vec<PendingAck>)>,
-    sealed: VecDeque<Sealed>,
+    sealed: VecDeque<Sealed<B>>,
     in_flight: VecDeque<InFlight>,
     spare_acks: Vec<Vec<PendingAck>>,
 }
@@ -162,6 +169,7 @@ impl<B: Buffer> GroupCommit<B> {
             durable_index: tail.next_index - 1,
             recorded_durable: tail.next_index - 1 - u64::from(unrecorded),
             last_with_batches: tail.next_index - 1,
+            held_behind: 0,
             open: None,
             sealed: VecDeque::new(),
             in_flight: VecDeque::new(),
@@ -205,40 +213,36 @@ impl<B: Buffer> GroupCommit<B> {
     }
 
     /// Seals the open commit at `position` of `segment` and queues it. Returns
-    /// its bytes, for those who read the tail, and what was left of its buffer.
+    /// its length, and what was left of its buffer.
     ///
     /// # Panics
     /// If none is open.
-    pub fn seal(&mut self, segment: SegmentSeq, position: u64) -> (Bytes, Option<B>) {
+    pub fn seal(&mut self, segment: SegmentSeq, position: u64) -> (u64, Option<B>) {
         let (open, acks) = self.open.take().expect("the caller has an open commit");
         let commit_time_us = open.commit_time_us();
         let index = self.tail.next_index;
         if open.batches() > 0 {
             self.last_with_batches = index;
         }
-        let sealed = open.seal(CommitPlace {
-            log: self.log,
-            segment,
-            lsn: Lsn::new(segment, position, self.segment_len),
-            term: self.term,
-            index,
-            prev_crc: self.tail.last_crc,
-            durable_index: self.durable_index,
-        });
-        self.tail =
-            LogTail { next_index: index + 1, last_crc: sealed.crc, last_commit_time_us: commit_time_us };
-        self.recorded_durable = self.durable_index;
-        let bytes = share(sealed.bytes);
-        let end = Lsn(Lsn::new(segment, position, self.segment_len).0 + bytes.len() as u64);
+        (self.tail.next_index, self.tail.last_commit_time_us) = (index + 1, commit_time_us);
+        let (closed, rest) = open.close();
+        let len = closed.disk_len() as u64;
+        let end = Lsn(Lsn::new(segment, position, self.segment_len).0 + len);
         let commit = Waiting { index, end, commit_time_us, acks };
-        self.sealed.push_back(Sealed { segment, position, bytes: bytes.clone(), commit });
-        (bytes, sealed.rest)
+        self.sealed.push_back(Sealed { segment, position, closed, commit });
+        (len, rest)
+    }
+
+    /// Lets no other commit be written until the last sealed one is durable.
+    pub fn hold_behind_last(&mut self) {
+        self.held_behind = self.tail.next_index - 1;
     }
 
     /// Whether another write may start.
     #[inline]
     pub fn has_room_in_flight(&self) -> bool {
-        self.in_flight.len() < self.max_in_flight
+        let is_held = self.durable_index < self.held_behind;
+        self.in_flight.len() < if is_held { 1 } else { self.max_in_flight }
     }
 
     /// Whether the open commit, which has room for more batches, is worth a
@@ -251,15 +255,30 @@ impl<B: Buffer> GroupCommit<B> {
         self.has_open() && self.sealed.is_empty() && self.in_flight.len() < self.max_in_flight.div_ceil(4)
     }
 
-    /// The next write, if a commit is sealed and there is room in flight.
+    /// The next write, if a commit is sealed and there is room in flight. Its
+    /// header is made here: were it made when it was sealed, the commits behind as
+    /// many as may be in flight would not say that one of those was durable.
     pub fn poll_write(&mut self, token: impl FnOnce() -> WriteToken) -> Option<CommitWrite> {
         if !self.has_room_in_flight() {
             return None;
         }
-        let sealed = self.sealed.pop_front()?;
+        let Sealed { segment, position, closed, commit } = self.sealed.pop_front()?;
+        let index = commit.index;
+        let finished = closed.finish(CommitPlace {
+            log: self.log,
+            segment,
+            lsn: Lsn::new(segment, position, self.segment_len),
+            term: self.term,
+            index,
+            prev_crc: self.tail.last_crc,
+            durable_index: self.durable_index,
+        });
+        let crc = finished.crc;
+        self.tail.last_crc = crc;
+        self.recorded_durable = self.durable_index;
         let token = token();
-        self.in_flight.push_back(InFlight { token, written: false, commit: sealed.commit });
-        Some(CommitWrite { token, segment: sealed.segment, position: sealed.position, data: sealed.bytes })
+        self.in_flight.push_back(InFlight { token, written: false, commit });
+        Some(CommitWrite { token, segment, position, index, crc, data: share(finished.bytes) })
     }
 
     /// Takes note that a write has ended well: its bytes are on the device.
@@ -308,7 +327,8 @@ impl<B: Buffer> GroupCommit<B> {
         (last > self.durable_index).then_some(last)
     }
 
-    /// Where the log goes on after the last sealed commit.
+    /// Where the log goes on after the last sealed commit; but that one's CRC is
+    /// known only when its write begins.
     pub fn tail(&self) -> LogTail {
         self.tail
     }

@@ -104,12 +104,14 @@ impl ProducerState {
         segment: SegmentSeq,
         max_runs: usize,
     ) -> bool {
+        if base != self.next_sequence {
+            // Read back: retention had forgotten it, and it began anew. So no epoch
+            // of before holds: it was accepted under this one, however low.
+            self.runs.clear();
+            (self.epoch, self.promised_epoch) = (epoch, epoch);
+        }
         self.epoch = self.epoch.max(epoch);
         self.promised_epoch = self.promised_epoch.max(epoch);
-        if base != self.next_sequence {
-            // Read back: retention had forgotten it, and it began anew.
-            self.runs.clear();
-        }
         self.next_sequence = Sequence(base.0.saturating_add(u64::from(count)));
         self.last_segment = segment;
         if let Some(last) = self.runs.back_mut()
@@ -164,6 +166,18 @@ mod tests {
         assert_eq!(promised.judge(Epoch(3), Sequence(15), 1), Verdict::Fenced(Epoch(4)));
         assert_eq!(promised.judge(Epoch(4), Sequence(15), 1), Verdict::Append);
         assert_eq!(promised.judge(Epoch(4), Sequence(10), 5), Verdict::OutOfOrder(Sequence(15)));
+    }
+
+    /// A footer of a segment that retention had dropped, but whose file was still
+    /// there at a crash, says more than the broker knew.
+    #[test]
+    fn a_producer_that_was_forgotten_and_began_anew_is_not_fenced_by_what_it_was() {
+        let mut state = ProducerState::new(Epoch(3));
+        state.record((Epoch(3), Sequence(0), 100), Offset(0), SegmentSeq(1), RUNS);
+        state.record((Epoch(1), Sequence(0), 5), Offset(100), SegmentSeq(2), RUNS);
+        assert_eq!((state.epoch, state.next_sequence), (Epoch(1), Sequence(5)));
+        assert_eq!(state.judge(Epoch(1), Sequence(5), 1), Verdict::Append);
+        assert_eq!(state.judge(Epoch(0), Sequence(5), 1), Verdict::Fenced(Epoch(1)));
     }
 
     #[test]

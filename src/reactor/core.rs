@@ -89,6 +89,16 @@ struct StatsRequests {
     cores: Vec<u16>,
 }
 
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Then the files can be closed, and are free for the next start. Otherwise
+        // they stay open, and locked, while they are written to.
+        if self.ring.quiesce() {
+            self.shards.iter_mut().for_each(|shard| shard.disk.all_ended());
+        }
+    }
+}
+
 impl Core {
     /// A core with its parts. `places` tells for each shard of the broker where
     /// it is driven.

@@ -22,7 +22,7 @@ use crate::io::ring::{Ring, RingConfig};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
 use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
-use crate::session::{SessionConfig, SessionCounters};
+use crate::session::{Fetching, SessionConfig, SessionCounters};
 use crate::shard::{Shard, ShardConfig};
 
 /// Bytes of unsent answers at which a session takes no more requests: two of
@@ -175,6 +175,7 @@ impl CoreStart {
             direct_threshold: usize::try_from(self.config.direct_threshold).unwrap_or(usize::MAX),
             max_unsent: MAX_UNSENT,
             max_unsent_own: MAX_UNSENT_OWN,
+            fetching: Fetching::default(),
             counters: SessionCounters::default(),
         });
         let net_config = self.net_config();

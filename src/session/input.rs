@@ -4,6 +4,7 @@ use ringbolt_wire::frame::FRAME_HEADER_LEN;
 use ringbolt_wire::message::{ErrorResponse, Fetch, Hello, HelloAck, PRODUCE_HEAD_LEN, Request, Response};
 use ringbolt_wire::{BatchError, BatchHeader, ErrorCode, FrameHeader, Opcode, PROTOCOL_VERSION, ShardId};
 
+use super::fetching::Charge;
 use super::gather::{FetchGather, TopicGather};
 use super::pending::{Pending, number};
 use super::{Input, Phase, Session, Shards, Violation, add};
@@ -456,21 +457,39 @@ impl Session {
             if !shards.accepts(shard, false) {
                 return Taken::No(Input::Stalled(shard));
             }
+            let Some(charge) = self.charge(header, &fetch) else { return Taken::Yes };
             self.count(header);
-            let number = self.insert(Pending::Fetch { correlation, shard });
+            let number = self.insert(Pending::Fetch { correlation, shard, _charge: charge });
             shards.request(shard, number, ShardRequest::Fetch(fetch));
             return Taken::Yes;
         }
+        let Some(charge) = self.charge(header, &fetch) else { return Taken::Yes };
         let (gather, parts) = FetchGather::split(&fetch, all);
         if let Some((full, _)) = parts.iter().find(|(shard, _)| !shards.accepts(*shard, false)) {
             return Taken::No(Input::Stalled(*full));
         }
         self.count(header);
-        let slot = self.pending.insert(Pending::FetchParts { correlation, gather: Box::new(gather) });
+        let slot = self.pending.insert(Pending::FetchParts {
+            correlation,
+            gather: Box::new(gather),
+            _charge: charge,
+        });
         for (part, (shard, fetch)) in parts.into_iter().enumerate() {
             shards.request(shard, number(slot, part as u32), ShardRequest::Fetch(fetch));
         }
         Taken::Yes
+    }
+
+    /// Memory for a fetch; it is refused if there is none left.
+    #[inline]
+    fn charge(&mut self, header: &FrameHeader, fetch: &Fetch) -> Option<Charge> {
+        let charge = self.fetching.charge(fetch.partitions.len());
+        if charge.is_none() {
+            self.count(header);
+            let text = "the fetches in flight ask for too many partitions: wait for their answers";
+            self.refuse(header.opcode, header.correlation, ErrorResponse::new(ErrorCode::Overloaded, text));
+        }
+        charge
     }
 
     #[inline]

@@ -14,6 +14,7 @@ use ringbolt_wire::message::ErrorResponse;
 
 use crate::shard::event::ShardRequest;
 
+mod fetching;
 mod gather;
 mod input;
 mod outbox;
@@ -25,10 +26,12 @@ mod violation;
 #[cfg(test)]
 mod tests;
 
+pub use fetching::Fetching;
 pub use input::DirectFrame;
 pub use outbox::Output;
 pub use violation::Violation;
 
+use fetching::SessionFetching;
 use outbox::Outbox;
 use pending::PendingTable;
 use stash::Stash;
@@ -51,6 +54,8 @@ pub struct SessionConfig {
     pub max_unsent: usize,
     /// The same, for answers in memory of their own.
     pub max_unsent_own: usize,
+    /// What their fetches in flight take.
+    pub fetching: Fetching,
     /// What was counted.
     pub counters: SessionCounters,
 }
@@ -162,6 +167,7 @@ pub struct Session {
     /// What the last bytes led to.
     input: Input,
     pending: PendingTable,
+    fetching: SessionFetching,
     /// Said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
     stash: Stash,
@@ -181,8 +187,10 @@ pub struct Session {
 impl Session {
     /// A connection that has just been made.
     pub fn new(config: Rc<SessionConfig>) -> Session {
+        let fetching = SessionFetching::new(&config.fetching);
         Session {
             config,
+            fetching,
             phase: Phase::Greeting,
             input: Input::Open,
             pending: PendingTable::default(),

@@ -3,6 +3,7 @@
 use ringbolt_wire::{Opcode, ShardId};
 use slab::Slab;
 
+use super::fetching::Charge;
 use super::gather::{FetchGather, TopicGather};
 
 /// A request in flight: what its answer must repeat, and what is known of its
@@ -18,10 +19,13 @@ pub enum Pending {
     Fetch {
         correlation: u64,
         shard: ShardId,
+        // Given back when it is dropped.
+        _charge: Charge,
     },
     FetchParts {
         correlation: u64,
         gather: Box<FetchGather>,
+        _charge: Charge,
     },
     Topic {
         correlation: u64,

@@ -95,7 +95,7 @@ impl Session {
     }
 
     fn fetch_part<S: Shards>(&mut self, slot: usize, part: u32, reply: Reply, shards: &mut S) {
-        let Pending::FetchParts { correlation, gather } = &mut self.pending[slot] else {
+        let Pending::FetchParts { correlation, gather, .. } = &mut self.pending[slot] else {
             unreachable!("the caller has matched it")
         };
         let correlation = *correlation;

@@ -18,7 +18,7 @@ use super::action::{ReadToken, Reply};
 use super::event::{DiskFault, ReplyTo};
 use super::read::{Batches, Pieces, Unavailable};
 use crate::buffer::BufferPool;
-use crate::limits::{MAX_FETCH_BYTES, PAGE_LEN};
+use crate::limits::{MAX_FETCH_BYTES, MAX_LOOKS_PER_TURN, PAGE_LEN};
 use crate::log::SegmentSeq;
 use crate::log::group_commit::{PendingAck, share};
 use crate::log::index::Located;
@@ -34,6 +34,16 @@ enum Ask {
     Fetch(Fetch),
     /// The first offset whose commit time is at or after this.
     Time(PartitionId, u64),
+}
+
+impl Ask {
+    /// Partitions to look at.
+    fn looks(&self) -> usize {
+        match self {
+            Ask::Fetch(fetch) => fetch.partitions.len(),
+            Ask::Time(..) => 1,
+        }
+    }
 }
 
 impl Default for Ask {
@@ -76,6 +86,9 @@ pub(super) struct Fetches {
     by_page: FxHashMap<PageId, SmallVec<[usize; 2]>>,
     deadlines: BTreeSet<(u64, usize)>,
     ready: Vec<usize>,
+    /// When the turn began (monotonic, µs), and what was looked at in it.
+    turn_us: u64,
+    looks: usize,
     /// Jobs that wait for their turn to read from disk, oldest first.
     cold: VecDeque<usize>,
     /// Jobs that read from disk now.
@@ -296,7 +309,13 @@ impl<P: BufferPool> Shard<P> {
 
     /// Looks again at those fetches for which something has come.
     pub(super) fn look_again(&mut self, now: Now) {
-        for id in std::mem::take(&mut self.fetches.ready) {
+        let mut ready = std::mem::take(&mut self.fetches.ready);
+        let mut done = 0;
+        if self.fetches.turn_us != now.mono_us {
+            (self.fetches.turn_us, self.fetches.looks) = (now.mono_us, 0);
+        }
+        while let Some(&id) = ready.get(done).filter(|_| self.fetches.looks < MAX_LOOKS_PER_TURN) {
+            done += 1;
             if !self.fetches.jobs.contains(id) {
                 continue;
             }
@@ -306,6 +325,7 @@ impl<P: BufferPool> Shard<P> {
             job.ready = false;
             let late = job.deadline_us <= now.mono_us;
             let ask = std::mem::take(&mut job.ask);
+            self.fetches.looks += ask.looks();
             let look = self.look(&ask, late);
             self.fetches.jobs[id].ask = ask;
             match look {
@@ -316,8 +336,13 @@ impl<P: BufferPool> Shard<P> {
                 waits => self.wait_for(id, waits, may_read),
             }
         }
-        self.reader.broken.clear();
-        self.reader.short.clear();
+        ready.drain(..done);
+        if ready.is_empty() {
+            self.reader.broken.clear();
+            self.reader.short.clear();
+        }
+        ready.append(&mut self.fetches.ready);
+        self.fetches.ready = ready;
     }
 
     /// Looks at those that wait for what has become durable.

@@ -174,6 +174,7 @@ impl<P: BufferPool> Shard<P> {
         to: ReplyTo,
         now: Now,
     ) -> Result<(), ErrorCode> {
+        self.replace_cut(now)?;
         if self.commits.has_open() {
             self.seal();
         }
@@ -214,6 +215,7 @@ impl<P: BufferPool> Shard<P> {
     /// Leaves a commit open that has room for a batch of `len` bytes.
     #[inline]
     pub(super) fn make_room(&mut self, len: usize, now: Now) -> Result<(), ErrorCode> {
+        self.replace_cut(now)?;
         let footer_len = self.state.footer_len_with_one_more();
         let limit = self.segments.commit_limit(footer_len);
         let position = self.segments.open.map_or(u64::MAX, |open| open.position);
@@ -228,6 +230,26 @@ impl<P: BufferPool> Shard<P> {
         let buffer = self.commit_buffer(COMMIT_HEADER_LEN + len).ok_or(ErrorCode::Overloaded)?;
         let commit_time_us = self.commits.commit_time(now.wall_us);
         self.start_commit(OpenCommit::new(buffer, commit_time_us), now);
+        Ok(())
+    }
+
+    /// Puts a commit without batches where the log was cut, before any other is
+    /// written. What was cut is still on disk: a commit of which a piece is missing,
+    /// whole ones beyond it. A retry of the same batch may be written to the same
+    /// place, and of that, after one more crash, just the missing piece may be there.
+    /// Then it would all be valid again, with batches that nobody answers for.
+    #[inline]
+    pub(super) fn replace_cut(&mut self, now: Now) -> Result<(), ErrorCode> {
+        if !self.replace_cut {
+            return Ok(());
+        }
+        self.make_segment_room(COMMIT_HEADER_LEN)?;
+        let buffer = self.commit_buffer(COMMIT_HEADER_LEN).ok_or(ErrorCode::Overloaded)?;
+        let commit_time_us = self.commits.commit_time(now.wall_us);
+        self.start_commit(OpenCommit::new(buffer, commit_time_us), now);
+        self.seal();
+        self.commits.hold_behind_last();
+        self.replace_cut = false;
         Ok(())
     }
 

@@ -164,6 +164,14 @@ impl Segments {
         });
     }
 
+    /// The write of a commit has begun; its header has this CRC. It may be the last
+    /// of a segment that is closed already.
+    pub fn commit_started(&mut self, index: u64, crc: u32) {
+        for sealing in self.sealing.iter_mut().filter(|s| s.trailer.next_index == index + 1) {
+            sealing.trailer.last_crc = crc;
+        }
+    }
+
     /// The segment whose file is to be made now, if any: one is kept ready
     /// ahead.
     pub fn poll_prepare(&mut self, now_us: u64) -> Option<SegmentSeq> {

@@ -21,7 +21,7 @@ use crate::limits::{BLOCK_LEN, MAX_SEALED_COMMITS};
 use crate::log::commit::OpenCommit;
 use crate::log::group_commit::{DurableCommit, GroupCommit, share};
 use crate::log::pages::Pages;
-use crate::log::recovery::{LogIdentity, RecoveredLog};
+use crate::log::recovery::{Cut, LogIdentity, RecoveredLog};
 use crate::log::segment::{Trailer, encode_head};
 use crate::log::state::LogState;
 use crate::log::tail_cache::TailCache;
@@ -107,6 +107,9 @@ pub struct Shard<P: BufferPool> {
     /// While stopping: the last commit's durability cannot be put on record.
     unrecordable: bool,
     failed: bool,
+    /// Something was cut from the end of the log, and nothing has taken its place
+    /// yet.
+    pub(super) replace_cut: bool,
 }
 
 impl<P: BufferPool> Shard<P> {
@@ -173,6 +176,7 @@ impl<P: BufferPool> Shard<P> {
             stopping: false,
             unrecordable: false,
             failed: false,
+            replace_cut: recovered.cut != Cut::default(),
         };
         catalog.topics().for_each(|topic| shard.add_topic(topic));
         shard
@@ -314,6 +318,8 @@ impl<P: BufferPool> Shard<P> {
         self.expire_fetches(now);
         self.look_again(now);
         self.advance_segments(now);
+        // If there is no room for it now, there is none for others either.
+        let _ = self.replace_cut(now);
         self.record_durable(now);
         self.write_commits(now);
         self.read_pages(now);
@@ -331,6 +337,9 @@ impl<P: BufferPool> Shard<P> {
             let Some(write) = self.commits.poll_write(|| token) else { return };
             self.counters.commits += 1;
             self.counters.commit_bytes += write.data.len() as u64;
+            self.segments.commit_started(write.index, write.crc);
+            let lsn = Lsn::new(write.segment, write.position, self.identity.segment_len);
+            self.reader.tail.push(lsn, write.data.clone());
             self.write(token, write.segment, write.position, write.data);
         }
     }
@@ -344,10 +353,8 @@ impl<P: BufferPool> Shard<P> {
     pub(super) fn seal(&mut self) {
         let open = self.segments.open.as_mut().expect("a commit is opened in an open segment");
         let (segment, position) = (open.segment, open.position);
-        let (bytes, rest) = self.commits.seal(segment, position);
-        open.position += bytes.len() as u64;
-        let lsn = Lsn::new(segment, position, self.identity.segment_len);
-        self.reader.tail.push(lsn, bytes);
+        let (len, rest) = self.commits.seal(segment, position);
+        open.position += len;
         if rest.is_some() && self.rest.is_none() {
             self.rest = rest;
         }

@@ -408,6 +408,29 @@ fn damage_to_an_acknowledged_commit_is_refused_with_its_place() {
     }
 }
 
+/// As many writes are in flight as may be, and as many commits wait behind them.
+/// Those say of the first ones that they are durable, if they were when they were
+/// written: otherwise damage to the first would cut them all.
+#[test]
+fn commits_that_waited_for_room_in_flight_bear_witness_to_those_before_them() {
+    let mut rig = Rig::new();
+    rig.auto = false;
+    for sequence in 0..16 {
+        rig.produce_direct(sequence, &[7; 8 << 10]);
+    }
+    assert_eq!((rig.pending.len(), rig.shard.commits.sealed_len()), (8, 8));
+    for _ in 0..8 {
+        rig.complete(0, Ok(()));
+    }
+    assert_eq!(rig.acks().len(), 8);
+    let PendingWrite { segment, position, data, .. } = rig.pending.pop_back().expect("the last one");
+    let file = rig.disk.0.get_mut(&segment).unwrap();
+    file[position as usize..][..data.len()].copy_from_slice(&data);
+    file[first_batch_commit() + 40] ^= 1;
+    let error = Rig::start(rig.disk, 2).err();
+    assert!(matches!(error, Some(RecoveryError::Acknowledged { .. })), "{error:?}");
+}
+
 /// The broker died right after it had acknowledged its last commit. Once it has
 /// started again, records that were readable for months must not pass for torn.
 #[test]

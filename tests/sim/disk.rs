@@ -35,6 +35,10 @@ pub enum Fate {
     Beheaded,
     /// Only the first half of its sectors.
     CutShort,
+    /// All but its second block.
+    Holed,
+    /// Only its second block.
+    SecondBlock,
 }
 
 /// How a disk behaves.
@@ -273,6 +277,8 @@ impl Disk {
                 Fate::Kept => true,
                 Fate::Beheaded => sector > 0,
                 Fate::CutShort => sector < sectors / 2,
+                Fate::Holed => sector * SECTOR_LEN / BLOCK_LEN != 1,
+                Fate::SecondBlock => sector * SECTOR_LEN / BLOCK_LEN == 1,
             });
         }
         let mut rng = self.rng.fork();

@@ -3,11 +3,13 @@
 //! Files are opened when they are first needed and stay open, up to a bound:
 //! a log of a terabyte has thousands of segments, and few are read.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustc_hash::FxHashMap;
 
 use super::Waiting;
+use super::claim::{claim, give_up};
 use crate::log::SegmentSeq;
 
 /// Most open segments of a shard: with the most shards, 16,384 descriptors.
@@ -26,6 +28,8 @@ pub(super) enum Found {
 #[derive(Debug, Default)]
 struct SegmentFile {
     fd: Option<OwnedFd>,
+    /// `fd` is locked: it has been written through.
+    claimed: bool,
     opening: bool,
     waiting: Vec<Waiting>,
     in_flight: u32,
@@ -38,6 +42,16 @@ pub(super) struct Files {
     open: usize,
     /// Rises with each use.
     uses: u64,
+}
+
+impl SegmentFile {
+    /// No write is in flight.
+    fn unlock(&mut self) {
+        if let Some(fd) = self.fd.as_ref().filter(|_| self.claimed) {
+            give_up(fd);
+        }
+        self.claimed = false;
+    }
 }
 
 impl Files {
@@ -66,6 +80,26 @@ impl Files {
         let file = self.get(segment);
         file.in_flight += 1;
         file.last_used = uses;
+    }
+
+    /// Locks the open segment for writing, if it is not locked yet.
+    pub(super) fn claim(&mut self, segment: SegmentSeq) -> io::Result<()> {
+        let file = self.get(segment);
+        if let Some(fd) = file.fd.as_ref().filter(|_| !file.claimed) {
+            claim(fd)?;
+            file.claimed = true;
+        }
+        Ok(())
+    }
+
+    /// Unlocks the segments to which nothing is in flight.
+    pub(super) fn unlock_idle(&mut self) {
+        self.segments.values_mut().filter(|file| file.in_flight == 0).for_each(SegmentFile::unlock);
+    }
+
+    /// Nothing is in flight any more.
+    pub(super) fn all_ended(&mut self) {
+        self.segments.values_mut().for_each(|file| file.in_flight = 0);
     }
 
     /// It has ended. The segment may be recycled meanwhile.
@@ -112,8 +146,9 @@ impl Files {
 
     /// The segment is no more.
     pub(super) fn remove(&mut self, segment: SegmentSeq) -> Option<OwnedFd> {
-        let file = self.segments.remove(&segment).expect("only a segment that is there is recycled");
+        let mut file = self.segments.remove(&segment).expect("only a segment that is there is recycled");
         assert!(file.waiting.is_empty(), "nobody reads a segment that is recycled");
+        file.unlock();
         self.open -= usize::from(file.fd.is_some());
         file.fd
     }
@@ -135,6 +170,8 @@ impl Files {
             .filter(|(segment, file)| Some(**segment) != keep && file.fd.is_some() && file.in_flight == 0);
         let (_, oldest) = idle.min_by_key(|(_, file)| file.last_used)?;
         self.open -= 1;
+        // At once: the close takes its time, and it may be opened again meanwhile.
+        oldest.unlock();
         oldest.fd.take()
     }
 }

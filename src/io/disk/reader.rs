@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::claim::{PATIENCE, wait_for_writes};
 use super::{FileMode, fault};
 use crate::io::datadir::segment_name;
 use crate::log::SegmentSeq;
@@ -31,11 +32,12 @@ impl FolderReader {
     fn open(&self, segment: SegmentSeq) -> Result<File, DiskFault> {
         let path = self.folder.join(segment_name(segment));
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .custom_flags(self.mode.flags())
-            .open(path)
-            .map_err(|e| failed("open for reading", &e))
+        let options = options.read(true).custom_flags(self.mode.flags());
+        let file = options.open(&path).map_err(|e| failed("open for reading", &e))?;
+        // What is read would not be what is there in the end.
+        wait_for_writes(&file, &path, PATIENCE)
+            .map_err(|e| failed("wait for the writes of the broker before", &e))?;
+        Ok(file)
     }
 }
 

@@ -1,6 +1,8 @@
 //! A shard's disk on a real one: what is asked for is there, durably, or a
 //! fault says why not.
 
+mod claims;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -71,9 +71,10 @@ impl Log {
             let lsn = Lsn::new(segment, position, LEN);
             let place =
                 CommitPlace { log: LOG, segment, lsn, term: 1, index, prev_crc, durable_index: index - 1 };
-            let sealed = OpenCommit::new(Memory(vec![0; BLOCK_LEN]), 1).seal(place);
-            file[position as usize..][..BLOCK_LEN].copy_from_slice(sealed.bytes.as_ref());
-            self.last = (index, sealed.crc);
+            let (closed, _) = OpenCommit::new(Memory(vec![0; BLOCK_LEN]), 1).close();
+            let commit = closed.finish(place);
+            file[position as usize..][..BLOCK_LEN].copy_from_slice(commit.bytes.as_ref());
+            self.last = (index, commit.crc);
         }
         self.segments.insert(segment, file);
     }

@@ -1,6 +1,7 @@
 //! What a shard gives to readers.
 
 use super::*;
+use crate::limits::MAX_LOOKS_PER_TURN;
 
 #[test]
 fn a_record_is_invisible_until_it_is_durable_and_wakes_who_waits_for_it() {
@@ -98,4 +99,28 @@ fn a_damaged_count_is_corrupt_data_and_not_an_empty_answer_for_ever() {
     file[count] = 2;
     rig.fetch(2, 1000);
     assert_eq!(rig.fetched().0, ErrorCode::CorruptData as u16);
+}
+
+/// One record can be what thousands of waiting fetches wait for, of thousands of
+/// partitions each. Commits and other requests must not wait for all of them.
+#[test]
+fn fetches_that_one_record_wakes_are_looked_at_over_several_turns() {
+    let mut rig = Rig::new();
+    let part = FetchPartition { partition: PARTITION, offset: Offset(0), max_bytes: 100 };
+    let each = MAX_LOOKS_PER_TURN / 4;
+    for _ in 0..6 {
+        let partitions = vec![part; each];
+        rig.request(ShardRequest::Fetch(Fetch {
+            max_wait_ms: 9000,
+            min_bytes: 1,
+            max_bytes: 100,
+            partitions,
+        }));
+    }
+    assert!(rig.replies.is_empty());
+    let produced = rig.produce(0, b"a");
+    assert_eq!((rig.replies[0].0, rig.replies.len()), (produced, 1 + 4));
+    assert_eq!(rig.shard.next_deadline(), Some(0), "it goes on at once");
+    rig.wait(1);
+    assert_eq!(rig.replies.len(), 1 + 6);
 }
