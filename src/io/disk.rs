@@ -355,7 +355,7 @@ impl Disk {
     /// Starts whatever the spare files need next, and passes on what came of
     /// it.
     fn step_spares(&mut self, ring: &mut Ring) {
-        self.spares.retry_recycling(clock::mono_us);
+        self.spares.retry(clock::mono_us);
         while let Some(step) = self.spares.next_step() {
             let token = self.track(Op::Spare(step));
             self.spares.push(ring, token, step, self.folder.as_raw_fd());
