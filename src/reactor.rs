@@ -4,6 +4,7 @@
 //! A turn of the loop: take completions and messages, let sessions and shards
 //! act on them, carry out what the shards ask for, and send what has gathered.
 
+mod copies;
 mod core;
 mod message;
 mod snapshot;
