@@ -142,6 +142,15 @@ impl Core {
         }
     }
 
+    /// Lets the disks try again what waits for descriptors.
+    #[inline]
+    pub(super) fn tick_disks(&mut self) {
+        let now_us = self.now.mono_us;
+        for local in self.shards.iter_mut().filter(|local| local.disk.next_deadline().is_some()) {
+            local.disk.tick(&mut self.ring, now_us);
+        }
+    }
+
     #[inline]
     pub(super) fn poll_action(&mut self, index: usize) -> Option<Action<PoolBuffer>> {
         self.shards[index].shard.poll_action(self.now)
