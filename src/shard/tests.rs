@@ -1,5 +1,6 @@
 //! A shard on a disk in memory whose answers the test gives by hand.
 
+mod damage;
 mod reading;
 mod topics;
 
