@@ -4,6 +4,7 @@
 //! A turn of the loop: take completions and messages, let sessions and shards
 //! act on them, carry out what the shards ask for, and send what has gathered.
 
+mod copies;
 mod core;
 mod message;
 mod snapshot;
@@ -109,6 +110,7 @@ impl Reactor {
     }
 
     fn receive_messages(&mut self) {
+        self.core.tick_disks();
         self.core.retry_held();
         while let Some(message) = self.core.mailbox.receive() {
             self.worked = true;
@@ -186,7 +188,8 @@ impl Reactor {
 
     fn sleep(&mut self, net_due: Option<u64>) -> Result<(), ReactorError> {
         let core = &mut self.core;
-        let shard_due = core.shards.iter().filter_map(|s| s.shard.next_deadline()).min();
+        let due_of = |s: &LocalShard| s.shard.next_deadline().into_iter().chain(s.disk.next_deadline()).min();
+        let shard_due = core.shards.iter().filter_map(due_of).min();
         let retry = match core.mailbox.waiting() {
             0 => core.holds_back().then_some(core.now.mono_us + STALL_RETRY_US),
             _ => Some(core.now.mono_us + MAILBOX_RETRY_US),

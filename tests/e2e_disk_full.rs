@@ -83,12 +83,7 @@ fn a_full_disk_refuses_producing_passes_and_can_be_started_from() {
     assert!(full_at > 100, "{full_at}");
     assert_all_there(&mut peer, partition, full_at);
 
-    std::fs::remove_file(&filler).unwrap();
-    let freed = Instant::now();
-    while peer.try_produce(&batch(partition, &[&value(full_at)])).error_code() == Some(ErrorCode::DiskFull) {
-        assert!(freed.elapsed() < Duration::from_secs(3), "it does not resume");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    resume(&mut peer, partition, full_at, &filler);
     let acked = produce_until_full(&mut peer, partition, full_at + 1);
     assert!(acked > full_at + 50, "{acked} after {full_at}");
 
@@ -99,6 +94,18 @@ fn a_full_disk_refuses_producing_passes_and_can_be_started_from() {
     let mut peer = Peer::greeted(server.addr);
     assert_all_there(&mut peer, partition, acked);
     assert_eq!(produce_until_full(&mut peer, partition, acked), acked, "there is no room yet");
+    resume(&mut peer, partition, acked, &filler);
+    assert_all_there(&mut peer, partition, acked + 1);
+}
+
+/// Makes room, and produces one batch within a while.
+fn resume(peer: &mut Peer, partition: PartitionId, next: usize, filler: &Path) {
+    std::fs::remove_file(filler).unwrap();
+    let freed = Instant::now();
+    while peer.try_produce(&batch(partition, &[&value(next)])).error_code() == Some(ErrorCode::DiskFull) {
+        assert!(freed.elapsed() < Duration::from_secs(3), "it does not resume");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Of a refusal.

@@ -128,6 +128,7 @@ fn a_sound_directory_is_described_and_verified_and_not_changed() {
     assert_eq!(shard["faults"].as_array().unwrap().len(), 0, "{shard}");
     // The topics' making is in the log as well.
     assert_eq!(shard["records"], RECORDS + 2);
+    assert_eq!((&shard["cut_commits"], &shard["leftover_commits"]), (&0.into(), &0.into()));
     assert!(text(&log("verify", &data, &[]).stdout).ends_with("sound\n"));
     assert!(contents(&data) == before, "looking changes nothing");
 }
@@ -155,6 +156,47 @@ fn a_flipped_bit_in_an_acknowledged_record_is_found_and_named() {
         flip(&file, at as u64 + 5000);
     }
     assert!(log("verify", &data, &[]).status.success(), "as it was");
+}
+
+/// What an earlier start had written, beyond where the log was cut then, is
+/// neither damage nor part of the log.
+#[test]
+fn leftovers_of_an_earlier_start_are_told_apart_from_records() {
+    let (dir, data) = filled();
+    let file = segment(&data, 2);
+    let whole = fs::read(&file).unwrap();
+    // As if the last writes before a crash had been lost: all but the first commit,
+    // whose length stands in its header.
+    let len = u32::from_le_bytes(whole[4096 + 64..][..4].try_into().unwrap());
+    let mut rest = whole[..4096 + len as usize].to_vec();
+    rest.resize(whole.len(), 0);
+    fs::write(&file, &rest).unwrap();
+    let before = json(&log("verify", &data, &["--json"]))["shards"][0]["records"].as_u64().unwrap();
+    let lost = RECORDS + 2 - before;
+    assert!(lost > 10, "{before} are left");
+
+    let broker = ringbolt::serve::Broker::start(small_config(&dir)).unwrap();
+    let partition = PartitionId::new(ringbolt_wire::TopicId(1), 0);
+    Peer::greeted(broker.addr()).produce(&batch(partition, &[&[5; RECORD_LEN]]));
+    broker.stop().unwrap();
+    // What the start has written is kept; behind it lies what was there before.
+    let end = json(&log("inspect", &data, &["--json"]))["shards"][0]["segments"][2]["position"].clone();
+    let end = end.as_u64().unwrap() as usize;
+    let mut now = fs::read(&file).unwrap();
+    let trailer = now.len() - 4096;
+    now[end..trailer].copy_from_slice(&whole[end..trailer]);
+    fs::write(&file, &now).unwrap();
+
+    let verified = log("verify", &data, &["--json"]);
+    assert!(verified.status.success(), "{verified:?}");
+    let shard = &json(&verified)["shards"][0];
+    assert_eq!((&shard["records"], &shard["faults"]), (&(before + 1).into(), &Value::Array(Vec::new())));
+    let left = shard["leftover_commits"].as_u64().unwrap();
+    // One was overwritten by the new record, the next by what the stop has written;
+    // what the first stop had written is among them.
+    assert_eq!(left, lost - 1, "of {lost}");
+    let shown = text(&log("verify", &data, &[]).stdout);
+    assert!(shown.contains(&format!("left over: {left} commits")) && shown.ends_with("sound\n"), "{shown}");
 }
 
 #[test]

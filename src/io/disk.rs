@@ -39,6 +39,10 @@ pub use reader::FolderReader;
 use spares::{Spares, Step};
 pub use stats::DiskStats;
 
+/// How long a write waits until its segment's file is opened again, in µs, when
+/// there was no descriptor for it.
+const REOPEN_US: u64 = 50_000;
+
 /// How a shard's disk is driven.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskConfig {
@@ -90,6 +94,10 @@ pub struct Disk {
     ops: Slab<Op>,
     events: VecDeque<Event<'static, PoolBuffer>>,
     stats: DiskStats,
+    /// Segments that are to be written to and for which there was no descriptor,
+    /// and when they are tried again (monotonic, µs).
+    unopened: Vec<SegmentSeq>,
+    reopen_at: Option<u64>,
 }
 
 impl Disk {
@@ -105,6 +113,8 @@ impl Disk {
             ops: Slab::new(),
             events: VecDeque::new(),
             stats: DiskStats::default(),
+            unopened: Vec::new(),
+            reopen_at: None,
         })
     }
 
@@ -247,6 +257,21 @@ impl Disk {
         self.events.pop_front()
     }
 
+    /// When [`tick`](Self::tick) is due (monotonic, µs), if at all.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.reopen_at
+    }
+
+    /// Tries again what waits for descriptors.
+    pub fn tick(&mut self, ring: &mut Ring, now_us: u64) {
+        if self.reopen_at.take_if(|at| *at <= now_us).is_some() {
+            for segment in std::mem::take(&mut self.unopened) {
+                self.open(ring, segment);
+            }
+        }
+    }
+
     /// What the disk has done.
     pub fn stats(&self) -> &DiskStats {
         &self.stats
@@ -336,18 +361,7 @@ impl Disk {
         }
         let waiting = self.files.take_waiting(segment);
         if result < 0 {
-            self.files.open_failed(segment);
-            for waiting in waiting {
-                self.events.push_back(match waiting {
-                    Waiting::Write { token, .. } => {
-                        Event::Written { token, result: Err(fault("open for writing", -result)) }
-                    }
-                    Waiting::Read { token, .. } => {
-                        Event::Read { token, result: Err(fault("open for reading", -result)) }
-                    }
-                });
-            }
-            return;
+            return self.not_opened(segment, waiting, -result);
         }
         if let Some(evicted) = self.files.opened(segment, owned(result)) {
             close(ring, evicted);
@@ -364,10 +378,39 @@ impl Disk {
         }
     }
 
+    /// A read that lacks a descriptor is refused, and may be tried again. A write
+    /// waits: nothing of it was written, and a failed one would end the broker.
+    fn not_opened(&mut self, segment: SegmentSeq, waiting: Vec<Waiting>, errno: i32) {
+        let passes = matches!(errno, libc::EMFILE | libc::ENFILE);
+        self.files.open_failed(segment);
+        for waiting in waiting {
+            match waiting {
+                Waiting::Write { .. } if passes => {
+                    self.files.opening(segment);
+                    self.files.wait(segment, waiting);
+                }
+                Waiting::Write { token, .. } => {
+                    let result = Err(fault("open for writing", errno));
+                    self.events.push_back(Event::Written { token, result });
+                }
+                Waiting::Read { token, .. } => {
+                    let result = Err(fault("open for reading", errno));
+                    self.events.push_back(Event::Read { token, result });
+                }
+            }
+        }
+        if matches!(self.files.find(segment), Found::Opening) {
+            let (shard, fault) = (self.shard, fault("open for writing", errno));
+            tracing::warn!(%shard, %segment, %fault, "writing waits for a file descriptor");
+            self.unopened.push(segment);
+            self.reopen_at = Some(clock::mono_us() + REOPEN_US);
+        }
+    }
+
     /// Starts whatever the spare files need next, and passes on what came of
     /// it.
     fn step_spares(&mut self, ring: &mut Ring) {
-        self.spares.retry_recycling(clock::mono_us);
+        self.spares.retry(clock::mono_us);
         while let Some(step) = self.spares.next_step() {
             let token = self.track(Op::Spare(step));
             self.spares.push(ring, token, step, self.folder.as_raw_fd());

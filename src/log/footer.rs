@@ -219,7 +219,7 @@ pub fn merge(
         if row.runs.get() > 0 {
             let mut part = sealed_part(&row, segment);
             part.runs_at += runs_at as u32;
-            partition.index.sealed.push_back(part);
+            state.push_sealed(slot, part);
         }
         for _ in 0..row.producers.get() {
             let (id, producer) = take_producer(&mut producers, segment)?;

@@ -100,6 +100,9 @@ pub struct SealedPart {
     pub runs: u32,
 }
 
+// Tuning.md counts on it.
+const _: () = assert!(size_of::<SealedPart>() == 32);
+
 /// One partition's index.
 #[derive(Clone, Default, Debug)]
 pub struct PartitionIndex {

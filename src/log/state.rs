@@ -69,6 +69,8 @@ pub struct LogState {
     /// Producers that were added by a take-over, oldest first; some have records
     /// by now, or are gone.
     promised: VecDeque<(PartitionId, ProducerId)>,
+    /// Of sealed segments, over all partitions.
+    sealed_parts: usize,
     /// Bytes that a footer of the open segment would take, at most.
     footer_len: usize,
 }
@@ -124,10 +126,12 @@ impl LogState {
     /// Removes the partitions of which `keep` says no.
     pub fn retain_partitions(&mut self, mut keep: impl FnMut(PartitionId) -> bool) {
         let (by_id, producers, runs) = (&mut self.by_id, &mut self.producers, &mut self.sequence_runs);
+        let parts = &mut self.sealed_parts;
         self.partitions.retain(|_, p| {
             let kept = keep(p.id);
             if !kept {
                 by_id.remove(&p.id);
+                *parts -= p.index.sealed.len();
                 *producers -= p.producers.len();
                 *runs -= p.producers.values().map(|state| state.runs.len()).sum::<usize>();
             }
@@ -304,19 +308,34 @@ impl LogState {
     pub fn sealed(&mut self, segment: SegmentSeq, parts: &[(PartitionId, SealedPart)]) {
         for (id, part) in parts {
             let Some(slot) = self.slot(*id) else { continue };
-            let index = &mut self.partition_mut(slot).index;
-            index.sealing.retain(|(s, _)| *s != segment);
-            index.sealed.push_back(*part);
+            self.partition_mut(slot).index.sealing.retain(|(s, _)| *s != segment);
+            self.push_sealed(slot, *part);
         }
+    }
+
+    /// Takes note of what a sealed segment, newer than all before, holds of a
+    /// partition.
+    pub fn push_sealed(&mut self, slot: u32, part: SealedPart) {
+        self.sealed_parts += 1;
+        self.partition_mut(slot).index.sealed.push_back(part);
+    }
+
+    /// Bytes of memory that say where sealed segments' records lie. They grow with
+    /// the log, for each segment by one [`SealedPart`] for each partition that it
+    /// has records of.
+    pub fn sealed_index_bytes(&self) -> usize {
+        self.sealed_parts * size_of::<SealedPart>()
     }
 
     /// Forgets what a segment held, the oldest one: its records are no longer
     /// retained.
     pub fn drop_segment(&mut self, segment: SegmentSeq) {
         let (producers, runs) = (&mut self.producers, &mut self.sequence_runs);
+        let parts = &mut self.sealed_parts;
         for (_, p) in &mut self.partitions {
             while p.index.sealed.front().is_some_and(|part| part.segment <= segment) {
                 let part = p.index.sealed.pop_front().expect("the loop saw one");
+                *parts -= 1;
                 p.start_offset = p.start_offset.max(part.end_offset);
             }
             let before = p.producers.len();
@@ -366,6 +385,30 @@ mod tests {
         assert!(is_known(1) && is_known(2) && is_known(4), "those with records, and newer promises");
         assert!(!is_known(3), "the oldest promise without a record");
         assert_eq!(known.len(), MAX_PRODUCERS);
+    }
+
+    #[test]
+    fn the_memory_of_sealed_segments_is_counted_and_given_back() {
+        let mut state = LogState::default();
+        let ids = [0, 1, 2].map(|index| PartitionId::new(TopicId(1 + index / 2), index));
+        for id in ids {
+            state.slot_or_insert(id);
+        }
+        let part = |segment| SealedPart {
+            segment: SegmentSeq(segment),
+            base_offset: Offset(segment),
+            end_offset: Offset(segment + 1),
+            runs_at: 4096,
+            runs: 1,
+        };
+        for segment in 0..10 {
+            state.sealed(SegmentSeq(segment), &ids.map(|id| (id, part(segment))));
+        }
+        assert_eq!(state.sealed_index_bytes(), 30 * 32);
+        state.drop_segment(SegmentSeq(1));
+        assert_eq!(state.sealed_index_bytes(), 24 * 32);
+        state.remove_topic(TopicId(1));
+        assert_eq!(state.sealed_index_bytes(), 8 * 32);
     }
 
     #[test]

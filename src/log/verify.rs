@@ -35,6 +35,29 @@ pub struct Fault {
     pub acknowledged: bool,
 }
 
+/// So many commits, and what is in them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Commits.
+    pub commits: u64,
+    /// Batches in them.
+    pub batches: u64,
+    /// Records in those.
+    pub records: u64,
+    /// Bytes of the batches.
+    pub batch_bytes: u64,
+}
+
+impl Tally {
+    /// Adds what another one has counted.
+    pub fn add(&mut self, other: Tally) {
+        self.commits += other.commits;
+        self.batches += other.batches;
+        self.records += other.records;
+        self.batch_bytes += other.batch_bytes;
+    }
+}
+
 /// What a segment holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SegmentReport {
@@ -47,14 +70,14 @@ pub struct SegmentReport {
     pub trailer: Option<Trailer>,
     /// Whether its footer's CRC is right; `None` if it is not sealed.
     pub footer_valid: Option<bool>,
-    /// Valid commits.
-    pub commits: u64,
-    /// Batches in them.
-    pub batches: u64,
-    /// Records in those.
-    pub records: u64,
-    /// Bytes of the batches.
-    pub batch_bytes: u64,
+    /// What is part of the log.
+    pub log: Tally,
+    /// Valid commits behind a place that was not written whole, and that nobody
+    /// was told of: the next start cuts them.
+    pub beyond: Tally,
+    /// Commits of an earlier start, beyond where the log was cut then: no part of
+    /// it, and overwritten as it grows.
+    pub leftovers: u64,
     /// Index of the first valid commit.
     pub first_index: Option<u64>,
     /// Index of the last valid commit.
@@ -103,8 +126,9 @@ pub enum VerifyError {
     NoMemory,
 }
 
-/// Reads `segments`, ascending, and calls `each` with every valid batch and the
-/// segment and position where it lies. Those of `extent` must be among them.
+/// Reads `segments`, ascending, and calls `each` with every valid batch, those
+/// [`beyond`](SegmentReport::beyond) a hole included, and the segment and position
+/// where it lies. Those of `extent` must be among them.
 pub fn verify<P: BufferPool>(
     identity: LogIdentity,
     extent: Extent,
@@ -116,7 +140,7 @@ pub fn verify<P: BufferPool>(
     let buffer = pool.take().ok_or(VerifyError::NoMemory)?;
     let window = Window::new(buffer, identity.segment_len);
     let report = LogReport { missing: extent.missing(segments), ..LogReport::default() };
-    let mut scan = Scan { identity, reader, window, chain: None, report };
+    let mut scan = Scan { identity, reader, window, chain: None, term: 0, report };
     for &segment in segments {
         // Behind a hole the chain starts anew.
         if scan.report.segments.last().is_some_and(|last| last.segment.next() < segment) {
@@ -134,7 +158,16 @@ struct Scan<'a, B> {
     window: Window<B>,
     /// Index and predecessor's CRC of the next commit, once one was seen.
     chain: Option<(u64, u32)>,
+    /// Term of the last valid commit: a later one's is never lower.
+    term: u64,
     report: LogReport,
+}
+
+/// What lies where a commit should.
+enum Found {
+    Commit(CommitHeader, Tally),
+    Leftover,
+    Damage(Damage),
 }
 
 impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
@@ -152,10 +185,9 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
             head,
             trailer,
             footer_valid: None,
-            commits: 0,
-            batches: 0,
-            records: 0,
-            batch_bytes: 0,
+            log: Tally::default(),
+            beyond: Tally::default(),
+            leftovers: 0,
             first_index: None,
             last_index: None,
             first_commit_time_us: None,
@@ -205,25 +237,28 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
         let end = report.trailer.map_or(Trailer::position(self.identity.segment_len), |t| t.end);
         let (mut position, mut open_fault) = (FIRST_COMMIT, None::<Fault>);
         while position < end {
-            let found = self.commit(segment, position, end, report, each)?;
-            match found {
-                Ok(header) => {
+            let damage = match self.commit(segment, position, end, each)? {
+                Found::Commit(header, tally) => {
                     if let Some(mut fault) = open_fault.take() {
                         fault.acknowledged |= header.durable_index >= fault.index;
                         self.fault(fault);
                     }
                     self.confirm_earlier(header.durable_index);
+                    self.count(report, &header, tally);
                     position += u64::from(header.commit_len);
                     report.end = position;
+                    continue;
                 }
-                Err(damage) => {
-                    let index = self.chain.map_or(0, |(index, _)| index);
-                    let acknowledged = report.trailer.is_some();
-                    let fault = Fault { segment, position, index, damage, acknowledged };
-                    open_fault.get_or_insert(fault);
-                    position += BLOCK_LEN as u64;
+                Found::Leftover => {
+                    report.leftovers += 1;
+                    Damage::Header
                 }
-            }
+                Found::Damage(damage) => damage,
+            };
+            let index = self.chain.map_or(0, |(index, _)| index);
+            let acknowledged = report.trailer.is_some();
+            open_fault.get_or_insert(Fault { segment, position, index, damage, acknowledged });
+            position += BLOCK_LEN as u64;
         }
         // The zeros behind the last commit of an open segment are no fault, and
         // neither is what a recycled file still holds.
@@ -231,6 +266,25 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
             self.fault(fault);
         }
         Ok(())
+    }
+
+    /// Counts a valid commit: with the log, unless it lies behind a hole of which
+    /// nothing says that it was ever filled.
+    fn count(&mut self, report: &mut SegmentReport, header: &CommitHeader, tally: Tally) {
+        let mut open = self.report.faults.iter().rev().take_while(|fault| !fault.acknowledged);
+        if open.any(|fault| fault.damage != Damage::Footer) {
+            report.beyond.add(tally);
+        } else {
+            for earlier in self.report.segments.iter_mut().chain([&mut *report]) {
+                let confirmed = std::mem::take(&mut earlier.beyond);
+                earlier.log.add(confirmed);
+            }
+            report.log.add(tally);
+        }
+        report.first_index.get_or_insert(header.index);
+        report.last_index = Some(header.index);
+        report.first_commit_time_us.get_or_insert(header.commit_time_us);
+        report.last_commit_time_us = Some(header.commit_time_us);
     }
 
     /// A later commit says up to where the log was durable.
@@ -245,47 +299,40 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Scan<'_, B> {
         segment: SegmentSeq,
         position: u64,
         end: u64,
-        report: &mut SegmentReport,
         each: &mut impl FnMut(SegmentSeq, u64, BatchView<'_>),
-    ) -> Result<Result<CommitHeader, Damage>, DiskFault> {
+    ) -> Result<Found, DiskFault> {
         let LogIdentity { log_id, segment_len, .. } = self.identity;
         let lsn = Lsn::new(segment, position, segment_len);
         let block = self.bytes(segment, position, BLOCK_LEN)?;
         let Some(header) = CommitHeader::decode(block, &log_id, segment, lsn) else {
-            return Ok(Err(Damage::Header));
+            return Ok(Found::Damage(Damage::Header));
         };
+        if header.term < self.term {
+            return Ok(Found::Leftover);
+        }
         let len = header.commit_len as usize;
         if !(BLOCK_LEN..=CHUNK_LEN).contains(&len) || position + len as u64 > end {
-            return Ok(Err(Damage::Header));
+            return Ok(Found::Damage(Damage::Header));
         }
-        // Behind a damaged place the chain starts anew, but never backwards:
-        // that would be what an earlier boot had written beyond its end.
+        // Behind a damaged place the chain starts anew, but never backwards.
         if let Some((index, prev_crc)) = self.chain
             && (header.index < index || (header.index == index && header.prev_crc != prev_crc))
         {
-            return Ok(Err(Damage::Chain { index: header.index }));
+            return Ok(Found::Damage(Damage::Chain { index: header.index }));
         }
         let commit = &self.window.bytes(self.reader, segment, position, len)?[..len];
-        let (mut batches, mut records, mut bytes) = (0, 0, 0);
+        let mut tally = Tally { commits: 1, ..Tally::default() };
         let walked = header.for_each_batch(commit, |at, batch| {
-            batches += 1;
-            records += u64::from(batch.header().count());
-            bytes += batch.as_bytes().len() as u64;
+            tally.batches += 1;
+            tally.records += u64::from(batch.header().count());
+            tally.batch_bytes += batch.as_bytes().len() as u64;
             each(segment, position + u64::from(at), batch);
         });
         if let Err(fault) = walked {
-            return Ok(Err(Damage::Payload(fault)));
+            return Ok(Found::Damage(Damage::Payload(fault)));
         }
-        report.commits += 1;
-        report.batches += batches;
-        report.records += records;
-        report.batch_bytes += bytes;
-        report.first_index.get_or_insert(header.index);
-        report.last_index = Some(header.index);
-        report.first_commit_time_us.get_or_insert(header.commit_time_us);
-        report.last_commit_time_us = Some(header.commit_time_us);
-        self.chain = Some((header.index + 1, header.crc));
-        Ok(Ok(header))
+        (self.chain, self.term) = (Some((header.index + 1, header.crc)), header.term);
+        Ok(Found::Commit(header, tally))
     }
 }
 

@@ -4,27 +4,21 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use ringbolt_wire::ShardId;
 
+use super::copies::Copies;
 use super::message::{Course, Message, Shared};
 use super::snapshot::Snapshot;
-use crate::buffer::Carver;
 use crate::io::disk::Disk;
 use crate::io::mailbox::Mailbox;
 use crate::io::net::{Handover, Host, Net};
 use crate::io::pool::{Pool, PoolBuffer};
 use crate::io::ring::{Completion, Ring};
-use crate::limits::BLOCK_LEN;
 use crate::session::Shards;
 use crate::shard::Shard;
 use crate::shard::action::Action;
 use crate::shard::event::{Event, Payload, ReplyTo, ShardRequest};
 use crate::time::Now;
-
-/// A batch for another core that is at least this long goes through the pool,
-/// whose memory is bounded; shorter ones are bounded by the mailbox.
-const POOL_COPY_MIN: usize = 4096;
 
 /// Where a shard is driven.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,8 +61,7 @@ pub struct Core {
     held: Vec<VecDeque<(ReplyTo, ShardRequest<'static, PoolBuffer>)>>,
     held_count: usize,
     pool: Pool,
-    carver: Carver<PoolBuffer>,
-    forwarded_bytes: u64,
+    copies: Copies,
     stats: StatsRequests,
 }
 
@@ -128,8 +121,7 @@ impl Core {
             held,
             held_count: 0,
             pool,
-            carver: Carver::default(),
-            forwarded_bytes: 0,
+            copies: Copies::default(),
             stats: StatsRequests::default(),
         }
     }
@@ -157,6 +149,15 @@ impl Core {
         let LocalShard { shard, disk, .. } = &mut self.shards[index];
         while let Some(event) = disk.next_event() {
             shard.handle(event, self.now);
+        }
+    }
+
+    /// Lets the disks try again what waits for descriptors.
+    #[inline]
+    pub(super) fn tick_disks(&mut self) {
+        let now_us = self.now.mono_us;
+        for local in self.shards.iter_mut().filter(|local| local.disk.next_deadline().is_some()) {
+            local.disk.tick(&mut self.ring, now_us);
         }
     }
 
@@ -312,15 +313,13 @@ impl Core {
 
     /// Whether `shard` takes a request, apart from who waits for it already.
     #[inline]
-    fn takes(&self, shard: ShardId, appends: bool) -> bool {
+    fn takes(&mut self, shard: ShardId, appends: bool) -> bool {
         match self.places[usize::from(shard.0)] {
             Place::Here(index) => !appends || self.shards[index].shard.accepts_produce(),
             // A batch on its way to another core lies in the pool.
             Place::On(_) => {
                 self.mailbox.waiting() == 0
-                    && (!appends
-                        || !self.shared.is_full(shard)
-                            && crate::buffer::BufferPool::available(&self.pool) > 0)
+                    && (!appends || !self.shared.is_full(shard) && self.copies.has_room(&mut self.pool))
             }
         }
     }
@@ -371,8 +370,8 @@ impl Core {
         }
         snapshot.add_net(net.counters(), &net.session_config().counters);
         snapshot.add_ring(&self.ring.counters());
-        snapshot.add_value("forwarded_bytes_total", self.forwarded_bytes);
-        snapshot.add_value("copied_bytes_total", self.forwarded_bytes);
+        snapshot.add_value("forwarded_bytes_total", self.copies.bytes);
+        snapshot.add_value("copied_bytes_total", self.copies.bytes);
         snapshot.add_value("stalled_sessions", self.stalled_count as u64);
         if self.id() == 0 {
             let chunk = crate::limits::CHUNK_LEN as u64;
@@ -419,7 +418,7 @@ impl Core {
         match request {
             ShardRequest::Produce { payload, min_copies } => {
                 let payload = match payload {
-                    Payload::Borrowed(batch) => self.copied(batch),
+                    Payload::Borrowed(batch) => self.copies.copy(batch),
                     Payload::Shared(bytes) => Payload::Shared(bytes),
                     Payload::Aligned { buffer, len } => Payload::Aligned { buffer, len },
                 };
@@ -434,20 +433,6 @@ impl Core {
             ShardRequest::ListTopics => ShardRequest::ListTopics,
             ShardRequest::LookUpTopic { name } => ShardRequest::LookUpTopic { name },
         }
-    }
-
-    fn copied(&mut self, batch: &[u8]) -> Payload<'static, PoolBuffer> {
-        self.forwarded_bytes += batch.len() as u64;
-        let len = batch.len();
-        if len >= POOL_COPY_MIN
-            && let Some(mut buffer) =
-                self.carver.carve(&mut self.pool, BLOCK_LEN + len.next_multiple_of(BLOCK_LEN))
-        {
-            buffer[BLOCK_LEN..BLOCK_LEN + len].copy_from_slice(batch);
-            buffer[BLOCK_LEN + len..].fill(0);
-            return Payload::Aligned { buffer, len };
-        }
-        Payload::Shared(Bytes::copy_from_slice(batch))
     }
 }
 

@@ -1,4 +1,7 @@
-//! A core whose disk is only driven when the test says so.
+//! A core whose disk is only driven when the test says so; and, in
+//! [`pair`], two whole ones.
+
+mod pair;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +13,13 @@ use super::core::{Core, LocalShard, Place};
 use super::message::{Message, Shared};
 use crate::io::clock;
 use crate::io::datadir::{DataDir, Layout};
-use crate::io::disk::{Disk, DiskConfig, FolderReader, choose_mode};
+use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, choose_mode};
 use crate::io::mailbox::mailboxes;
 use crate::io::net::Host;
 use crate::io::pool::Pool;
 use crate::io::ring::{Class, Ring, RingConfig};
 use crate::limits::MIN_SEGMENT_LEN;
-use crate::log::recovery::{LogIdentity, recover};
+use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::session::Shards;
 use crate::shard::action::Action;
 use crate::shard::event::{ReplyTo, ShardRequest};
@@ -24,23 +27,30 @@ use crate::shard::{Shard, ShardConfig};
 
 const SHARD: ShardId = ShardId(0);
 
-fn shard(dir: &TempDir, pool: &Pool) -> LocalShard {
-    let layout = Layout { shards: 1, segment_len: MIN_SEGMENT_LEN };
-    let data = DataDir::open(&dir.path().join("data"), layout).unwrap();
-    let (superblock, folder) = (data.superblock(), &data.shards()[0]);
+fn open(dir: &TempDir, shards: u16) -> DataDir {
+    let layout = Layout { shards, segment_len: MIN_SEGMENT_LEN };
+    DataDir::open(&dir.path().join("data"), layout).unwrap()
+}
+
+fn recovered(data: &DataDir, id: ShardId, pool: &Pool) -> (RecoveredLog, FileMode) {
+    let (superblock, folder) = (data.superblock(), &data.shards()[usize::from(id.0)]);
     let mode = choose_mode(&folder.path, true).unwrap();
     let identity = LogIdentity {
-        log_id: superblock.log_id(SHARD),
-        shard: SHARD,
+        log_id: superblock.log_id(id),
+        shard: id,
         segment_len: superblock.segment_len,
         term: superblock.boot_count,
     };
-    let log =
-        recover(identity, folder.extent, &[], &FolderReader::new(&folder.path, mode), &mut pool.clone())
-            .unwrap();
+    let reader = FolderReader::new(&folder.path, mode);
+    let log = recover(identity, folder.extent, &folder.segments, &reader, &mut pool.clone()).unwrap();
+    (log, mode)
+}
+
+fn local_shard(data: &DataDir, id: ShardId, pool: &Pool) -> LocalShard {
+    let (log, mode) = recovered(data, id, pool);
     let config = ShardConfig {
-        shard: SHARD,
-        shards: 1,
+        shard: id,
+        shards: data.superblock().shards,
         commits_in_flight: 4,
         commit_delay_us: 0,
         retention_bytes: None,
@@ -50,8 +60,9 @@ fn shard(dir: &TempDir, pool: &Pool) -> LocalShard {
         seed: 1,
     };
     let catalog = log.state.catalog.clone();
+    let folder = &data.shards()[usize::from(id.0)];
     let disk = Disk::new(DiskConfig::new(MIN_SEGMENT_LEN, mode), folder).unwrap();
-    LocalShard { id: SHARD, shard: Shard::new(config, log, &catalog, pool.clone(), clock::now()), disk }
+    LocalShard { id, shard: Shard::new(config, log, &catalog, pool.clone(), clock::now()), disk }
 }
 
 fn create(correlation: u64) -> Message {
@@ -93,7 +104,8 @@ fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_orde
         Core::new(ring, mailbox, shards, places, pool.clone(), Arc::clone(&shared), clock::now())
     };
     let mut sender = core(boxes.pop().unwrap(), Vec::new(), vec![Place::On(0)]);
-    let mut owner = core(boxes.pop().unwrap(), vec![shard(&dir, &pool)], vec![Place::Here(0)]);
+    let mut owner =
+        core(boxes.pop().unwrap(), vec![local_shard(&open(&dir, 1), SHARD, &pool)], vec![Place::Here(0)]);
     let post = owner.mailbox.post();
 
     // The first segment is not there yet, so nothing can be appended.

@@ -1,7 +1,7 @@
 //! What a shard counts.
 
 /// A shard's counters. Totals since the broker started, but for the last
-/// three, which are as they are now.
+/// four, which are as they are now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardCounters {
     /// Bytes of record batches that were copied in user space on their way to
@@ -29,6 +29,8 @@ pub struct ShardCounters {
     pub corrupt_reads: u64,
     /// Segments that hold records.
     pub segments: u64,
+    /// Bytes of memory that say where the records of sealed segments lie.
+    pub sealed_index_bytes: u64,
     /// Bytes of recent commits in memory.
     pub tail_cache_bytes: u64,
     /// Fetches that wait for records or for pages.
@@ -51,6 +53,7 @@ impl ShardCounters {
             ("page_reads_total", self.page_reads),
             ("corrupt_reads_total", self.corrupt_reads),
             ("segments", self.segments),
+            ("sealed_index_bytes", self.sealed_index_bytes),
             ("tail_cache_bytes", self.tail_cache_bytes),
             ("waiting_fetches", self.waiting_fetches),
         ]

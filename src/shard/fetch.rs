@@ -567,11 +567,14 @@ impl<P: BufferPool> Shard<P> {
         // Commit times never fall in a log, so a segment whose last commit is
         // older holds nothing that is wanted.
         let sealed = &self.segments.sealed;
-        let part = partition.index.sealed.iter().find(|part| {
-            sealed.iter().any(|s| s.segment == part.segment && s.last_commit_time_us >= time_us)
+        let first = sealed.partition_point(|segment| segment.last_commit_time_us < time_us);
+        let parts = &partition.index.sealed;
+        let part = sealed.get(first).and_then(|first| {
+            let at = parts.partition_point(|part| part.segment < first.segment);
+            parts.get(at).copied()
         });
-        let found = match part.copied() {
-            Some(part) => match self.reader.find_sealed_run(&part, |run| run.commit_time_us < time_us) {
+        let found = match part {
+            Some(part) => match self.reader.find_run_by_time(&part, id, time_us) {
                 Ok(Some(run)) => Some(run.base_offset),
                 // The segment was written to after the partition's last record
                 // in it: what follows that record is the answer.

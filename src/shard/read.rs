@@ -123,6 +123,59 @@ impl LogReader {
         part: &SealedPart,
         after: impl Fn(&Run) -> bool,
     ) -> Result<Option<Run>, Unavailable> {
+        self.search_runs(part, after).map(|(_, found)| found)
+    }
+
+    /// The first run of a part of `partition` whose commit time is at or after
+    /// `time_us`.
+    ///
+    /// Nothing is read at what it says that would show a damaged time in the
+    /// footer, so the run and the one before it are compared with the batches
+    /// that they name.
+    pub fn find_run_by_time(
+        &mut self,
+        part: &SealedPart,
+        partition: PartitionId,
+        time_us: u64,
+    ) -> Result<Option<Run>, Unavailable> {
+        let (number, found) = self.search_runs(part, |run| run.commit_time_us < time_us)?;
+        let mut base = part.base_offset;
+        if number > 0 {
+            let before = self.sealed_run(part, number - 1)?;
+            self.check_run(part.segment, partition, &before)?;
+            base = before.end_offset();
+        }
+        if let Some(run) = &found {
+            self.check_run(part.segment, partition, run)?;
+        }
+        if found.map_or(part.end_offset, |run| run.base_offset) != base {
+            let position = u64::from(part.runs_at);
+            return Err(Unavailable::Corrupt { segment: part.segment, position });
+        }
+        Ok(found)
+    }
+
+    /// Whether a run's first batch is what the run says.
+    fn check_run(
+        &mut self,
+        segment: SegmentSeq,
+        partition: PartitionId,
+        run: &Run,
+    ) -> Result<(), Unavailable> {
+        let position = u64::from(run.position);
+        let len = BATCH_HEADER_LEN.min(run.len as usize);
+        let pieces = self.pieces(segment, position, len, 0)?;
+        let checked = check_batch(&pieces, 0, partition, run.base_offset, run);
+        checked.map(|_| ()).ok_or(Unavailable::Corrupt { segment, position })
+    }
+
+    /// Number and run as [`find_sealed_run`](Self::find_sealed_run); the number is
+    /// that of all runs if there is none.
+    fn search_runs(
+        &mut self,
+        part: &SealedPart,
+        after: impl Fn(&Run) -> bool,
+    ) -> Result<(u32, Option<Run>), Unavailable> {
         let (mut low, mut high) = (0, part.runs);
         let mut found = None;
         while low < high {
@@ -134,7 +187,7 @@ impl LogReader {
                 (high, found) = (middle, Some(run));
             }
         }
-        Ok(found)
+        Ok((low, found))
     }
 
     fn sealed_run(&mut self, part: &SealedPart, number: u32) -> Result<Run, Unavailable> {

@@ -265,6 +265,7 @@ impl<P: BufferPool> Shard<P> {
     pub fn counters(&self) -> ShardCounters {
         let mut counters = self.counters;
         counters.segments = self.segments.len() as u64;
+        counters.sealed_index_bytes = self.state.sealed_index_bytes() as u64;
         counters.tail_cache_bytes = self.reader.tail.bytes() as u64;
         counters.waiting_fetches = self.fetches.len() as u64;
         counters

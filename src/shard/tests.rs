@@ -1,9 +1,12 @@
 //! A shard on a disk in memory whose answers the test gives by hand.
 
+mod damage;
 mod reading;
 mod topics;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, ProduceAck};
@@ -15,7 +18,7 @@ use super::action::{Action, FatalError, Reply, WriteToken};
 use super::event::{DiskFault, Event, Payload, ReplyTo, ShardRequest};
 use super::{Shard, ShardConfig};
 use crate::buffer::{Buffer, BufferPool};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogUpdate};
 use crate::limits::{BLOCK_LEN, CHUNK_LEN, MIN_SEGMENT_LEN};
 use crate::log::commit::COMMIT_HEADER_LEN;
 use crate::log::extent::Extent;
@@ -45,17 +48,21 @@ impl Buffer for Vector {
     }
 }
 
-struct Endless;
+/// Memory without end, unless the test says that there is none.
+#[derive(Clone, Default)]
+struct Endless {
+    is_dry: Arc<AtomicBool>,
+}
 
 impl BufferPool for Endless {
     type Buffer = Vector;
 
     fn take(&mut self) -> Option<Vector> {
-        Some(Vector(vec![0xaa; CHUNK_LEN]))
+        (self.available() > 0).then(|| Vector(vec![0xaa; CHUNK_LEN]))
     }
 
     fn available(&self) -> usize {
-        1
+        usize::from(!self.is_dry.load(Ordering::Relaxed))
     }
 }
 
@@ -90,6 +97,9 @@ struct Rig {
     /// What the next reads end with instead.
     read_fault: Option<i32>,
     correlation: u64,
+    /// Changes to the catalog that the other shards are told of.
+    published: Vec<CatalogUpdate>,
+    pool: Endless,
 }
 
 const PARTITION: PartitionId = PartitionId::new(TopicId(1), 0);
@@ -125,12 +135,17 @@ impl Rig {
     }
 
     fn start(disk: Disk, term: u64) -> Result<Rig, RecoveryError> {
+        Rig::start_with(config(), disk, term)
+    }
+
+    fn start_with(config: ShardConfig, disk: Disk, term: u64) -> Result<Rig, RecoveryError> {
         let segments: Vec<_> = disk.0.keys().copied().collect();
-        let log = recover(identity(term), Extent::EMPTY, &segments, &disk, &mut Endless)?;
+        let mut pool = Endless::default();
+        let log = recover(identity(term), Extent::EMPTY, &segments, &disk, &mut pool)?;
         let catalog: Catalog = log.state.catalog.clone();
         let now = Now { mono_us: 1, wall_us: 1_000_000 * term };
         let mut rig = Rig {
-            shard: Shard::new(config(), log, &catalog, Endless, now),
+            shard: Shard::new(config, log, &catalog, pool.clone(), now),
             disk,
             now,
             pending: VecDeque::new(),
@@ -140,6 +155,8 @@ impl Rig {
             disk_full: false,
             read_fault: None,
             correlation: 0,
+            published: Vec::new(),
+            pool,
         };
         rig.run();
         Ok(rig)
@@ -206,6 +223,7 @@ impl Rig {
                     self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
                 }
                 Action::Stop(error) => self.stopped = Some(error),
+                Action::PublishCatalog(update) => self.published.push(update),
                 other => panic!("not expected here: {other:?}"),
             }
         }
@@ -461,7 +479,7 @@ fn starting_again_and_again_without_work_writes_nothing() {
 
 fn recovered(disk: &Disk) -> RecoveredLog {
     let segments: Vec<_> = disk.0.keys().copied().collect();
-    recover(identity(2), Extent::EMPTY, &segments, disk, &mut Endless).expect("a good log")
+    recover(identity(2), Extent::EMPTY, &segments, disk, &mut Endless::default()).expect("a good log")
 }
 
 /// A batch's count is damaged downwards, and the reader wants a record at its
@@ -519,7 +537,7 @@ fn the_open_segment_keeps_room_for_what_recovery_would_put_in_its_footer() {
     let mut deleted = log.state.catalog.clone();
     let plan = deleted.plan_delete("t").expect("it is there");
     deleted.apply(&plan);
-    let shard = Shard::new(config(), log, &deleted, Endless, rig.now);
+    let shard = Shard::new(config(), log, &deleted, Endless::default(), rig.now);
     assert!(shard.state.slot(PARTITION).is_none());
     let kept = shard.state.footer_len_with_one_more() + 1024; // of the catalog's own row
     assert!(kept >= needed, "{kept} bytes are kept, {needed} may be needed");

@@ -4,6 +4,7 @@ use ringbolt_wire::message::{ErrorResponse, MAX_TOPIC_NAME_LEN, TopicInfo};
 use ringbolt_wire::{
     BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
 };
+use rustc_hash::FxHashSet;
 
 use super::Shard;
 use super::action::{Action, Reply};
@@ -23,8 +24,8 @@ pub(super) struct PendingChange {
     index: u64,
     /// Whether that commit is durable, and so the change published.
     published: bool,
-    /// Other shards that have applied it.
-    applied: u16,
+    /// Other shards that have not said yet that they have applied it.
+    missing: FxHashSet<ShardId>,
     /// Answers that speak of it, and so of what is not durable before it is.
     after: Vec<(ReplyTo, Reply)>,
 }
@@ -95,7 +96,7 @@ impl<P: BufferPool> Shard<P> {
             from,
             index,
             published: false,
-            applied: 0,
+            missing: (1..self.config.shards).map(ShardId).collect(),
             after: Vec::new(),
         });
     }
@@ -117,16 +118,15 @@ impl<P: BufferPool> Shard<P> {
     }
 
     /// Another shard has applied a change.
-    pub(super) fn change_applied(&mut self, _by: ShardId, version: u64) {
+    pub(super) fn change_applied(&mut self, by: ShardId, version: u64) {
         if let Some(change) = self.changes.iter_mut().find(|c| c.update.version == version) {
-            change.applied += 1;
+            change.missing.remove(&by);
         }
         self.answer_changes();
     }
 
     fn answer_changes(&mut self) {
-        let others = self.config.shards - 1;
-        while self.changes.front().is_some_and(|c| c.published && c.applied == others) {
+        while self.changes.front().is_some_and(|c| c.published && c.missing.is_empty()) {
             let Some(change) = self.changes.pop_front() else { return };
             let reply = match change.update.change {
                 CatalogChange::Created(topic) => Reply::TopicCreated(topic),
@@ -170,7 +170,15 @@ impl<P: BufferPool> Shard<P> {
     pub(super) fn list_topics(&mut self, from: ReplyTo) {
         let catalog = &self.state.catalog;
         let topics = catalog.topics().filter(|topic| self.topics.contains_key(&topic.id)).cloned().collect();
-        self.reply(from, Reply::Topics(topics));
+        let reply = Reply::Topics(topics);
+        // A topic that the list leaves out may come back, by a crash, as long as its
+        // deletion is not durable.
+        let is_going =
+            |c: &&mut PendingChange| !c.published && matches!(c.update.change, CatalogChange::Deleted(_));
+        match self.changes.iter_mut().rev().find(is_going) {
+            Some(change) => change.after.push((from, reply)),
+            None => self.reply(from, reply),
+        }
     }
 
     pub(super) fn look_up_topic(&mut self, from: ReplyTo, name: &str) {

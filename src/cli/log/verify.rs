@@ -28,6 +28,14 @@ struct Shard {
     batches: u64,
     records: u64,
     batch_bytes: u64,
+    /// Whole commits behind one that was not written whole. None of them was
+    /// acknowledged; the next start cuts them.
+    cut_commits: u64,
+    /// Records in those.
+    cut_records: u64,
+    /// Commits that an earlier start has cut: no part of the log, and overwritten
+    /// as it grows.
+    leftover_commits: u64,
     damaged: bool,
     faults: Vec<Fault>,
 }
@@ -79,6 +87,9 @@ fn unreadable(dir: &ShardDir, what: String) -> Shard {
         batches: 0,
         records: 0,
         batch_bytes: 0,
+        cut_commits: 0,
+        cut_records: 0,
+        leftover_commits: 0,
         damaged: true,
         faults: vec![fault],
     }
@@ -108,10 +119,13 @@ fn shard(dir: &ShardDir, log: &LogReport) -> Shard {
     Shard {
         shard: dir.shard.0,
         segments: log.segments.len(),
-        commits: sum(|s| s.commits),
-        batches: sum(|s| s.batches),
-        records: sum(|s| s.records),
-        batch_bytes: sum(|s| s.batch_bytes),
+        commits: sum(|s| s.log.commits),
+        batches: sum(|s| s.log.batches),
+        records: sum(|s| s.log.records),
+        batch_bytes: sum(|s| s.log.batch_bytes),
+        cut_commits: sum(|s| s.beyond.commits),
+        cut_records: sum(|s| s.beyond.records),
+        leftover_commits: sum(|s| s.leftovers),
         damaged: log.is_damaged() || faults.iter().any(|fault| fault.acknowledged),
         faults,
     }
@@ -122,7 +136,7 @@ fn shard(dir: &ShardDir, log: &LogReport) -> Shard {
 fn head_fault(dir: &ShardDir, log: &LogReport, segment: &crate::log::verify::SegmentReport) -> Option<Fault> {
     let head = segment.head.as_ref()?;
     let SegmentSeq(this) = segment.segment;
-    let used = log.segments.iter().any(|s| s.segment.0 >= this && s.commits > 0);
+    let used = log.segments.iter().any(|s| s.segment.0 >= this && s.log.commits > 0);
     used.then(|| Fault {
         file: segment_path(dir, segment.segment),
         position: Some(0),
@@ -154,6 +168,22 @@ impl Report {
             );
             for fault in &shard.faults {
                 fault.print(&mut out);
+            }
+            if shard.cut_commits > 0 {
+                let _ = writeln!(
+                    out,
+                    "  not acknowledged: {} commits with {} records behind the first place above; \
+                     the next start cuts them",
+                    shard.cut_commits, shard.cut_records
+                );
+            }
+            if shard.leftover_commits > 0 {
+                let _ = writeln!(
+                    out,
+                    "  left over: {} commits that an earlier start has cut; no part of the log, \
+                     and not counted above",
+                    shard.leftover_commits
+                );
             }
         }
         let verdict = match (self.damaged, self.shards.iter().all(|shard| shard.faults.is_empty())) {

@@ -8,6 +8,10 @@
 //! crash a younger segment is never gone while an older one is still there, and
 //! the extent, which is a name as well, claims no segment that is not there.
 //!
+//! A flush that finds no room is not repeated, as no failed flush is. The rename
+//! before it is taken back, and when there is room both are done anew: that
+//! writes the same blocks of the folder again, whatever the kernel has dropped.
+//!
 //! This is a state machine: [`Spares::next_step`] says what to submit, and
 //! [`Spares::complete`] takes what came of it.
 
@@ -31,8 +35,8 @@ use making::{Made, Making, Pace};
 /// Most credit that piles up while there is nothing to make.
 const CREDIT_MAX: u64 = 4 << 20;
 
-/// How long a recycling that has failed waits, in µs.
-const RECYCLE_RETRY_US: u64 = 1_000_000;
+/// How long a change of names that has failed waits, in µs.
+const RETRY_US: u64 = 1_000_000;
 
 /// An operation for the spare files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +55,10 @@ pub(super) enum FolderStep {
     /// Says which segments there must be, from now on.
     Extent,
     SyncExtent,
+    /// Takes a rename back whose flush found no room.
+    UndoRename,
+    /// The same for what says which segments there must be.
+    UndoExtent,
     Remove,
 }
 
@@ -78,6 +86,10 @@ struct FolderJob {
     job: Job,
     step: FolderStep,
     in_flight: bool,
+    /// The step has failed, and is tried again at this time (monotonic, µs).
+    retry_at: Option<u64>,
+    /// The extent when the job began.
+    extent: Extent,
 }
 
 #[derive(Debug)]
@@ -106,7 +118,8 @@ pub(super) struct Spares {
     /// Why the last file could not be made; nothing is tried until somebody
     /// asks again.
     failed: Option<DiskFault>,
-    /// A flush of the folder failed: nobody knows which names are on disk.
+    /// A flush of the folder failed for another reason than want of room: nobody
+    /// knows which names are on disk.
     broken: Option<DiskFault>,
     prepared: VecDeque<(SegmentSeq, Result<OwnedFd, DiskFault>)>,
     zeroed_bytes: u64,
@@ -181,9 +194,17 @@ impl Spares {
         self.recycled.push_back((segment, fd));
     }
 
-    /// Lets a recycling that has failed be tried again when its time has come.
-    pub(super) fn retry_recycling(&mut self, now_us: impl FnOnce() -> u64) {
-        self.recycle_at = self.recycle_at.filter(|at| *at > now_us());
+    /// Lets what has failed be tried again when its time has come.
+    pub(super) fn retry(&mut self, now_us: impl FnOnce() -> u64) {
+        let undo_at = self.folder.as_ref().and_then(|folder| folder.retry_at);
+        if self.recycle_at.is_none() && undo_at.is_none() {
+            return;
+        }
+        let now_us = now_us();
+        self.recycle_at = self.recycle_at.filter(|at| *at > now_us);
+        if let Some(folder) = &mut self.folder {
+            folder.retry_at = folder.retry_at.filter(|at| *at > now_us);
+        }
     }
 
     /// A segment that has its file, or will not get one.
@@ -206,7 +227,7 @@ impl Spares {
             self.folder = self.next_job();
         }
         let folder = self.folder.as_mut()?;
-        if folder.in_flight {
+        if folder.in_flight || folder.retry_at.is_some() {
             return None;
         }
         folder.in_flight = true;
@@ -243,7 +264,7 @@ impl Spares {
         } else {
             return None;
         };
-        Some(FolderJob { job, step, in_flight: false })
+        Some(FolderJob { job, step, in_flight: false, retry_at: None, extent: self.extent })
     }
 
     /// What there must be when the job is done.
@@ -262,7 +283,10 @@ impl Spares {
 
     /// Files that are being recycled, or will be next.
     fn coming_back(&self) -> usize {
-        let recycling = matches!(&self.folder, Some(FolderJob { job: Job::Recycle { .. }, .. }));
+        let recycling = self.folder.as_ref().is_some_and(|folder| {
+            let is_undone = matches!(folder.step, FolderStep::UndoRename | FolderStep::UndoExtent);
+            matches!(folder.job, Job::Recycle { .. }) && !is_undone
+        });
         let recycled = if self.recycle_at.is_none() { self.recycled.len() } else { 0 };
         recycled + usize::from(recycling)
     }
@@ -300,26 +324,32 @@ impl Spares {
             }
             Step::Folder(step) => {
                 let folder = self.folder.as_ref().expect("a step belongs to a job");
-                self.push_folder(ring, token, step, &folder.job, dir);
+                self.push_folder(ring, token, step, folder, dir);
             }
         }
     }
 
-    fn push_folder(&self, ring: &mut Ring, token: Token, step: FolderStep, job: &Job, dir: RawFd) {
+    fn push_folder(&self, ring: &mut Ring, token: Token, step: FolderStep, folder: &FolderJob, dir: RawFd) {
+        let (job, before) = (&folder.job, folder.extent);
         match (step, job) {
             (FolderStep::Sync | FolderStep::SyncExtent, _) => ring.fsync(token, dir, false),
             (FolderStep::Extent, job) => {
                 let (from, to) = (extent_name(self.extent), extent_name(self.extent_after(job)));
                 ring.rename_at(token, dir, c_name(from), c_name(to))
             }
+            (FolderStep::UndoExtent, _) => {
+                ring.rename_at(token, dir, c_name(extent_name(self.extent)), c_name(extent_name(before)))
+            }
             (FolderStep::Open, Job::Take { spare, .. }) => {
                 ring.open_at(token, dir, c_name(spare_name(spare.number)), self.open_flags)
             }
-            (FolderStep::Rename, Job::Take { segment, spare }) => {
+            (FolderStep::Rename, Job::Take { segment, spare })
+            | (FolderStep::UndoRename, Job::Recycle { segment, spare }) => {
                 let (from, to) = (spare_name(spare.number), segment_name(*segment));
                 ring.rename_at(token, dir, c_name(from), c_name(to))
             }
-            (FolderStep::Rename, Job::Recycle { segment, spare }) => {
+            (FolderStep::Rename, Job::Recycle { segment, spare })
+            | (FolderStep::UndoRename, Job::Take { segment, spare }) => {
                 let (from, to) = (segment_name(*segment), spare_name(spare.number));
                 ring.rename_at(token, dir, c_name(from), c_name(to))
             }
@@ -366,72 +396,118 @@ impl Spares {
         let mut folder = self.folder.take().expect("a step belongs to a job");
         folder.in_flight = false;
         if result < 0 {
-            return self.folder_failed(step, folder.job, -result);
+            return self.folder_failed(step, folder, -result);
         }
-        match (step, folder.job) {
-            (FolderStep::Open, Job::Take { segment, mut spare }) => {
-                spare.fd = Some(owned(result));
-                self.go_on(Job::Take { segment, spare }, FolderStep::Rename);
+        let next = match step {
+            FolderStep::Open => FolderStep::Rename,
+            FolderStep::Rename => FolderStep::Sync,
+            FolderStep::Extent => {
+                self.extent = self.extent_after(&folder.job);
+                FolderStep::SyncExtent
             }
-            (FolderStep::Rename, job) => self.go_on(job, FolderStep::Sync),
-            (FolderStep::Extent, job) => {
-                self.extent = self.extent_after(&job);
-                self.go_on(job, FolderStep::SyncExtent);
+            FolderStep::Sync if matches!(folder.job, Job::Take { .. }) => FolderStep::Extent,
+            FolderStep::SyncExtent if matches!(folder.job, Job::Recycle { .. }) => FolderStep::Rename,
+            FolderStep::UndoRename | FolderStep::UndoExtent => {
+                self.extent = match step {
+                    FolderStep::UndoExtent => folder.extent,
+                    _ => self.extent,
+                };
+                return self.put_back(step, folder.job);
             }
-            (FolderStep::Sync, job @ Job::Take { .. }) => self.go_on(job, FolderStep::Extent),
-            (FolderStep::SyncExtent, job @ Job::Recycle { .. }) => self.go_on(job, FolderStep::Rename),
-            (FolderStep::SyncExtent, Job::Take { segment, spare }) => {
+            FolderStep::Sync | FolderStep::SyncExtent | FolderStep::Remove => {
+                return self.folder_done(folder.job);
+            }
+        };
+        if let (FolderStep::Open, Job::Take { spare, .. }) = (step, &mut folder.job) {
+            spare.fd = Some(owned(result));
+        }
+        self.folder = Some(FolderJob { step: next, ..folder });
+    }
+
+    fn folder_done(&mut self, job: Job) {
+        match job {
+            Job::Take { segment, spare } => {
                 let fd = spare.fd.expect("opened before it was renamed");
                 self.prepared.push_back((segment, Ok(fd)));
             }
-            (FolderStep::Sync, Job::Recycle { spare, .. }) => {
+            Job::Recycle { spare, .. } => {
                 self.ready.push_back(spare);
                 // There is room again.
                 self.failed = None;
             }
-            (FolderStep::Remove, Job::Remove { .. }) => self.failed = None,
-            (step, job) => unreachable!("{step:?} is no step of {job:?}"),
+            Job::Remove { .. } => self.failed = None,
         }
     }
 
-    fn go_on(&mut self, job: Job, step: FolderStep) {
-        self.folder = Some(FolderJob { job, step, in_flight: false });
-    }
-
-    fn folder_failed(&mut self, step: FolderStep, job: Job, errno: i32) {
+    fn folder_failed(&mut self, step: FolderStep, folder: FolderJob, errno: i32) {
         let fault = fault(
             match step {
                 FolderStep::Open => "open a spare file",
                 FolderStep::Rename => "rename",
                 FolderStep::Sync | FolderStep::SyncExtent => "fsync of the shard's folder",
                 FolderStep::Extent => "rename the file that says which segments there must be",
+                FolderStep::UndoRename | FolderStep::UndoExtent => "take a rename back",
                 FolderStep::Remove => "remove a spare file",
             },
             errno,
         );
-        if matches!(step, FolderStep::Sync | FolderStep::SyncExtent) {
-            self.broken = Some(fault.clone());
-        }
-        match job {
-            Job::Take { segment, spare } => {
-                // The folder has no room for the name; the file is good.
-                match step {
-                    FolderStep::Rename if errno == libc::ENOSPC => self.ready.push_front(spare),
-                    FolderStep::Extent => self.named = Some((segment, spare)),
-                    _ => {}
-                }
-                self.prepared.push_back((segment, Err(fault)));
+        self.report(&folder.job, step, &fault);
+        match (step, fault.may_pass()) {
+            // Flushed once more it might pass for durable, though the kernel has
+            // dropped what it could not write. So the change is taken back, and
+            // made anew when there is room.
+            (FolderStep::Sync, true) => {
+                self.folder = Some(FolderJob { step: FolderStep::UndoRename, ..folder });
             }
-            Job::Recycle { segment, spare } => {
+            (FolderStep::SyncExtent, true) => {
+                self.folder = Some(FolderJob { step: FolderStep::UndoExtent, ..folder });
+            }
+            (FolderStep::UndoRename | FolderStep::UndoExtent, true) => {
+                let retry_at = Some(clock::mono_us() + RETRY_US);
+                self.folder = Some(FolderJob { retry_at, ..folder });
+            }
+            (
+                FolderStep::Sync | FolderStep::SyncExtent | FolderStep::UndoRename | FolderStep::UndoExtent,
+                false,
+            ) => self.broken = Some(fault),
+            // A file that is not what it must be stays out of use.
+            (FolderStep::Open | FolderStep::Rename, false) if matches!(folder.job, Job::Take { .. }) => {}
+            _ => self.put_back(step, folder.job),
+        }
+    }
+
+    /// Says that a job has failed, unless that was said when it had to be undone.
+    fn report(&mut self, job: &Job, step: FolderStep, fault: &DiskFault) {
+        match job {
+            _ if matches!(step, FolderStep::UndoRename | FolderStep::UndoExtent) => {
+                tracing::warn!(%fault, "a change of names could not be taken back yet; trying again");
+            }
+            Job::Take { segment, .. } => self.prepared.push_back((*segment, Err(fault.clone()))),
+            Job::Recycle { segment, .. } => {
                 tracing::error!(%segment, %fault, "a segment that is no longer retained could not be recycled; trying again");
-                // First in line: without it the younger ones must stay.
-                self.recycled.push_front((segment, spare.fd));
-                self.recycle_at = Some(clock::mono_us() + RECYCLE_RETRY_US);
                 self.refuse_wanted(0);
             }
             Job::Remove { number } => {
                 tracing::warn!(number, %fault, "a spare file too many could not be removed");
             }
+        }
+    }
+
+    /// A job that failed at `step` has changed nothing, but for what an earlier
+    /// step has made durable: its file goes back to where it will be looked for.
+    fn put_back(&mut self, step: FolderStep, job: Job) {
+        match job {
+            Job::Take { segment, spare } => match step {
+                FolderStep::Extent | FolderStep::UndoExtent => self.named = Some((segment, spare)),
+                _ => self.ready.push_front(spare),
+            },
+            Job::Recycle { segment, spare } => {
+                // First in line: without it the younger ones must stay.
+                self.recycled.push_front((segment, spare.fd));
+                self.recycle_at = Some(clock::mono_us() + RETRY_US);
+                self.refuse_wanted(0);
+            }
+            Job::Remove { .. } => {}
         }
     }
 }

@@ -414,6 +414,34 @@ fn without_a_descriptor_left_an_idle_file_gives_up_its_own() {
     bench.write(8, 0, 1, 4096).unwrap();
 }
 
+/// Nothing was written yet, so nothing has failed that could not be repeated.
+#[test]
+fn a_write_for_whose_file_no_descriptor_is_left_waits_for_one() {
+    let dir = folder();
+    fs::write(dir.path().join(segment_name(SegmentSeq(7))), vec![0; LEN as usize]).unwrap();
+    let mut bench = Bench::new(dir.path(), direct());
+    for n in 0..3 {
+        bench.disk.files.opening(SegmentSeq(7));
+        let data = Bytes::from_static(&[]);
+        bench.disk.files.wait(SegmentSeq(7), Waiting::Write { token: WriteToken(n), position: 0, data });
+        let refused = [libc::EMFILE, libc::ENFILE, libc::EACCES][n as usize];
+        bench.disk.opened(&mut bench.ring, SegmentSeq(7), -refused);
+        if refused == libc::EACCES {
+            let Some(Event::Written { result: Err(fault), .. }) = bench.disk.next_event() else { panic!() };
+            assert_eq!(fault.errno, refused, "that does not pass");
+            return;
+        }
+        let due = bench.disk.next_deadline().expect("it is tried again");
+        bench.disk.tick(&mut bench.ring, due - 1);
+        assert!(bench.disk.next_event().is_none() && bench.disk.in_flight() == 0, "not before");
+        bench.disk.tick(&mut bench.ring, due);
+        assert!(matches!(bench.event(), Event::Written { token, result: Ok(()) } if token.0 == n));
+        assert_eq!(bench.disk.next_deadline(), None);
+        let idle = bench.disk.files.give_up_idle();
+        assert!(idle.is_some(), "it was opened");
+    }
+}
+
 #[test]
 fn a_spare_file_of_a_wrong_length_is_in_nobodys_way() {
     let dir = folder();

@@ -124,3 +124,35 @@ fn fetches_that_one_record_wakes_are_looked_at_over_several_turns() {
     rig.wait(1);
     assert_eq!(rig.replies.len(), 1 + 6);
 }
+
+/// Memory that another core gives back is no event of this shard's: it has to
+/// look again by itself.
+#[test]
+fn a_page_for_which_there_was_no_memory_is_read_soon_after_there_is_some() {
+    let mut rig = Rig::new();
+    for sequence in 0..30 {
+        rig.produce(sequence, &[sequence as u8; 200 << 10]);
+    }
+    let mut rig = Rig::start(std::mem::take(&mut rig.disk), 2).expect("a good log");
+    rig.wait(100_000);
+    rig.pool.is_dry.store(true, Ordering::Relaxed);
+    let starved = (0..30).find(|&offset| {
+        rig.fetch(offset, 60_000);
+        rig.replies.is_empty() || rig.fetched().0 != 0
+    });
+    let offset = starved.expect("the memory in hand does not hold all pages");
+    let reads = rig.shard.counters().page_reads;
+    for _ in 0..3 {
+        let due = rig.shard.next_deadline().expect("it looks again without being told");
+        assert!((1..=1000).contains(&(due - rig.now.mono_us)), "neither at once nor late");
+        rig.wait(due - rig.now.mono_us);
+        assert!(rig.replies.is_empty());
+    }
+    assert_eq!(rig.shard.counters().page_reads, reads, "there is nothing to read into");
+    rig.pool.is_dry.store(false, Ordering::Relaxed);
+    let due = rig.shard.next_deadline().expect("it looks again without being told");
+    rig.wait(due - rig.now.mono_us);
+    let (status, len, end) = rig.fetched();
+    assert_eq!((status, end), (0, 30), "from offset {offset}");
+    assert!(len >= 200 << 10);
+}

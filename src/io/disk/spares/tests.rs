@@ -148,6 +148,81 @@ fn after_a_failed_flush_of_the_folder_nothing_is_prepared_any_more() {
     }
 }
 
+/// Completes steps until none is left; the `fails`-th finds the disk full.
+fn run_full(spares: &mut Spares, fails: usize) -> Vec<Step> {
+    let mut steps = Vec::new();
+    while let Some(step) = spares.next_step() {
+        let result = match step {
+            _ if fails == steps.len() => -libc::ENOSPC,
+            Step::Folder(FolderStep::Open) => open_result(),
+            _ => 0,
+        };
+        steps.push(step);
+        spares.complete(step, result);
+    }
+    steps
+}
+
+const UNDO_RENAME: Step = Step::Folder(FolderStep::UndoRename);
+const UNDO_EXTENT: Step = Step::Folder(FolderStep::UndoExtent);
+
+#[test]
+fn a_segment_for_whose_name_there_was_no_room_is_prepared_anew_when_there_is() {
+    let open = Step::Folder(FolderStep::Open);
+    for (flush, undo, again) in [(2, UNDO_RENAME, &TAKE[..]), (4, UNDO_EXTENT, &TAKE[2..])] {
+        let mut spares = spares_of(extent(0, 5), &[1]);
+        spares.prepare(SegmentSeq(5));
+        let steps = [&[open][..], &TAKE[..flush], &[undo]].concat();
+        assert_eq!(run_full(&mut spares, flush), steps, "the flush is not repeated");
+        let (segment, result) = spares.next_prepared().unwrap();
+        assert_eq!((segment, result.unwrap_err().errno), (SegmentSeq(5), libc::ENOSPC));
+        assert_eq!(spares.extent, extent(0, 5), "nobody may rely on it");
+        assert_eq!(run(&mut spares, None), [], "until it is asked for again");
+        spares.prepare(SegmentSeq(5));
+        assert_eq!(run(&mut spares, None), again);
+        let (segment, result) = spares.next_prepared().unwrap();
+        assert!(segment == SegmentSeq(5) && result.is_ok() && spares.next_prepared().is_none());
+        assert_eq!(spares.extent, extent(0, 6));
+    }
+}
+
+#[test]
+fn a_segment_whose_recycling_found_no_room_is_recycled_when_there_is() {
+    for (flush, undo, again) in [(1, UNDO_EXTENT, &RECYCLE[..]), (3, UNDO_RENAME, &RECYCLE[2..])] {
+        let mut spares = spares_of(extent(0, 5), &[]);
+        spares.recycle(SegmentSeq(0), None);
+        assert_eq!(run_full(&mut spares, flush), [&RECYCLE[..=flush], &[undo]].concat());
+        assert_eq!((run(&mut spares, None), spares.ready()), (vec![], 0), "not at once");
+        spares.retry(|| u64::MAX);
+        assert_eq!(run(&mut spares, None), again);
+        assert_eq!((spares.ready(), spares.extent), (1, extent(1, 5)));
+    }
+}
+
+#[test]
+fn a_rename_that_cannot_be_taken_back_yet_holds_up_the_next_one() {
+    let mut spares = spares_of(extent(0, 5), &[1]);
+    spares.prepare(SegmentSeq(5));
+    for (step, errno) in [(Step::Folder(FolderStep::Open), 0), (TAKE[0], 0), (TAKE[1], 28), (UNDO_RENAME, 28)]
+    {
+        assert_eq!(spares.next_step(), Some(step));
+        let opened = step == Step::Folder(FolderStep::Open);
+        spares.complete(step, if opened { open_result() } else { -errno });
+    }
+    assert!(spares.next_prepared().unwrap().1.is_err(), "producing is refused meanwhile");
+    spares.prepare(SegmentSeq(5));
+    spares.recycle(SegmentSeq(0), None);
+    let folder = |steps: Vec<Step>| -> Vec<Step> {
+        steps.into_iter().filter(|step| matches!(step, Step::Folder(_))).collect()
+    };
+    assert_eq!(folder(run(&mut spares, None)), []);
+    spares.retry(clock::mono_us);
+    assert_eq!(folder(run(&mut spares, None)), [], "not at once");
+    spares.retry(|| u64::MAX);
+    assert_eq!(folder(run(&mut spares, None)), [&[UNDO_RENAME], &TAKE[..], &RECYCLE].concat());
+    assert!(spares.next_prepared().unwrap().1.is_ok() && spares.next_prepared().is_none());
+}
+
 /// Whatever it is that a crash leaves done, the extent claims no segment without
 /// its file.
 #[test]
@@ -275,9 +350,9 @@ fn a_younger_segment_is_not_recycled_before_an_older_one_whose_rename_failed() {
         spares.recycle(SegmentSeq(0), None);
         spares.recycle(SegmentSeq(1), None);
         assert_eq!(run(&mut spares, Some(fails)), RECYCLE[..=fails], "the second does not start");
-        spares.retry_recycling(clock::mono_us);
+        spares.retry(clock::mono_us);
         assert_eq!(run(&mut spares, None), [], "not at once");
-        spares.retry_recycling(|| u64::MAX);
+        spares.retry(|| u64::MAX);
         assert_eq!(spares.next_step(), Some(RECYCLE[fails]), "what was done is not done again");
         let oldest = spares.folder.as_ref().map(|folder| &folder.job);
         assert!(matches!(oldest, Some(Job::Recycle { segment: SegmentSeq(0), .. })), "{oldest:?}");
