@@ -12,9 +12,12 @@ mod buffers;
 mod close;
 mod connection;
 mod direct;
+mod half;
 mod listener;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 use std::cell::Cell;
@@ -70,6 +73,9 @@ pub struct NetConfig {
     pub connections: Arc<AtomicUsize>,
     /// Time for the hello, in µs.
     pub handshake_timeout_us: u64,
+    /// Time over which the rest of a frame must come at
+    /// [`MIN_FRAME_RATE`](crate::limits::MIN_FRAME_RATE), in µs.
+    pub frame_timeout_us: u64,
     /// Most bytes of half-received frames over this core's connections, and of
     /// frames that wait.
     pub max_stashed: usize,
@@ -107,8 +113,8 @@ pub struct NetCounters {
     pub starved_receives: u64,
     /// Connections closed because their peer did not read.
     pub slow_readers: u64,
-    /// Connections closed because a large batch did not come to its end while
-    /// memory was short.
+    /// Connections closed because a frame did not come to its end: at once while
+    /// memory was short, or for too long.
     pub slow_writers: u64,
 }
 
@@ -370,7 +376,7 @@ impl Net {
                         listener.arm(host.ring());
                     }
                 }
-                Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle => {
+                Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                     if let Some(slot) = self.find(key) {
                         self.connection_timer(slot, timer, host);
                     }
@@ -392,6 +398,7 @@ impl Net {
             Timer::SendStall => self.check_send(slot, now, host),
             Timer::Linger => self.end(slot, host),
             Timer::DirectIdle => self.check_direct(slot, now, host),
+            Timer::Frame => self.check_frame(slot, now, host),
             Timer::Accept | Timer::Turn => unreachable!("they concern no session"),
         }
     }
@@ -501,7 +508,9 @@ impl Net {
         }
         self.throttled = throttled;
         for slot in 0..self.slots.len() as u32 {
-            if self.slots[slot as usize].connection.is_some() {
+            if let Some(connection) = &mut self.slots[slot as usize].connection {
+                // That nothing came was not their fault.
+                connection.slow.forget();
                 self.mark(slot);
             }
         }

@@ -8,7 +8,8 @@ use super::gather::{FetchGather, TopicGather};
 use super::pending::{Pending, number};
 use super::{Input, Phase, Session, Shards, Violation, add};
 use crate::limits::{
-    BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_BYTES, MAX_FRAME_LEN, MAX_HELLO_FRAME_LEN, MAX_IN_FLIGHT,
+    BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_FRAME_LEN, MAX_HELLO_FRAME_LEN,
+    MAX_IN_FLIGHT,
 };
 use crate::shard::event::{Payload, ShardRequest};
 use crate::shard::placement::shard_of;
@@ -110,6 +111,7 @@ impl Session {
             Ok(checked) => checked,
             Err(Refused::Closed(violation)) => return Ok(self.close(&violation)),
             Err(Refused::Answered(error)) => {
+                self.frames += 1;
                 self.refuse(header.opcode, header.correlation, error);
                 return Ok(Input::Open);
             }
@@ -118,6 +120,7 @@ impl Session {
             self.input = Input::Stalled(shard);
             return Err(frame);
         }
+        self.frames += 1;
         self.count(&header);
         let number =
             self.insert(Pending::Single { correlation: header.correlation, opcode: Opcode::Produce });
@@ -242,7 +245,10 @@ impl Session {
             }
             let frame = &rest[..header.frame_len()];
             match self.frame(&header, frame, shards) {
-                Ok(Taken::Yes) => used += frame.len(),
+                Ok(Taken::Yes) => {
+                    used += frame.len();
+                    self.frames += 1;
+                }
                 Ok(Taken::No(input)) => {
                     self.input = input;
                     return used;
@@ -450,6 +456,7 @@ impl Session {
     fn fetch<S: Shards>(&mut self, header: &FrameHeader, mut fetch: Fetch, shards: &mut S) -> Taken {
         let (correlation, all) = (header.correlation, self.config.shards());
         fetch.max_bytes = fetch.max_bytes.min(MAX_FETCH_BYTES);
+        fetch.max_wait_ms = fetch.max_wait_ms.min(MAX_FETCH_WAIT_MS);
         let shard = shard_of(fetch.partitions[0].partition, all);
         let is_single = fetch.partitions[1..].iter().all(|p| shard_of(p.partition, all) == shard);
         if is_single {

@@ -165,6 +165,8 @@ pub struct Session {
     /// Said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
     stash: Stash,
+    /// Frames that were handled.
+    frames: u64,
     /// Answers gathered since the last send started.
     gathering: Outbox,
     /// Bytes of the answers that the current send is made of.
@@ -188,6 +190,7 @@ impl Session {
             pending: PendingTable::default(),
             goodbye: None,
             stash: Stash::default(),
+            frames: 0,
             gathering: Outbox::default(),
             sending: 0,
             sending_own: 0,
@@ -245,6 +248,13 @@ impl Session {
     /// Bytes that came and were not handled yet.
     pub fn stashed(&self) -> usize {
         self.stash.len()
+    }
+
+    /// Frames that were handled: as long as it stays the same, what waits is the
+    /// start of the same frame.
+    #[inline]
+    pub fn frames(&self) -> u64 {
+        self.frames
     }
 
     /// How the input stands.

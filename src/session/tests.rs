@@ -15,7 +15,7 @@ use ringbolt_wire::{
 };
 
 use super::*;
-use crate::limits::{BLOCK_LEN, MAX_BATCH_LEN, MAX_IN_FLIGHT};
+use crate::limits::{BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_WAIT_MS, MAX_IN_FLIGHT};
 use crate::shard::action::Reply;
 use crate::shard::event::{Payload, ShardRequest};
 
@@ -572,4 +572,14 @@ proptest! {
         }
         drain(&mut session);
     }
+}
+
+#[test]
+fn a_fetch_waits_no_longer_than_the_limit() {
+    let (mut session, mut shards) = greeted();
+    let Request::Fetch(fetch) = fetch(&[(1, 0)], 1000) else { unreachable!("it makes fetches") };
+    let long = Fetch { max_wait_ms: u32::MAX, ..fetch };
+    session.receive(&encode(&Request::Fetch(long), 5), &mut shards);
+    let words = &shards.requests[0].2;
+    assert!(words.contains(&format!("max_wait_ms: {MAX_FETCH_WAIT_MS},")), "{words}");
 }

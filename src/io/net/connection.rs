@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::direct::Direct;
+use super::half::SlowFrame;
 use super::{Host, Net, Timer};
 use crate::io::ring::{OpId, SendParts, Target};
 use crate::session::{Input, Session};
@@ -118,8 +119,12 @@ pub(super) struct Connection {
     /// When the peer last took bytes, or the send started that it should take
     /// bytes of.
     pub progress_us: u64,
-    /// When the oldest bytes in the stash came.
+    /// When the first bytes of the frame in the stash came.
     pub stashed_us: u64,
+    /// How many frames came before it.
+    pub stashed_frame: u64,
+    /// How fast a frame comes that takes its time.
+    pub slow: SlowFrame,
     /// What the core's sum counts of the stash.
     pub stashed: Stashed,
     /// Bytes of unsent answers, outside of the pool, that the core's sum counts.
@@ -193,6 +198,8 @@ impl Net {
             parts: None,
             progress_us: now,
             stashed_us: now,
+            stashed_frame: 0,
+            slow: SlowFrame::default(),
             stashed: Stashed::default(),
             unsent_own: 0,
             ended: false,

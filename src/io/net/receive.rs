@@ -60,7 +60,8 @@ impl Net {
             Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
         }
         let stash = Stashed::of(&connection.session);
-        if stash != connection.stashed {
+        let is_other = stash.half > 0 && connection.stashed_frame != connection.session.frames();
+        if stash != connection.stashed || is_other {
             self.count_stash(slot, stash, host);
         }
         self.mark(slot);
@@ -88,6 +89,10 @@ impl Net {
         let connection = self.slots[slot as usize].get();
         tracing::debug!(session = connection.key, %violation, "closing a connection");
         let input = connection.session.close(violation);
+        // The rest of its batch is not waited for.
+        if let Receive::Direct(op) = connection.receive {
+            host.ring().cancel(op);
+        }
         self.after_input(slot, input, host);
     }
 
@@ -122,11 +127,17 @@ impl Net {
 
     fn count_stash<H: Host>(&mut self, slot: u32, stash: Stashed, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.stashed.half == 0 {
+        // One that always has a half frame here has another one every time.
+        let frames = connection.session.frames();
+        if connection.stashed.half == 0 || connection.stashed_frame != frames {
             connection.stashed_us = host.now().mono_us;
+            connection.stashed_frame = frames;
         }
         let before = std::mem::replace(&mut connection.stashed, stash);
         self.stashed.replace(before, stash);
+        if stash.half > 0 {
+            self.watch_frame(slot, host);
+        }
         if self.stashed.half > self.config.max_stashed && stash.half > 0 {
             self.close_oldest_stash(host);
         }
