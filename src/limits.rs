@@ -105,6 +105,18 @@ pub const MAX_UNSENT: usize = 2 * MAX_FETCH_BYTES as usize;
 /// of as many requests as may be in flight.
 pub const MAX_UNSENT_OWN: usize = 256 << 10;
 
+/// Messages that fit a core's mailbox: as many requests as one connection may
+/// have in flight.
+pub const MAILBOX_LEN: usize = MAX_IN_FLIGHT as usize;
+/// Messages for other cores that wait for room in their mailboxes, beyond which a
+/// core lets its shards rest: what it makes next are mostly answers to those very
+/// cores. It receives all the time, so two cores never wait for each other.
+pub const MAX_OUTGOING: usize = 4 * MAILBOX_LEN;
+/// Requests of other cores that may wait on a core for one of its shards: what was
+/// in the mailbox when the others were told to send no more, and one from each
+/// that was about to.
+pub const MAX_HELD: usize = MAILBOX_LEN + MAX_CORES;
+
 const _: () = assert!(MAX_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
 const _: () = assert!(MAX_COMMIT_LEN <= CHUNK_LEN && MAX_COMMIT_LEN.is_multiple_of(BLOCK_LEN));
 const _: () = assert!(CHUNK_LEN.is_multiple_of(PAGE_LEN) && PAGE_LEN.is_multiple_of(BLOCK_LEN));

@@ -39,6 +39,9 @@ const INTERNAL: &[&str] = &[
     "DEFAULT_DIRECT_THRESHOLD",
     "MAX_SHARDS",
     "MAX_CORES",
+    "MAILBOX_LEN",
+    "MAX_OUTGOING",
+    "MAX_HELD",
 ];
 
 #[test]

@@ -441,7 +441,14 @@ impl Session {
             Request::OpenProducer(open) => (shard_of(open.partition, all), ShardRequest::OpenProducer(open)),
             Request::Produce { .. } => unreachable!("produce requests have their own way"),
         };
-        let appends = matches!(request, ShardRequest::CreateTopic { .. } | ShardRequest::DeleteTopic { .. });
+        // What asks how far a producer got waits behind what appends, so it waits
+        // here as well, and not without a bound on the shard's core.
+        let appends = matches!(
+            request,
+            ShardRequest::CreateTopic { .. }
+                | ShardRequest::DeleteTopic { .. }
+                | ShardRequest::OpenProducer(_)
+        );
         if !shards.accepts(shard, appends) {
             return Ok(Taken::No(Input::Stalled(shard)));
         }
