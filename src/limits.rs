@@ -105,6 +105,11 @@ pub const MAX_UNSENT: usize = 2 * MAX_FETCH_BYTES as usize;
 /// of as many requests as may be in flight.
 pub const MAX_UNSENT_OWN: usize = 256 << 10;
 
+/// Bytes of memory that the longest answer takes while it is made: a topic of
+/// 100,000 partitions, of which each is 24 bytes from its shard, 24 gathered, and
+/// 20 in a frame that is allocated anew as it grows; or the names of all topics.
+pub const MAX_LISTING_LEN: usize = 12 << 20;
+
 /// Messages that fit a core's mailbox: as many requests as one connection may
 /// have in flight.
 pub const MAILBOX_LEN: usize = MAX_IN_FLIGHT as usize;
@@ -124,6 +129,9 @@ const _: () = assert!(MAX_SEGMENT_LEN <= u32::MAX as u64);
 const _: () = assert!(MIN_SEGMENT_LEN.is_multiple_of(PAGE_LEN as u64));
 // A segment must hold its header, one largest commit, and a footer.
 const _: () = assert!(MIN_SEGMENT_LEN >= 2 * (MAX_BATCH_LEN as u64 + 3 * BLOCK_LEN as u64));
+const _: () =
+    assert!(ringbolt_wire::message::MAX_PARTITIONS as usize * (24 + 24 + 3 * 20) <= MAX_LISTING_LEN);
+const _: () = assert!(MAX_TOPICS * 4 * (ringbolt_wire::message::MAX_TOPIC_NAME_LEN + 16) <= MAX_LISTING_LEN);
 // However slow the longest frame may come, it is bounded: by 18 minutes.
 const _: () = assert!(MAX_FRAME_LEN as u64 / MIN_FRAME_RATE < 18 * 60 + 20);
 const _: () = assert!(MAX_FRAME_LEN > MAX_BATCH_LEN && MAX_HELLO_FRAME_LEN < MAX_FRAME_LEN);

@@ -39,6 +39,7 @@ const INTERNAL: &[&str] = &[
     "DEFAULT_DIRECT_THRESHOLD",
     "MAX_SHARDS",
     "MAX_CORES",
+    "MAX_LISTING_LEN",
     "MAILBOX_LEN",
     "MAX_OUTGOING",
     "MAX_HELD",

@@ -21,6 +21,7 @@ mod tests;
 mod timers;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -155,6 +156,8 @@ pub struct Net {
     dirty: Vec<u32>,
     /// Connections whose receive ended for want of a buffer.
     starved: Vec<u32>,
+    /// Sessions that wait for room for an answer that lists, oldest first.
+    queued: VecDeque<u64>,
     timers: Timers,
     listener: Option<listener::Listener>,
     /// Bytes in the stashes of all sessions.
@@ -223,6 +226,7 @@ impl Net {
             free: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
+            queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(listener),
             stashed: Stashed::default(),
@@ -287,6 +291,7 @@ impl Net {
     #[inline]
     pub fn tick<H: Host>(&mut self, host: &mut H) {
         self.run_timers(host);
+        self.resume_queued(host);
         if self.pool.available() < self.config.low_chunks || self.unsent_own > self.config.max_unsent_own {
             self.relieve(host);
         }
@@ -311,6 +316,9 @@ impl Net {
         }
         if !self.starved.is_empty() {
             self.feed_starved(host);
+        }
+        if self.has_turn() {
+            self.wake_at(host.now().mono_us);
         }
         self.timers.next()
     }
@@ -415,7 +423,10 @@ impl Net {
     fn count_unsent(&mut self, slot: u32) {
         let connection = self.slots[slot as usize].get();
         let session = &connection.session;
-        let waits = if session.input() == Input::Backlogged { session.stashed() } else { 0 };
+        let waits = match session.input() {
+            Input::Backlogged | Input::Queued => session.stashed(),
+            _ => 0,
+        };
         let unsent = session.unsent_own() + waits;
         self.unsent_own = self.unsent_own + unsent - connection.unsent_own;
         connection.unsent_own = unsent;

@@ -5,6 +5,7 @@ use ringbolt_wire::message::{ErrorResponse, Fetch, Hello, HelloAck, PRODUCE_HEAD
 use ringbolt_wire::{BatchError, BatchHeader, ErrorCode, FrameHeader, Opcode, PROTOCOL_VERSION, ShardId};
 
 use super::gather::{FetchGather, TopicGather};
+use super::listing::Listing;
 use super::pending::{Pending, number};
 use super::{Input, Phase, Session, Shards, Violation, add};
 use crate::limits::{
@@ -400,9 +401,9 @@ impl Session {
         let correlation = header.correlation;
         let all = self.config.shards();
         let first = ShardId(0);
-        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics);
-        if lists && self.listing {
-            return Ok(Taken::No(Input::Backlogged));
+        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics | Request::Stats);
+        if lists && let Err(input) = self.begin_listing(shards) {
+            return Ok(Taken::No(input));
         }
         let (shard, request) = match request {
             Request::Ping => return Ok(self.answer(header, &Response::Pong)),
@@ -420,11 +421,7 @@ impl Session {
             }
             Request::Fetch(fetch) => return Ok(self.fetch(header, fetch, shards)),
             Request::DescribeTopic { name } => {
-                if !shards.accepts(first, false) {
-                    return Ok(Taken::No(Input::Stalled(first)));
-                }
                 self.count(header);
-                self.listing = true;
                 let gather = Box::new(TopicGather::new(all));
                 let number = self.insert(Pending::Topic { correlation, gather });
                 shards.request(first, number, ShardRequest::LookUpTopic { name });
@@ -449,15 +446,28 @@ impl Session {
                 | ShardRequest::DeleteTopic { .. }
                 | ShardRequest::OpenProducer(_)
         );
-        if !shards.accepts(shard, appends) {
+        if !lists && !shards.accepts(shard, appends) {
             return Ok(Taken::No(Input::Stalled(shard)));
         }
         self.count(header);
-        self.listing |= lists;
         let opcode = Opcode::from_u8(header.opcode).expect("the request was decoded by its opcode");
         let number = self.insert(Pending::Single { correlation, opcode });
         shards.request(shard, number, request);
         Ok(Taken::Yes)
+    }
+
+    /// Takes its turn for an answer that lists, or says what to wait for.
+    fn begin_listing<S: Shards>(&mut self, shards: &mut S) -> Result<(), Input> {
+        let first = ShardId(0);
+        if self.listing != Listing::Idle {
+            Err(Input::Backlogged)
+        } else if !shards.accepts(first, false) {
+            Err(Input::Stalled(first))
+        } else if !self.listing.begin(&self.config.listings) {
+            Err(Input::Queued)
+        } else {
+            Ok(())
+        }
     }
 
     fn fetch<S: Shards>(&mut self, header: &FrameHeader, mut fetch: Fetch, shards: &mut S) -> Taken {

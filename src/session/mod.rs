@@ -16,6 +16,7 @@ use crate::shard::event::ShardRequest;
 
 mod gather;
 mod input;
+mod listing;
 mod outbox;
 mod pending;
 mod replies;
@@ -26,9 +27,11 @@ mod violation;
 mod tests;
 
 pub use input::DirectFrame;
+pub use listing::Listings;
 pub use outbox::Output;
 pub use violation::Violation;
 
+use listing::Listing;
 use outbox::Outbox;
 use pending::PendingTable;
 use stash::Stash;
@@ -51,6 +54,8 @@ pub struct SessionConfig {
     pub max_unsent: usize,
     /// The same, for answers in memory of their own.
     pub max_unsent_own: usize,
+    /// The budget for answers that list.
+    pub listings: Listings,
     /// What was counted.
     pub counters: SessionCounters,
 }
@@ -135,6 +140,9 @@ pub enum Input {
     Stalled(ShardId),
     /// Not before answers have been sent: call [`Session::resume`] then.
     Backlogged,
+    /// Not before there is room for an answer that lists, and others had theirs
+    /// who waited before: call [`Session::resume`] then.
+    Queued,
     /// The connection belongs on this core; nothing of the hello was taken.
     Moves {
         /// Where it should go.
@@ -175,9 +183,15 @@ pub struct Session {
     sending_own: usize,
     /// Whether they hold memory of others.
     sending_shared: bool,
-    /// Whether a request is in flight whose answer may be megabytes of names
-    /// or partitions: one at a time.
-    listing: bool,
+    /// A request whose answer may be megabytes of names or partitions: one at a
+    /// time.
+    listing: Listing,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.listing.end(&self.config.listings);
+    }
 }
 
 impl Session {
@@ -195,7 +209,7 @@ impl Session {
             sending: 0,
             sending_own: 0,
             sending_shared: false,
-            listing: false,
+            listing: Listing::Idle,
         }
     }
 
@@ -295,6 +309,7 @@ impl Session {
         self.sending_own = self.gathering.own();
         let output = self.gathering.take()?;
         self.sending = output.len();
+        self.listing.taken();
         Some(output)
     }
 
@@ -306,6 +321,7 @@ impl Session {
         self.sending -= sent;
         if self.sending == 0 {
             (self.sending_own, self.sending_shared) = (0, false);
+            self.listing.sent(&self.config.listings);
         }
         self.sending == 0
     }
@@ -323,6 +339,9 @@ impl Session {
         self.input = Input::Closed;
         self.goodbye = None;
         self.gathering.clear();
+        if self.listing != Listing::Making {
+            self.listing.end(&self.config.listings);
+        }
         (self.sending, self.sending_own, self.sending_shared) = (0, 0, false);
         self.stash.consume(self.stash.len());
     }

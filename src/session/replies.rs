@@ -54,16 +54,30 @@ impl Session {
             panic!("counters that no request asked for")
         };
         let response = Response::Stats(stats);
-        self.gathering.append(|out| response.encode(out, Opcode::Stats as u8, correlation, 0));
+        self.list(|session| {
+            session.gathering.append(|out| response.encode(out, Opcode::Stats as u8, correlation, 0));
+        });
         if self.phase == Phase::Closing {
             self.say_goodbye();
         }
     }
 
+    /// Gathers an answer that lists.
+    fn list(&mut self, answer: impl FnOnce(&mut Self)) {
+        let before = self.gathering.len();
+        answer(self);
+        let len = self.gathering.len() - before;
+        self.listing.made(len, &self.config.listings);
+    }
+
     fn single(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
-        if opcode == Opcode::ListTopics {
-            self.listing = false;
+        match opcode {
+            Opcode::ListTopics => self.list(|session| session.answered(opcode, correlation, reply)),
+            _ => self.answered(opcode, correlation, reply),
         }
+    }
+
+    fn answered(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
         let response = match reply {
             Reply::Produced(ack) => Response::Produced(ack),
             Reply::Offset(offset) => Response::Offset(offset),
@@ -126,8 +140,7 @@ impl Session {
             }
             TopicNext::Done(result) => {
                 self.pending.remove(slot);
-                self.listing = false;
-                self.described(correlation, result);
+                self.list(|session| session.described(correlation, result));
             }
         }
     }

@@ -25,8 +25,8 @@ impl Stashed {
         match session.input() {
             Input::Open | Input::Large { .. } => Stashed { half: session.stashed(), whole: 0 },
             Input::Stalled(_) => Stashed { half: 0, whole: session.stashed() },
-            // Counted with the answers that its peer does not read.
-            Input::Backlogged => Stashed::default(),
+            // Counted with the answers for which it waits.
+            Input::Backlogged | Input::Queued => Stashed::default(),
             Input::Moves { .. } | Input::Closed => Stashed { half: 0, whole: session.stashed() },
         }
     }
@@ -136,6 +136,8 @@ pub(super) struct Connection {
     pub direct_timer: bool,
     /// In the list of sessions that wait for a shard.
     pub stalled: bool,
+    /// In the list of sessions that wait for room for an answer that lists.
+    pub queued: bool,
 }
 
 impl Connection {
@@ -207,6 +209,7 @@ impl Net {
             send_timer: false,
             direct_timer: false,
             stalled: false,
+            queued: false,
         }));
         self.counters.open += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);

@@ -56,9 +56,17 @@ impl Net {
                     host.stalled(key, shard);
                 }
             }
+            Input::Queued => {
+                if !connection.queued {
+                    connection.queued = true;
+                    self.queued.push_back(key);
+                    self.session_config.listings.queue(self.queued.len(), false);
+                }
+            }
             Input::Backlogged | Input::Moves { .. } => {}
             Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
         }
+        let connection = self.slots[slot as usize].get();
         let stash = Stashed::of(&connection.session);
         let is_other = stash.half > 0 && connection.stashed_frame != connection.session.frames();
         if stash != connection.stashed || is_other {
@@ -82,6 +90,28 @@ impl Net {
         }
         let input = connection.session.resume(&mut host.shards_for(key));
         self.after_input(slot, input, host);
+    }
+
+    /// Goes on with those who wait for room for an answer that lists, in the
+    /// order in which they began to wait.
+    pub(super) fn resume_queued<H: Host>(&mut self, host: &mut H) {
+        while self.has_turn()
+            && let Some(key) = self.queued.pop_front()
+        {
+            self.session_config.listings.queue(self.queued.len(), true);
+            if let Some(slot) = self.find(key) {
+                self.slots[slot as usize].get().queued = false;
+                self.resume_slot(slot, host);
+            }
+            self.session_config.listings.queue(self.queued.len(), false);
+        }
+    }
+
+    /// Whether somebody waits for room for an answer that lists, and there is
+    /// some.
+    #[inline]
+    pub(super) fn has_turn(&self) -> bool {
+        !self.queued.is_empty() && self.session_config.listings.has_room()
     }
 
     /// Ends a connection for what its peer did, or for the broker's stop.
