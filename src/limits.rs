@@ -110,6 +110,15 @@ pub const MAX_UNSENT_OWN: usize = 256 << 10;
 /// 20 in a frame that is allocated anew as it grows; or the names of all topics.
 pub const MAX_LISTING_LEN: usize = 12 << 20;
 
+/// Vectors that are kept for the sessions of a core to gather bytes in: one for
+/// each session in a turn of the loop that takes all receive buffers.
+pub const MAX_SPARES: usize = 64;
+/// Longest of them in bytes, so that all of them have 1 MiB at the most.
+pub const MAX_SPARE_LEN: usize = 16 << 10;
+/// Requests in flight for which a session that has none keeps its table, 8 KiB:
+/// as many as the deepest shape that is measured.
+pub const KEEP_IN_FLIGHT: usize = 256;
+
 /// Messages that fit a core's mailbox: as many requests as one connection may
 /// have in flight.
 pub const MAILBOX_LEN: usize = MAX_IN_FLIGHT as usize;

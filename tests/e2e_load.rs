@@ -4,7 +4,7 @@
 mod net_common;
 
 use std::io::Write;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use net_common::*;
@@ -207,8 +207,12 @@ fn halves_of_large_batches_between_whole_ones_cannot_use_up_the_memory() {
     assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
 }
 
+/// More open files than two tests of one process may have at once.
+static MOST_FILES: Mutex<()> = Mutex::new(());
+
 #[test]
 fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
+    let _alone = MOST_FILES.lock();
     ringbolt::io::process::raise_open_files().unwrap();
     let dir = TempDir::new().unwrap();
     let server = Server::start(&dir, &["--memory", "96MiB", "--handshake-timeout", "20s"]);
@@ -228,6 +232,37 @@ fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
     assert_eq!(silent[9_999].goodbye(), ErrorCode::HandshakeTimeout);
     drop(silent);
     wait_until("all are gone", || writer.stat("connections") == 1);
+}
+
+#[test]
+fn ten_thousand_sockets_that_were_active_once_cost_as_little() {
+    let _alone = MOST_FILES.lock();
+    ringbolt::io::process::raise_open_files().unwrap();
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let frame = produce_frame(1, &batch(partition, &[&[1; 7000]]));
+    let pings = encode(&Request::Ping, 2).repeat(400);
+    let use_all = |peer: &mut Peer| {
+        // Half a frame is kept, many answers are gathered.
+        peer.send(&frame[..6000]);
+        peer.send(&[&frame[6000..], &pings].concat());
+        (0..401).for_each(|_| drop(peer.answer()));
+    };
+    use_all(&mut writer);
+    let before = server.rss();
+    let active: Vec<_> = (0..10_000)
+        .map(|_| {
+            let mut peer = Peer::greeted(server.addr);
+            use_all(&mut peer);
+            peer
+        })
+        .collect();
+    let grown = server.rss().saturating_sub(before);
+    assert!(grown <= 100 * MIB, "10,000 connections that are idle again cost {} MiB", grown / MIB);
+    println!("10,000 connections that are idle again cost {} MiB", grown / MIB);
+    drop(active);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
 use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
-use crate::session::{Listings, SessionConfig, SessionCounters};
+use crate::session::{Listings, SessionConfig, SessionCounters, Spares};
 use crate::shard::{Shard, ShardConfig};
 
 /// Open files of a broker beside its connections and its segments.
@@ -168,6 +168,7 @@ impl CoreStart {
             direct_threshold: usize::try_from(self.config.direct_threshold).unwrap_or(usize::MAX),
             max_unsent: MAX_UNSENT,
             max_unsent_own: MAX_UNSENT_OWN,
+            spares: Spares::default(),
             listings: Listings::new(self.plan.unsent_own),
             counters: SessionCounters::default(),
         });

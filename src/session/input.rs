@@ -140,7 +140,7 @@ impl Session {
                 add(&self.config.counters.violations, 1);
             }
             self.goodbye = Some(Box::new(violation.response()));
-            self.stash.consume(self.stash.len());
+            self.stash.consume(self.stash.len(), &self.config.spares);
             self.say_goodbye();
         }
         self.input = Input::Closed;
@@ -153,7 +153,8 @@ impl Session {
             && let Some(goodbye) = self.goodbye.take()
         {
             let goodbye = Response::Error(*goodbye);
-            self.gathering.append(|out| goodbye.encode(out, Opcode::Goodbye as u8, 0, 0));
+            self.gathering
+                .append(&self.config.spares, |out| goodbye.encode(out, Opcode::Goodbye as u8, 0, 0));
         }
     }
 
@@ -162,7 +163,7 @@ impl Session {
     pub fn end_of_input<S: Shards>(&mut self, shards: &mut S) {
         self.phase = Phase::Closing;
         self.input = Input::Closed;
-        self.stash.consume(self.stash.len());
+        self.stash.consume(self.stash.len(), &self.config.spares);
         self.hurry_fetches(shards);
     }
 
@@ -182,7 +183,7 @@ impl Session {
     fn keep(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() && self.phase != Phase::Closing {
             add(&self.config.counters.copied_bytes, bytes.len());
-            self.stash.push(bytes);
+            self.stash.push(bytes, &self.config.spares);
         }
     }
 
@@ -222,7 +223,7 @@ impl Session {
         // A goodbye has emptied the stash for good.
         if self.phase != Phase::Closing {
             self.stash = stash;
-            self.stash.consume(used);
+            self.stash.consume(used, &self.config.spares);
         }
         self.input
     }
@@ -387,7 +388,8 @@ impl Session {
             boot: self.config.boot,
             broker_id: self.config.broker_id,
         });
-        self.gathering.append(|out| ack.encode(out, header.opcode, header.correlation, 0));
+        self.gathering
+            .append(&self.config.spares, |out| ack.encode(out, header.opcode, header.correlation, 0));
         Ok(Taken::Yes)
     }
 
@@ -524,7 +526,8 @@ impl Session {
 
     fn answer(&mut self, header: &FrameHeader, response: &Response) -> Taken {
         self.count(header);
-        self.gathering.append(|out| response.encode(out, header.opcode, header.correlation, 0));
+        self.gathering
+            .append(&self.config.spares, |out| response.encode(out, header.opcode, header.correlation, 0));
         Taken::Yes
     }
 
@@ -532,7 +535,7 @@ impl Session {
     pub(super) fn refuse(&mut self, opcode: u8, correlation: u64, error: ErrorResponse) {
         add(&self.config.counters.errors, 1);
         let response = Response::Error(error);
-        self.gathering.append(|out| response.encode(out, opcode, correlation, 0));
+        self.gathering.append(&self.config.spares, |out| response.encode(out, opcode, correlation, 0));
     }
 }
 

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use ringbolt_wire::ShardId;
 use ringbolt_wire::message::ErrorResponse;
 
+use crate::limits::KEEP_IN_FLIGHT;
 use crate::shard::event::ShardRequest;
 
 mod gather;
@@ -20,6 +21,7 @@ mod listing;
 mod outbox;
 mod pending;
 mod replies;
+mod spares;
 mod stash;
 mod violation;
 
@@ -29,11 +31,12 @@ mod tests;
 pub use input::DirectFrame;
 pub use listing::Listings;
 pub use outbox::Output;
+pub use spares::Spares;
 pub use violation::Violation;
 
 use listing::Listing;
 use outbox::Outbox;
-use pending::PendingTable;
+use pending::{Pending, PendingTable};
 use stash::Stash;
 
 /// What all sessions of one core have in common.
@@ -54,6 +57,8 @@ pub struct SessionConfig {
     pub max_unsent: usize,
     /// The same, for answers in memory of their own.
     pub max_unsent_own: usize,
+    /// Vectors that no session needs now.
+    pub spares: Spares,
     /// The budget for answers that list.
     pub listings: Listings,
     /// What was counted.
@@ -280,7 +285,7 @@ impl Session {
     /// them.
     pub fn take_stash(&mut self) -> Vec<u8> {
         let bytes = self.stash.as_slice().to_vec();
-        self.stash.consume(bytes.len());
+        self.stash.consume(bytes.len(), &self.config.spares);
         bytes
     }
 
@@ -293,7 +298,7 @@ impl Session {
         let len = self.stash.len();
         into[..len].copy_from_slice(self.stash.as_slice());
         add(&self.config.counters.copied_bytes, len);
-        self.stash.consume(len);
+        self.stash.consume(len, &self.config.spares);
         len
     }
 
@@ -329,7 +334,17 @@ impl Session {
     /// Takes back the vector of a send that has ended, for the next answers.
     #[inline]
     pub fn recycle(&mut self, frames: Vec<u8>) {
-        self.gathering.recycle(frames);
+        self.config.spares.give(frames);
+    }
+
+    /// Takes out a request that was answered.
+    #[inline]
+    fn take_pending(&mut self, slot: usize) -> Pending {
+        let pending = self.pending.remove(slot);
+        if self.pending.is_empty() && self.pending.capacity() > KEEP_IN_FLIGHT {
+            self.pending = PendingTable::default();
+        }
+        pending
     }
 
     /// The peer is gone: nothing is sent any more. Answers that
@@ -343,6 +358,6 @@ impl Session {
             self.listing.end(&self.config.listings);
         }
         (self.sending, self.sending_own, self.sending_shared) = (0, 0, false);
-        self.stash.consume(self.stash.len());
+        self.stash.consume(self.stash.len(), &self.config.spares);
     }
 }

@@ -70,6 +70,7 @@ fn config() -> Rc<SessionConfig> {
         direct_threshold: 16 << 10,
         max_unsent: 1 << 20,
         max_unsent_own: 1 << 20,
+        spares: Spares::default(),
         listings: Listings::new(1 << 20),
         counters: SessionCounters::default(),
     })

@@ -14,7 +14,7 @@ use ringbolt_wire::{
 use super::*;
 use crate::io::ring::RingConfig;
 use crate::limits::{CHUNK_LEN, MIN_FRAME_RATE};
-use crate::session::{Listings, SessionCounters};
+use crate::session::{Listings, SessionCounters, Spares};
 use crate::shard::event::ShardRequest;
 
 const FRAME_TIMEOUT_US: u64 = 30_000_000;
@@ -106,6 +106,7 @@ impl Fixture {
             direct_threshold: 72 << 10,
             max_unsent: 1 << 20,
             max_unsent_own: 1 << 20,
+            spares: Spares::default(),
             listings: Listings::new(1 << 20),
             counters: SessionCounters::default(),
         });
