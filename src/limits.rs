@@ -23,6 +23,11 @@ pub const MAX_HELLO_FRAME_LEN: u32 = 4096;
 /// Longest answer to a fetch in bytes of payload, unless one batch is longer.
 pub const MAX_FETCH_BYTES: u32 = 8 << 20;
 
+/// Longest time that a fetch waits for records, in ms. An empty answer a minute
+/// costs nothing, and whoever asks for longer is soon heard of again: a peer that
+/// has vanished without a word is found out only by sending.
+pub const MAX_FETCH_WAIT_MS: u32 = 60_000;
+
 /// Most unanswered requests on one connection: four times the deepest shape
 /// that is measured (256), and 64 KiB of bookkeeping at the most, beside what
 /// fetches are charged for.
@@ -87,6 +92,60 @@ pub const MAX_TOTAL_RUNS: usize = 4_000_000;
 
 /// Most shards of a data directory.
 pub const MAX_SHARDS: u16 = 256;
+/// Most cores: one without a shard would only pass on.
+pub const MAX_CORES: usize = MAX_SHARDS as usize;
+
+/// Most connections at once, unless told otherwise.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 20_000;
+/// Time that a connection has for its hello, in ms, unless told otherwise.
+pub const DEFAULT_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// A frame that takes longer than this to come must come at [`MIN_FRAME_RATE`],
+/// in ms, unless told otherwise. Links that fail for some seconds and then go on,
+/// as mobile ones do, are forgiven.
+pub const DEFAULT_FRAME_TIMEOUT_MS: u64 = 30_000;
+/// Bytes per second at which the rest of a long frame must come, on average over
+/// each [`DEFAULT_FRAME_TIMEOUT_MS`]. The slowest link that carries record batches
+/// at all, GPRS, has 4 times as much; web servers want 240 to 500. The longest
+/// frame holds its memory for 18 minutes at the most.
+pub const MIN_FRAME_RATE: u64 = 1024;
+/// A peer that takes no byte of its answers for so long, in ms, does not read
+/// them. It is closed sooner while memory is short.
+pub const MAX_SEND_STALL_MS: u64 = 30_000;
+/// Time that a peer has to close its side after the goodbye, in ms.
+pub const MAX_LINGER_MS: u64 = 1000;
+
+/// Bytes of unsent answers at which a session takes no more requests: two of
+/// the longest fetch answers.
+pub const MAX_UNSENT: usize = 2 * MAX_FETCH_BYTES as usize;
+/// The same, for answers outside of the pool: four times the acknowledgements
+/// of as many requests as may be in flight.
+pub const MAX_UNSENT_OWN: usize = 256 << 10;
+
+/// Bytes of memory that the longest answer takes while it is made: a topic of
+/// 100,000 partitions, of which each is 24 bytes from its shard, 24 gathered, and
+/// 20 in a frame that is allocated anew as it grows; or the names of all topics.
+pub const MAX_LISTING_LEN: usize = 12 << 20;
+
+/// Vectors that are kept for the sessions of a core to gather bytes in: one for
+/// each session in a turn of the loop that takes all receive buffers.
+pub const MAX_SPARES: usize = 64;
+/// Longest of them in bytes, so that all of them have 1 MiB at the most.
+pub const MAX_SPARE_LEN: usize = 16 << 10;
+/// Requests in flight for which a session that has none keeps its table, 8 KiB:
+/// as many as the deepest shape that is measured.
+pub const KEEP_IN_FLIGHT: usize = 256;
+
+/// Messages that fit a core's mailbox: as many requests as one connection may
+/// have in flight.
+pub const MAILBOX_LEN: usize = MAX_IN_FLIGHT as usize;
+/// Messages for other cores that wait for room in their mailboxes, beyond which a
+/// core lets its shards rest: what it makes next are mostly answers to those very
+/// cores. It receives all the time, so two cores never wait for each other.
+pub const MAX_OUTGOING: usize = 4 * MAILBOX_LEN;
+/// Requests of other cores that may wait on a core for one of its shards: what was
+/// in the mailbox when the others were told to send no more, and one from each
+/// that was about to.
+pub const MAX_HELD: usize = MAILBOX_LEN + MAX_CORES;
 
 const _: () = assert!(MAX_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
 const _: () = assert!(MAX_COMMIT_LEN <= CHUNK_LEN && MAX_COMMIT_LEN.is_multiple_of(BLOCK_LEN));
@@ -98,4 +157,9 @@ const _: () = assert!(MAX_SEGMENT_LEN <= u32::MAX as u64);
 const _: () = assert!(MIN_SEGMENT_LEN.is_multiple_of(PAGE_LEN as u64));
 // A segment must hold its header, one largest commit, and a footer.
 const _: () = assert!(MIN_SEGMENT_LEN >= 2 * (MAX_BATCH_LEN as u64 + 3 * BLOCK_LEN as u64));
+const _: () =
+    assert!(ringbolt_wire::message::MAX_PARTITIONS as usize * (24 + 24 + 3 * 20) <= MAX_LISTING_LEN);
+const _: () = assert!(MAX_TOPICS * 4 * (ringbolt_wire::message::MAX_TOPIC_NAME_LEN + 16) <= MAX_LISTING_LEN);
+// However slow the longest frame may come, it is bounded: by 18 minutes.
+const _: () = assert!(MAX_FRAME_LEN as u64 / MIN_FRAME_RATE < 18 * 60 + 20);
 const _: () = assert!(MAX_FRAME_LEN > MAX_BATCH_LEN && MAX_HELLO_FRAME_LEN < MAX_FRAME_LEN);

@@ -25,7 +25,7 @@ use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
 use crate::io::probe::{self, probe_ring};
 use crate::io::ring::RingError;
-use crate::limits::{DEFAULT_SEGMENT_LEN, MAX_SHARDS};
+use crate::limits::{DEFAULT_SEGMENT_LEN, MAILBOX_LEN, MAX_SHARDS};
 use crate::log::recovery::RecoveryError;
 use crate::reactor::{Course, Message, ReactorError, Shared};
 use crate::shard::event::DiskFault;
@@ -33,9 +33,6 @@ pub use config::{Config, ConfigError, MIN_MEMORY, MemoryPlan};
 use core::{CoreStart, Go, Recovered};
 pub use options::{ByteCount, Cpus, Options, Span};
 use ringbolt_wire::ShardId;
-
-/// Messages that fit a core's mailbox.
-const MAILBOX_LEN: usize = 1024;
 
 /// Why a broker did not start, or ended.
 #[derive(thiserror::Error, Debug)]

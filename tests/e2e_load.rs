@@ -4,6 +4,7 @@
 mod net_common;
 
 use std::io::Write;
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use net_common::*;
@@ -91,6 +92,81 @@ fn requests_with_long_answers_cannot_use_up_the_memory() {
 }
 
 #[test]
+fn many_who_ask_at_once_about_the_widest_topic_cannot_use_up_the_memory() {
+    const PEERS: usize = 100;
+    let dir = TempDir::new().unwrap();
+    let usual = ["--listen", "127.0.0.1:0", "--shards", "1", "--memory", "96MiB"];
+    let server = Server::serve(&dir, &[&usual[..], &["--segment-size", "64MiB"]].concat());
+    let mut writer = Peer::greeted(server.addr);
+    let wide = writer.topic("wide", 100_000);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let describe = Request::DescribeTopic { name: "wide".to_owned() };
+    writer.ask(&describe);
+    let before = server.peak_rss();
+    // All have asked before the first one reads; then each reads what it gets, and
+    // asks again if it was closed for not reading.
+    let barrier = Arc::new(Barrier::new(PEERS + 1));
+    let started = Instant::now();
+    let threads: Vec<_> = (0..PEERS)
+        .map(|_| {
+            let (addr, barrier, describe) = (server.addr, Arc::clone(&barrier), describe.clone());
+            std::thread::spawn(move || {
+                let mut peer = Peer::greeted(addr);
+                barrier.wait();
+                peer.send(&encode(&describe, 7));
+                std::thread::sleep(Duration::from_millis(20));
+                loop {
+                    match peer.try_answer() {
+                        Ok(Some(Answer { response: Response::Topic(topic), .. })) => return topic,
+                        Ok(Some(other)) => panic!("{other:?}"),
+                        Ok(None) | Err(_) => {
+                            assert!(started.elapsed() < Duration::from_secs(60), "never answered");
+                            peer = Peer::greeted(addr);
+                            peer.send(&encode(&describe, 7));
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    barrier.wait();
+    for _ in 0..50 {
+        writer.produce(&batch(partition, &[b"goes on"]));
+    }
+    for thread in threads {
+        let topic = thread.join().unwrap();
+        assert_eq!((topic.topic.id, topic.partitions.len()), (wide.id, 100_000));
+    }
+    let grown = server.peak_rss() - before;
+    println!("{PEERS} answers about 100,000 partitions each cost {} MiB", grown / MIB);
+    assert!(grown <= 40 * MIB, "{PEERS} answers cost {} MiB at once", grown / MIB);
+}
+
+#[test]
+fn who_reads_no_long_answers_does_not_keep_others_from_theirs() {
+    let broker = start(|config| config.segment_size = 64 << 20);
+    broker.topic("wide", 100_000);
+    broker.topic("t", 1);
+    let describe = |name: &str| Request::DescribeTopic { name: name.to_owned() };
+    let silent: Vec<Peer> = (0..20)
+        .map(|_| {
+            let mut peer = broker.connect();
+            peer.send(&encode(&describe("wide"), 1));
+            peer
+        })
+        .collect();
+    let mut peer = broker.connect();
+    for _ in 0..20 {
+        let started = Instant::now();
+        assert!(matches!(peer.ask(&describe("t")), Response::Topic(_)));
+        assert!(matches!(peer.ask(&Request::ListTopics), Response::Topics(_)));
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    }
+    drop(silent);
+    broker.stop();
+}
+
+#[test]
 fn answers_that_nobody_reads_cannot_use_up_the_memory() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(&dir, &["--memory", "96MiB"]);
@@ -131,8 +207,12 @@ fn halves_of_large_batches_between_whole_ones_cannot_use_up_the_memory() {
     assert!(server.rss() <= (96 + 64) * MIB, "{} MiB", server.rss() / MIB);
 }
 
+/// More open files than two tests of one process may have at once.
+static MOST_FILES: Mutex<()> = Mutex::new(());
+
 #[test]
 fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
+    let _alone = MOST_FILES.lock();
     ringbolt::io::process::raise_open_files().unwrap();
     let dir = TempDir::new().unwrap();
     let server = Server::start(&dir, &["--memory", "96MiB", "--handshake-timeout", "20s"]);
@@ -152,6 +232,37 @@ fn ten_thousand_silent_sockets_cost_little_and_leave_in_time() {
     assert_eq!(silent[9_999].goodbye(), ErrorCode::HandshakeTimeout);
     drop(silent);
     wait_until("all are gone", || writer.stat("connections") == 1);
+}
+
+#[test]
+fn ten_thousand_sockets_that_were_active_once_cost_as_little() {
+    let _alone = MOST_FILES.lock();
+    ringbolt::io::process::raise_open_files().unwrap();
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let mut writer = Peer::greeted(server.addr);
+    let partition = PartitionId::new(writer.topic("t", 1).id, 0);
+    let frame = produce_frame(1, &batch(partition, &[&[1; 7000]]));
+    let pings = encode(&Request::Ping, 2).repeat(400);
+    let use_all = |peer: &mut Peer| {
+        // Half a frame is kept, many answers are gathered.
+        peer.send(&frame[..6000]);
+        peer.send(&[&frame[6000..], &pings].concat());
+        (0..401).for_each(|_| drop(peer.answer()));
+    };
+    use_all(&mut writer);
+    let before = server.rss();
+    let active: Vec<_> = (0..10_000)
+        .map(|_| {
+            let mut peer = Peer::greeted(server.addr);
+            use_all(&mut peer);
+            peer
+        })
+        .collect();
+    let grown = server.rss().saturating_sub(before);
+    assert!(grown <= 100 * MIB, "10,000 connections that are idle again cost {} MiB", grown / MIB);
+    println!("10,000 connections that are idle again cost {} MiB", grown / MIB);
+    drop(active);
 }
 
 #[test]

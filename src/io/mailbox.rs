@@ -194,8 +194,9 @@ impl<M: Send> Mailbox<M> {
     }
 
     /// Messages that wait for room in others' mailboxes. While there are any,
-    /// take no more work that makes such messages, and do not sleep for long:
-    /// nobody tells when there is room again.
+    /// take no more requests that make such messages, and do not sleep for long:
+    /// nobody tells when there is room again. From
+    /// [`MAX_OUTGOING`](crate::limits::MAX_OUTGOING) on, make none at all.
     #[inline]
     pub fn waiting(&self) -> usize {
         self.waiting

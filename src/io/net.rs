@@ -12,12 +12,16 @@ mod buffers;
 mod close;
 mod connection;
 mod direct;
+mod half;
 mod listener;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,6 +74,9 @@ pub struct NetConfig {
     pub connections: Arc<AtomicUsize>,
     /// Time for the hello, in µs.
     pub handshake_timeout_us: u64,
+    /// Time over which the rest of a frame must come at
+    /// [`MIN_FRAME_RATE`](crate::limits::MIN_FRAME_RATE), in µs.
+    pub frame_timeout_us: u64,
     /// Most bytes of half-received frames over this core's connections, and of
     /// frames that wait.
     pub max_stashed: usize,
@@ -107,8 +114,8 @@ pub struct NetCounters {
     pub starved_receives: u64,
     /// Connections closed because their peer did not read.
     pub slow_readers: u64,
-    /// Connections closed because a large batch did not come to its end while
-    /// memory was short.
+    /// Connections closed because a frame did not come to its end: at once while
+    /// memory was short, or for too long.
     pub slow_writers: u64,
 }
 
@@ -149,6 +156,8 @@ pub struct Net {
     dirty: Vec<u32>,
     /// Connections whose receive ended for want of a buffer.
     starved: Vec<u32>,
+    /// Sessions that wait for room for an answer that lists, oldest first.
+    queued: VecDeque<u64>,
     timers: Timers,
     listener: Option<listener::Listener>,
     /// Bytes in the stashes of all sessions.
@@ -217,6 +226,7 @@ impl Net {
             free: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
+            queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(listener),
             stashed: Stashed::default(),
@@ -281,6 +291,7 @@ impl Net {
     #[inline]
     pub fn tick<H: Host>(&mut self, host: &mut H) {
         self.run_timers(host);
+        self.resume_queued(host);
         if self.pool.available() < self.config.low_chunks || self.unsent_own > self.config.max_unsent_own {
             self.relieve(host);
         }
@@ -305,6 +316,9 @@ impl Net {
         }
         if !self.starved.is_empty() {
             self.feed_starved(host);
+        }
+        if self.has_turn() {
+            self.wake_at(host.now().mono_us);
         }
         self.timers.next()
     }
@@ -370,7 +384,7 @@ impl Net {
                         listener.arm(host.ring());
                     }
                 }
-                Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle => {
+                Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                     if let Some(slot) = self.find(key) {
                         self.connection_timer(slot, timer, host);
                     }
@@ -392,6 +406,7 @@ impl Net {
             Timer::SendStall => self.check_send(slot, now, host),
             Timer::Linger => self.end(slot, host),
             Timer::DirectIdle => self.check_direct(slot, now, host),
+            Timer::Frame => self.check_frame(slot, now, host),
             Timer::Accept | Timer::Turn => unreachable!("they concern no session"),
         }
     }
@@ -408,7 +423,10 @@ impl Net {
     fn count_unsent(&mut self, slot: u32) {
         let connection = self.slots[slot as usize].get();
         let session = &connection.session;
-        let waits = if session.input() == Input::Backlogged { session.stashed() } else { 0 };
+        let waits = match session.input() {
+            Input::Backlogged | Input::Queued => session.stashed(),
+            _ => 0,
+        };
         let unsent = session.unsent_own() + waits;
         self.unsent_own = self.unsent_own + unsent - connection.unsent_own;
         connection.unsent_own = unsent;
@@ -501,7 +519,9 @@ impl Net {
         }
         self.throttled = throttled;
         for slot in 0..self.slots.len() as u32 {
-            if self.slots[slot as usize].connection.is_some() {
+            if let Some(connection) = &mut self.slots[slot as usize].connection {
+                // That nothing came was not their fault.
+                connection.slow.forget();
                 self.mark(slot);
             }
         }

@@ -27,6 +27,28 @@ pub fn prepare(socket: &impl AsRawFd, addr: IpAddr) -> io::Result<()> {
     set_number(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)
 }
 
+/// Bytes of data that the socket has received since it was connected.
+///
+/// # Errors
+/// When the kernel does not say.
+pub(in crate::io) fn received_bytes(socket: &impl AsRawFd) -> io::Result<u64> {
+    // SAFETY: a tcp_info is plain data, for which all zeros is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes of plain data into `info`.
+    let done = unsafe {
+        let value = (&raw mut info).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, value, &raw mut len)
+    };
+    match done {
+        0 if len as usize >= std::mem::offset_of!(libc::tcp_info, tcpi_bytes_received) + 8 => {
+            Ok(info.tcpi_bytes_received)
+        }
+        0 => Err(io::ErrorKind::Unsupported.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Sets an option whose value is a number.
 pub(in crate::io) fn set_number(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     set(socket, level, name, &value.to_ne_bytes())

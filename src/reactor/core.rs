@@ -14,6 +14,7 @@ use crate::io::mailbox::Mailbox;
 use crate::io::net::{Handover, Host, Net};
 use crate::io::pool::{Pool, PoolBuffer};
 use crate::io::ring::{Completion, Ring};
+use crate::limits::{MAX_HELD, MAX_OUTGOING};
 use crate::session::Shards;
 use crate::shard::Shard;
 use crate::shard::action::Action;
@@ -57,7 +58,7 @@ pub struct Core {
     stalled: Vec<VecDeque<u64>>,
     stalled_count: usize,
     /// For each shard of the broker, requests from other cores that it has no
-    /// room for yet: at most what was on its way when they were told so.
+    /// room for yet: at most [`MAX_HELD`].
     held: Vec<VecDeque<(ReplyTo, ShardRequest<'static, PoolBuffer>)>>,
     held_count: usize,
     pool: Pool,
@@ -161,8 +162,13 @@ impl Core {
         }
     }
 
+    /// What a shard asks for next; nothing while too many messages wait for room
+    /// in others' mailboxes, to which the answers would only be added.
     #[inline]
     pub(super) fn poll_action(&mut self, index: usize) -> Option<Action<PoolBuffer>> {
+        if self.mailbox.waiting() >= MAX_OUTGOING {
+            return None;
+        }
         self.shards[index].shard.poll_action(self.now)
     }
 
@@ -242,7 +248,9 @@ impl Core {
             return self.handle_at(shard, Event::Request { from, request });
         }
         self.shared.set_full(shard, true);
-        self.held[usize::from(shard.0)].push_back((from, request));
+        let held = &mut self.held[usize::from(shard.0)];
+        assert!(held.len() < MAX_HELD, "a core was told to send no more, and goes on");
+        held.push_back((from, request));
         self.held_count += 1;
     }
 

@@ -18,7 +18,7 @@ use crate::io::mailbox::mailboxes;
 use crate::io::net::Host;
 use crate::io::pool::Pool;
 use crate::io::ring::{Class, Ring, RingConfig};
-use crate::limits::MIN_SEGMENT_LEN;
+use crate::limits::{MAILBOX_LEN, MAX_HELD, MAX_OUTGOING, MIN_SEGMENT_LEN};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::session::Shards;
 use crate::shard::action::Action;
@@ -70,7 +70,8 @@ fn create(correlation: u64) -> Message {
     Message::Request { shard: SHARD, from: ReplyTo { core: 0, session: 1, correlation }, request }
 }
 
-/// One turn of the loop without sockets. Returns which requests were answered.
+/// One turn of the loop without sockets. Returns which requests of core 0 were
+/// answered; answers to others are sent.
 fn turn(core: &mut Core) -> Vec<u64> {
     core.now = clock::now();
     while let Some(completion) = core.ring.next_completion() {
@@ -85,27 +86,35 @@ fn turn(core: &mut Core) -> Vec<u64> {
     let mut answered = Vec::new();
     while let Some(action) = core.poll_action(0) {
         match action {
-            Action::Reply { to, .. } => answered.push(to.correlation),
+            Action::Reply { to, .. } if to.core == core.id() => answered.push(to.correlation),
             Action::Stop(error) => panic!("{error}"),
             action => core.perform(0, action),
         }
     }
+    core.mailbox.flush(&mut core.ring);
     answered
+}
+
+/// A core without shards, and one that drives the only shard, whose mailboxes
+/// have room for so many.
+fn sender_and_owner(dir: &TempDir, capacity: usize) -> (Core, Core) {
+    let pool = Pool::new(32 << 20).unwrap();
+    let shared = Arc::new(Shared::new(1));
+    let mut boxes = mailboxes(2, capacity).unwrap();
+    let core = |mailbox, shards, places| {
+        let ring = Ring::new(RingConfig::default()).unwrap();
+        Core::new(ring, mailbox, shards, places, pool.clone(), Arc::clone(&shared), clock::now())
+    };
+    let sender = core(boxes.pop().unwrap(), Vec::new(), vec![Place::On(0)]);
+    let owner =
+        core(boxes.pop().unwrap(), vec![local_shard(&open(dir, 1), SHARD, &pool)], vec![Place::Here(0)]);
+    (sender, owner)
 }
 
 #[test]
 fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_order() {
     let dir = TempDir::new().unwrap();
-    let pool = Pool::new(32 << 20).unwrap();
-    let shared = Arc::new(Shared::new(1));
-    let mut boxes = mailboxes(2, 64).unwrap();
-    let core = |mailbox, shards, places| {
-        let ring = Ring::new(RingConfig::default()).unwrap();
-        Core::new(ring, mailbox, shards, places, pool.clone(), Arc::clone(&shared), clock::now())
-    };
-    let mut sender = core(boxes.pop().unwrap(), Vec::new(), vec![Place::On(0)]);
-    let mut owner =
-        core(boxes.pop().unwrap(), vec![local_shard(&open(&dir, 1), SHARD, &pool)], vec![Place::Here(0)]);
+    let (mut sender, mut owner) = sender_and_owner(&dir, 64);
     let post = owner.mailbox.post();
 
     // The first segment is not there yet, so nothing can be appended.
@@ -125,4 +134,73 @@ fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_orde
     }
     assert_eq!(answered, [1, 2, 3]);
     assert!(sender.shards_for(1).accepts(SHARD, true));
+}
+
+/// Receives what has come to a core without shards: which requests were answered.
+fn answers(core: &mut Core) -> Vec<u64> {
+    std::iter::from_fn(|| core.mailbox.receive())
+        .filter_map(|message| match message {
+            Message::Reply { to, .. } => Some(to.correlation),
+            Message::Catalog(_) => None,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn requests_that_a_shard_has_no_room_for_are_bounded_and_none_is_lost() {
+    let dir = TempDir::new().unwrap();
+    let (mut sender, mut owner) = sender_and_owner(&dir, MAILBOX_LEN);
+    // The first segment is not there yet, so nothing can be appended. The sender
+    // goes on for as long as it may, and the owner takes what comes.
+    let mut sent = 0;
+    for _ in 0..4 {
+        while sender.shards_for(1).accepts(SHARD, true) {
+            sent += 1;
+            let name = format!("topic-{sent}");
+            let request = ShardRequest::CreateTopic { name, partitions: 1 };
+            sender.shards_for(1).request(SHARD, sent, request);
+            assert!(sent <= 2 * MAX_HELD as u64, "nobody holds the sender back");
+        }
+        assert!(turn(&mut owner).is_empty());
+        sender.mailbox.flush(&mut sender.ring);
+    }
+    assert!(sent >= MAILBOX_LEN as u64, "the mailbox has room for more than {sent}");
+    assert!(sent <= MAX_HELD as u64, "{sent} wait");
+
+    let mut answered = Vec::new();
+    while answered.len() < sent as usize {
+        owner.ring.submit_and_wait(Some(Duration::from_secs(10))).unwrap();
+        turn(&mut owner);
+        answered.extend(answers(&mut sender));
+    }
+    assert_eq!(answered, (1..=sent).collect::<Vec<_>>());
+}
+
+#[test]
+fn answers_that_wait_for_a_core_are_bounded_and_none_is_lost() {
+    let dir = TempDir::new().unwrap();
+    let (mut sender, mut owner) = sender_and_owner(&dir, 64);
+    let post = owner.mailbox.post();
+    let count = 2 * MAX_OUTGOING as u64;
+    for correlation in 1..=count {
+        let from = ReplyTo { core: 1, session: 1, correlation };
+        let list = || Message::Request { shard: SHARD, from, request: ShardRequest::ListTopics };
+        // The sender takes no answer in all this time.
+        if post.send(0, list()).is_err() {
+            turn(&mut owner);
+            assert!(owner.mailbox.waiting() <= MAX_OUTGOING, "{} wait", owner.mailbox.waiting());
+            post.send(0, list()).unwrap();
+        }
+    }
+    turn(&mut owner);
+    assert_eq!(owner.mailbox.waiting(), MAX_OUTGOING, "the bound was reached, and kept");
+    let mut answered = Vec::new();
+    while answered.len() < count as usize {
+        turn(&mut owner);
+        let news = answers(&mut sender);
+        assert!(!news.is_empty(), "only {} of {count} were answered", answered.len());
+        answered.extend(news);
+    }
+    assert_eq!(answered, (1..=count).collect::<Vec<_>>());
 }

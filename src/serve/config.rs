@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limits::{
-    BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_SEGMENT_LEN,
-    MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN,
+    BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_FRAME_TIMEOUT_MS, DEFAULT_HANDSHAKE_TIMEOUT_MS,
+    DEFAULT_MAX_CONNECTIONS, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_CORES, MAX_SEGMENT_LEN, MAX_SHARDS,
+    MIN_SEGMENT_LEN, PAGE_LEN,
 };
 
 /// Least memory of a broker in bytes.
@@ -59,6 +60,9 @@ pub struct Config {
     pub max_connections: usize,
     /// Time that a connection has for its hello.
     pub handshake_timeout: Duration,
+    /// Time that a frame may take to come, or longer if its rest comes at
+    /// [`MIN_FRAME_RATE`](crate::limits::MIN_FRAME_RATE).
+    pub frame_timeout: Duration,
 }
 
 /// Why a configuration cannot be used.
@@ -118,8 +122,9 @@ impl Config {
             direct_threshold: DEFAULT_DIRECT_THRESHOLD,
             allow_buffered: false,
             unregistered_memory: false,
-            max_connections: 20_000,
-            handshake_timeout: Duration::from_secs(10),
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            handshake_timeout: Duration::from_millis(DEFAULT_HANDSHAKE_TIMEOUT_MS),
+            frame_timeout: Duration::from_millis(DEFAULT_FRAME_TIMEOUT_MS),
         }
     }
 
@@ -135,8 +140,8 @@ impl Config {
             let mut sorted = cores.clone();
             sorted.sort_unstable();
             sorted.dedup();
-            let is_valid = !cores.is_empty() && sorted.len() == cores.len() && cores.len() <= 256;
-            range(is_valid, "cores", format!("{cores:?}"), "1 to 256 different CPUs".to_owned())?;
+            let is_valid = !cores.is_empty() && sorted.len() == cores.len() && cores.len() <= MAX_CORES;
+            range(is_valid, "cores", format!("{cores:?}"), format!("1 to {MAX_CORES} different CPUs"))?;
         }
         let wanted = format!("the broker needs at least {MIN_MEMORY} bytes");
         range(self.memory >= MIN_MEMORY, "memory", self.memory.to_string(), wanted)?;
@@ -165,7 +170,10 @@ impl Config {
         range(is_valid, "max-connections", self.max_connections.to_string(), wanted)?;
         let timeout = self.handshake_timeout;
         let is_valid = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&timeout);
-        range(is_valid, "handshake-timeout", format!("{timeout:?}"), "10 ms to an hour".to_owned())
+        range(is_valid, "handshake-timeout", format!("{timeout:?}"), "10 ms to an hour".to_owned())?;
+        let timeout = self.frame_timeout;
+        let is_valid = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&timeout);
+        range(is_valid, "frame-timeout", format!("{timeout:?}"), "10 ms to an hour".to_owned())
     }
 }
 
@@ -240,7 +248,7 @@ mod tests {
     fn values_out_of_range_are_named() {
         let good = Config::new("/x".into());
         good.check().unwrap();
-        let cases: [(&str, Config); 10] = [
+        let cases: [(&str, Config); 11] = [
             ("shards", Config { shards: Some(0), ..good.clone() }),
             ("cores", Config { cores: Some(vec![1, 1]), ..good.clone() }),
             ("memory", Config { memory: 1 << 20, ..good.clone() }),
@@ -251,6 +259,7 @@ mod tests {
             ("idle-poll", Config { idle_poll: Duration::from_secs(1), ..good.clone() }),
             ("direct-threshold", Config { direct_threshold: 10, ..good.clone() }),
             ("handshake-timeout", Config { handshake_timeout: Duration::ZERO, ..good.clone() }),
+            ("frame-timeout", Config { frame_timeout: Duration::ZERO, ..good.clone() }),
         ];
         for (name, config) in cases {
             let text = config.check().unwrap_err().to_string();

@@ -19,19 +19,12 @@ use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
 use crate::io::probe::{Resource, limit};
 use crate::io::ring::{Ring, RingConfig};
+use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
 use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
-use crate::session::{Fetching, SessionConfig, SessionCounters};
+use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Spares};
 use crate::shard::{Shard, ShardConfig};
-
-/// Bytes of unsent answers at which a session takes no more requests: two of
-/// the longest fetch answers.
-const MAX_UNSENT: usize = 16 << 20;
-
-/// The same, for answers outside of the pool: four times the acknowledgements
-/// of as many requests as may be in flight.
-const MAX_UNSENT_OWN: usize = 256 << 10;
 
 /// Open files of a broker beside its connections and its segments.
 const OPEN_FILES_OF_PROCESS: u64 = 256;
@@ -176,6 +169,8 @@ impl CoreStart {
             max_unsent: MAX_UNSENT,
             max_unsent_own: MAX_UNSENT_OWN,
             fetching: Fetching::default(),
+            spares: Spares::default(),
+            listings: Listings::new(self.plan.unsent_own),
             counters: SessionCounters::default(),
         });
         let net_config = self.net_config();
@@ -226,6 +221,7 @@ impl CoreStart {
             max_connections: self.max_connections(),
             connections: Arc::clone(&self.connections),
             handshake_timeout_us: micros(self.config.handshake_timeout),
+            frame_timeout_us: micros(self.config.frame_timeout),
             max_stashed: self.plan.stashed,
             max_unsent_own: self.plan.unsent_own,
             max_direct: self.plan.direct,

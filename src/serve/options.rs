@@ -181,6 +181,10 @@ options! {
     /// Time that a connection has for its hello [default: 10s]
     #[arg(long, value_name = "TIME")]
     handshake_timeout: Span,
+    /// Time that a frame may take to come; longer if over each such time its
+    /// rest comes at 1 KiB per second [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    frame_timeout: Span,
 }
 
 impl Options {
@@ -215,6 +219,7 @@ impl Options {
             unregistered_memory: self.unregistered_memory.unwrap_or(default.unregistered_memory),
             max_connections: self.max_connections.unwrap_or(default.max_connections),
             handshake_timeout: self.handshake_timeout.map_or(default.handshake_timeout, |t| t.0),
+            frame_timeout: self.frame_timeout.map_or(default.frame_timeout, |t| t.0),
             data: default.data,
         };
         config.check()?;

@@ -6,10 +6,12 @@ use ringbolt_wire::{BatchError, BatchHeader, ErrorCode, FrameHeader, Opcode, PRO
 
 use super::fetching::Charge;
 use super::gather::{FetchGather, TopicGather};
+use super::listing::Listing;
 use super::pending::{Pending, number};
 use super::{Input, Phase, Session, Shards, Violation, add};
 use crate::limits::{
-    BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_BYTES, MAX_FRAME_LEN, MAX_HELLO_FRAME_LEN, MAX_IN_FLIGHT,
+    BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_FRAME_LEN, MAX_HELLO_FRAME_LEN,
+    MAX_IN_FLIGHT,
 };
 use crate::shard::event::{Payload, ShardRequest};
 use crate::shard::placement::shard_of;
@@ -111,6 +113,7 @@ impl Session {
             Ok(checked) => checked,
             Err(Refused::Closed(violation)) => return Ok(self.close(&violation)),
             Err(Refused::Answered(error)) => {
+                self.frames += 1;
                 self.refuse(header.opcode, header.correlation, error);
                 return Ok(Input::Open);
             }
@@ -119,6 +122,7 @@ impl Session {
             self.input = Input::Stalled(shard);
             return Err(frame);
         }
+        self.frames += 1;
         self.count(&header);
         let number =
             self.insert(Pending::Single { correlation: header.correlation, opcode: Opcode::Produce });
@@ -137,7 +141,7 @@ impl Session {
                 add(&self.config.counters.violations, 1);
             }
             self.goodbye = Some(Box::new(violation.response()));
-            self.stash.consume(self.stash.len());
+            self.stash.consume(self.stash.len(), &self.config.spares);
             self.say_goodbye();
         }
         self.input = Input::Closed;
@@ -150,7 +154,8 @@ impl Session {
             && let Some(goodbye) = self.goodbye.take()
         {
             let goodbye = Response::Error(*goodbye);
-            self.gathering.append(|out| goodbye.encode(out, Opcode::Goodbye as u8, 0, 0));
+            self.gathering
+                .append(&self.config.spares, |out| goodbye.encode(out, Opcode::Goodbye as u8, 0, 0));
         }
     }
 
@@ -159,7 +164,7 @@ impl Session {
     pub fn end_of_input<S: Shards>(&mut self, shards: &mut S) {
         self.phase = Phase::Closing;
         self.input = Input::Closed;
-        self.stash.consume(self.stash.len());
+        self.stash.consume(self.stash.len(), &self.config.spares);
         self.hurry_fetches(shards);
     }
 
@@ -179,7 +184,7 @@ impl Session {
     fn keep(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() && self.phase != Phase::Closing {
             add(&self.config.counters.copied_bytes, bytes.len());
-            self.stash.push(bytes);
+            self.stash.push(bytes, &self.config.spares);
         }
     }
 
@@ -219,7 +224,7 @@ impl Session {
         // A goodbye has emptied the stash for good.
         if self.phase != Phase::Closing {
             self.stash = stash;
-            self.stash.consume(used);
+            self.stash.consume(used, &self.config.spares);
         }
         self.input
     }
@@ -243,7 +248,10 @@ impl Session {
             }
             let frame = &rest[..header.frame_len()];
             match self.frame(&header, frame, shards) {
-                Ok(Taken::Yes) => used += frame.len(),
+                Ok(Taken::Yes) => {
+                    used += frame.len();
+                    self.frames += 1;
+                }
                 Ok(Taken::No(input)) => {
                     self.input = input;
                     return used;
@@ -381,7 +389,8 @@ impl Session {
             boot: self.config.boot,
             broker_id: self.config.broker_id,
         });
-        self.gathering.append(|out| ack.encode(out, header.opcode, header.correlation, 0));
+        self.gathering
+            .append(&self.config.spares, |out| ack.encode(out, header.opcode, header.correlation, 0));
         Ok(Taken::Yes)
     }
 
@@ -395,9 +404,9 @@ impl Session {
         let correlation = header.correlation;
         let all = self.config.shards();
         let first = ShardId(0);
-        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics);
-        if lists && self.listing {
-            return Ok(Taken::No(Input::Backlogged));
+        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics | Request::Stats);
+        if lists && let Err(input) = self.begin_listing(shards) {
+            return Ok(Taken::No(input));
         }
         let (shard, request) = match request {
             Request::Ping => return Ok(self.answer(header, &Response::Pong)),
@@ -415,11 +424,7 @@ impl Session {
             }
             Request::Fetch(fetch) => return Ok(self.fetch(header, fetch, shards)),
             Request::DescribeTopic { name } => {
-                if !shards.accepts(first, false) {
-                    return Ok(Taken::No(Input::Stalled(first)));
-                }
                 self.count(header);
-                self.listing = true;
                 let gather = Box::new(TopicGather::new(all));
                 let number = self.insert(Pending::Topic { correlation, gather });
                 shards.request(first, number, ShardRequest::LookUpTopic { name });
@@ -436,21 +441,42 @@ impl Session {
             Request::OpenProducer(open) => (shard_of(open.partition, all), ShardRequest::OpenProducer(open)),
             Request::Produce { .. } => unreachable!("produce requests have their own way"),
         };
-        let appends = matches!(request, ShardRequest::CreateTopic { .. } | ShardRequest::DeleteTopic { .. });
-        if !shards.accepts(shard, appends) {
+        // What asks how far a producer got waits behind what appends, so it waits
+        // here as well, and not without a bound on the shard's core.
+        let appends = matches!(
+            request,
+            ShardRequest::CreateTopic { .. }
+                | ShardRequest::DeleteTopic { .. }
+                | ShardRequest::OpenProducer(_)
+        );
+        if !lists && !shards.accepts(shard, appends) {
             return Ok(Taken::No(Input::Stalled(shard)));
         }
         self.count(header);
-        self.listing |= lists;
         let opcode = Opcode::from_u8(header.opcode).expect("the request was decoded by its opcode");
         let number = self.insert(Pending::Single { correlation, opcode });
         shards.request(shard, number, request);
         Ok(Taken::Yes)
     }
 
+    /// Takes its turn for an answer that lists, or says what to wait for.
+    fn begin_listing<S: Shards>(&mut self, shards: &mut S) -> Result<(), Input> {
+        let first = ShardId(0);
+        if self.listing != Listing::Idle {
+            Err(Input::Backlogged)
+        } else if !shards.accepts(first, false) {
+            Err(Input::Stalled(first))
+        } else if !self.listing.begin(&self.config.listings) {
+            Err(Input::Queued)
+        } else {
+            Ok(())
+        }
+    }
+
     fn fetch<S: Shards>(&mut self, header: &FrameHeader, mut fetch: Fetch, shards: &mut S) -> Taken {
         let (correlation, all) = (header.correlation, self.config.shards());
         fetch.max_bytes = fetch.max_bytes.min(MAX_FETCH_BYTES);
+        fetch.max_wait_ms = fetch.max_wait_ms.min(MAX_FETCH_WAIT_MS);
         let shard = shard_of(fetch.partitions[0].partition, all);
         let is_single = fetch.partitions[1..].iter().all(|p| shard_of(p.partition, all) == shard);
         if is_single {
@@ -519,7 +545,8 @@ impl Session {
 
     fn answer(&mut self, header: &FrameHeader, response: &Response) -> Taken {
         self.count(header);
-        self.gathering.append(|out| response.encode(out, header.opcode, header.correlation, 0));
+        self.gathering
+            .append(&self.config.spares, |out| response.encode(out, header.opcode, header.correlation, 0));
         Taken::Yes
     }
 
@@ -527,7 +554,7 @@ impl Session {
     pub(super) fn refuse(&mut self, opcode: u8, correlation: u64, error: ErrorResponse) {
         add(&self.config.counters.errors, 1);
         let response = Response::Error(error);
-        self.gathering.append(|out| response.encode(out, opcode, correlation, 0));
+        self.gathering.append(&self.config.spares, |out| response.encode(out, opcode, correlation, 0));
     }
 }
 

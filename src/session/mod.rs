@@ -12,14 +12,17 @@ use std::rc::Rc;
 use ringbolt_wire::ShardId;
 use ringbolt_wire::message::ErrorResponse;
 
+use crate::limits::KEEP_IN_FLIGHT;
 use crate::shard::event::ShardRequest;
 
 mod fetching;
 mod gather;
 mod input;
+mod listing;
 mod outbox;
 mod pending;
 mod replies;
+mod spares;
 mod stash;
 mod violation;
 
@@ -28,12 +31,15 @@ mod tests;
 
 pub use fetching::Fetching;
 pub use input::DirectFrame;
+pub use listing::Listings;
 pub use outbox::Output;
+pub use spares::Spares;
 pub use violation::Violation;
 
 use fetching::SessionFetching;
+use listing::Listing;
 use outbox::Outbox;
-use pending::PendingTable;
+use pending::{Pending, PendingTable};
 use stash::Stash;
 
 /// What all sessions of one core have in common.
@@ -56,6 +62,10 @@ pub struct SessionConfig {
     pub max_unsent_own: usize,
     /// What their fetches in flight take.
     pub fetching: Fetching,
+    /// Vectors that no session needs now.
+    pub spares: Spares,
+    /// The budget for answers that list.
+    pub listings: Listings,
     /// What was counted.
     pub counters: SessionCounters,
 }
@@ -140,6 +150,9 @@ pub enum Input {
     Stalled(ShardId),
     /// Not before answers have been sent: call [`Session::resume`] then.
     Backlogged,
+    /// Not before there is room for an answer that lists, and others had theirs
+    /// who waited before: call [`Session::resume`] then.
+    Queued,
     /// The connection belongs on this core; nothing of the hello was taken.
     Moves {
         /// Where it should go.
@@ -171,6 +184,8 @@ pub struct Session {
     /// Said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
     stash: Stash,
+    /// Frames that were handled.
+    frames: u64,
     /// Answers gathered since the last send started.
     gathering: Outbox,
     /// Bytes of the answers that the current send is made of.
@@ -179,9 +194,15 @@ pub struct Session {
     sending_own: usize,
     /// Whether they hold memory of others.
     sending_shared: bool,
-    /// Whether a request is in flight whose answer may be megabytes of names
-    /// or partitions: one at a time.
-    listing: bool,
+    /// A request whose answer may be megabytes of names or partitions: one at a
+    /// time.
+    listing: Listing,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.listing.end(&self.config.listings);
+    }
 }
 
 impl Session {
@@ -196,11 +217,12 @@ impl Session {
             pending: PendingTable::default(),
             goodbye: None,
             stash: Stash::default(),
+            frames: 0,
             gathering: Outbox::default(),
             sending: 0,
             sending_own: 0,
             sending_shared: false,
-            listing: false,
+            listing: Listing::Idle,
         }
     }
 
@@ -255,6 +277,13 @@ impl Session {
         self.stash.len()
     }
 
+    /// Frames that were handled: as long as it stays the same, what waits is the
+    /// start of the same frame.
+    #[inline]
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
     /// How the input stands.
     pub fn input(&self) -> Input {
         self.input
@@ -264,7 +293,7 @@ impl Session {
     /// them.
     pub fn take_stash(&mut self) -> Vec<u8> {
         let bytes = self.stash.as_slice().to_vec();
-        self.stash.consume(bytes.len());
+        self.stash.consume(bytes.len(), &self.config.spares);
         bytes
     }
 
@@ -277,7 +306,7 @@ impl Session {
         let len = self.stash.len();
         into[..len].copy_from_slice(self.stash.as_slice());
         add(&self.config.counters.copied_bytes, len);
-        self.stash.consume(len);
+        self.stash.consume(len, &self.config.spares);
         len
     }
 
@@ -293,6 +322,7 @@ impl Session {
         self.sending_own = self.gathering.own();
         let output = self.gathering.take()?;
         self.sending = output.len();
+        self.listing.taken();
         Some(output)
     }
 
@@ -304,6 +334,7 @@ impl Session {
         self.sending -= sent;
         if self.sending == 0 {
             (self.sending_own, self.sending_shared) = (0, false);
+            self.listing.sent(&self.config.listings);
         }
         self.sending == 0
     }
@@ -311,7 +342,17 @@ impl Session {
     /// Takes back the vector of a send that has ended, for the next answers.
     #[inline]
     pub fn recycle(&mut self, frames: Vec<u8>) {
-        self.gathering.recycle(frames);
+        self.config.spares.give(frames);
+    }
+
+    /// Takes out a request that was answered.
+    #[inline]
+    fn take_pending(&mut self, slot: usize) -> Pending {
+        let pending = self.pending.remove(slot);
+        if self.pending.is_empty() && self.pending.capacity() > KEEP_IN_FLIGHT {
+            self.pending = PendingTable::default();
+        }
+        pending
     }
 
     /// The peer is gone: nothing is sent any more. Answers that
@@ -321,7 +362,10 @@ impl Session {
         self.input = Input::Closed;
         self.goodbye = None;
         self.gathering.clear();
+        if self.listing != Listing::Making {
+            self.listing.end(&self.config.listings);
+        }
         (self.sending, self.sending_own, self.sending_shared) = (0, 0, false);
-        self.stash.consume(self.stash.len());
+        self.stash.consume(self.stash.len(), &self.config.spares);
     }
 }

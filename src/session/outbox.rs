@@ -3,12 +3,11 @@
 
 use bytes::Bytes;
 
+use super::spares::Spares;
+
 /// Pieces up to this many bytes are copied into the vector: that costs less
 /// than an entry in the scatter list, and lets go of their memory at once.
 const COPY_MAX: usize = 512;
-
-/// A vector that grew beyond this many bytes is not kept.
-const KEEP_CAPACITY: usize = 16 << 10;
 
 /// What one send takes.
 #[derive(Debug)]
@@ -72,15 +71,18 @@ impl Outbox {
 
     /// Appends what `encode` appends to the vector.
     #[inline]
-    pub fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+    pub fn append(&mut self, spares: &Spares, encode: impl FnOnce(&mut Vec<u8>)) {
+        if self.frames.capacity() == 0 {
+            self.frames = spares.take();
+        }
         encode(&mut self.frames);
     }
 
     /// Appends payload without copying it, unless it is short. Returns the
     /// bytes that were copied.
-    pub fn append_shared(&mut self, bytes: Bytes) -> usize {
+    pub fn append_shared(&mut self, spares: &Spares, bytes: Bytes) -> usize {
         if bytes.len() <= COPY_MAX {
-            self.frames.extend_from_slice(&bytes);
+            self.append(spares, |out| out.extend_from_slice(&bytes));
             return bytes.len();
         }
         self.end_frames();
@@ -101,16 +103,6 @@ impl Outbox {
         self.end_frames();
         (self.pieces_len, self.pieces_own) = (0, 0);
         Some(Output::Pieces(std::mem::take(&mut self.pieces)))
-    }
-
-    /// Takes back the vector of a send that has ended, so that the next frames
-    /// need no new one.
-    #[inline]
-    pub fn recycle(&mut self, mut frames: Vec<u8>) {
-        if self.frames.capacity() == 0 && frames.capacity() <= KEEP_CAPACITY {
-            frames.clear();
-            self.frames = frames;
-        }
     }
 
     /// Forgets everything.
@@ -138,16 +130,16 @@ mod tests {
         fn bytes_leave_in_the_order_in_which_they_came(
             parts in prop::collection::vec((0u8..5, 1usize..2000), 0..40),
         ) {
-            let mut outbox = Outbox::default();
+            let (mut outbox, spares) = (Outbox::default(), Spares::default());
             let (mut expected, mut sent, mut waiting) = (Vec::new(), Vec::new(), 0);
             for (i, (kind, len)) in parts.into_iter().enumerate() {
                 let bytes: Vec<u8> = (0..len).map(|j| (i * 7 + j) as u8).collect();
                 expected.extend_from_slice(&bytes);
                 waiting += len;
                 if kind < 2 {
-                    outbox.append_shared(Bytes::from(bytes));
+                    outbox.append_shared(&spares, Bytes::from(bytes));
                 } else {
-                    outbox.append(|out| out.extend_from_slice(&bytes));
+                    outbox.append(&spares, |out| out.extend_from_slice(&bytes));
                 }
                 prop_assert_eq!(outbox.len(), waiting);
                 if kind == 4 {
@@ -156,7 +148,7 @@ mod tests {
                     waiting = 0;
                     sent.extend(bytes_of(&output));
                     if let Output::Frames(frames) = output {
-                        outbox.recycle(frames);
+                        spares.give(frames);
                     }
                 }
             }

@@ -21,15 +21,17 @@ impl Session {
         match &mut self.pending[slot] {
             Pending::Single { correlation, opcode } => {
                 let (correlation, opcode) = (*correlation, *opcode);
-                self.pending.remove(slot);
+                self.take_pending(slot);
                 match reply {
-                    Reply::Produced(ack) => self.gathering.append(|out| ack.encode(out, correlation)),
+                    Reply::Produced(ack) => {
+                        self.gathering.append(&self.config.spares, |out| ack.encode(out, correlation))
+                    }
                     other => self.single(opcode, correlation, other),
                 }
             }
             Pending::Fetch { correlation, .. } => {
                 let correlation = *correlation;
-                self.pending.remove(slot);
+                self.take_pending(slot);
                 match reply {
                     Reply::Fetched { partitions, payload } => {
                         self.fetched(correlation, partitions, payload);
@@ -50,20 +52,36 @@ impl Session {
     /// `number` asked for.
     pub fn stats(&mut self, number: u64, stats: Vec<(String, u64)>) {
         let (slot, _) = split(number);
-        let Pending::Single { correlation, opcode: Opcode::Stats } = self.pending.remove(slot) else {
+        let Pending::Single { correlation, opcode: Opcode::Stats } = self.take_pending(slot) else {
             panic!("counters that no request asked for")
         };
         let response = Response::Stats(stats);
-        self.gathering.append(|out| response.encode(out, Opcode::Stats as u8, correlation, 0));
+        self.list(|session| {
+            session.gathering.append(&session.config.spares, |out| {
+                response.encode(out, Opcode::Stats as u8, correlation, 0)
+            });
+        });
         if self.phase == Phase::Closing {
             self.say_goodbye();
         }
     }
 
+    /// Gathers an answer that lists.
+    fn list(&mut self, answer: impl FnOnce(&mut Self)) {
+        let before = self.gathering.len();
+        answer(self);
+        let len = self.gathering.len() - before;
+        self.listing.made(len, &self.config.listings);
+    }
+
     fn single(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
-        if opcode == Opcode::ListTopics {
-            self.listing = false;
+        match opcode {
+            Opcode::ListTopics => self.list(|session| session.answered(opcode, correlation, reply)),
+            _ => self.answered(opcode, correlation, reply),
         }
+    }
+
+    fn answered(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
         let response = match reply {
             Reply::Produced(ack) => Response::Produced(ack),
             Reply::Offset(offset) => Response::Offset(offset),
@@ -76,7 +94,7 @@ impl Session {
                 unreachable!("{opcode:?} is answered by {reply:?}")
             }
         };
-        self.gathering.append(|out| response.encode(out, opcode as u8, correlation, 0));
+        self.gathering.append(&self.config.spares, |out| response.encode(out, opcode as u8, correlation, 0));
     }
 
     fn fetched(
@@ -87,9 +105,11 @@ impl Session {
     ) {
         let len = payload_len(payload.as_ref());
         let response = Response::Fetched(partitions);
-        self.gathering.append(|out| response.encode(out, Opcode::Fetch as u8, correlation, len as u32));
+        self.gathering.append(&self.config.spares, |out| {
+            response.encode(out, Opcode::Fetch as u8, correlation, len as u32)
+        });
         for piece in payload {
-            let copied = self.gathering.append_shared(piece);
+            let copied = self.gathering.append_shared(&self.config.spares, piece);
             add(&self.config.counters.copied_bytes, copied);
         }
     }
@@ -105,7 +125,7 @@ impl Session {
                 parts.into_iter().for_each(|(part, shard)| shards.fetch_now(shard, number(slot, part)));
             }
             FetchNext::Done(partitions, payload) => {
-                self.pending.remove(slot);
+                self.take_pending(slot);
                 self.fetched(correlation, partitions, payload);
             }
         }
@@ -125,9 +145,8 @@ impl Session {
                 }
             }
             TopicNext::Done(result) => {
-                self.pending.remove(slot);
-                self.listing = false;
-                self.described(correlation, result);
+                self.take_pending(slot);
+                self.list(|session| session.described(correlation, result));
             }
         }
     }
@@ -141,7 +160,8 @@ impl Session {
             Ok(description) => {
                 let response = Response::Topic(description);
                 let opcode = Opcode::DescribeTopic as u8;
-                self.gathering.append(|out| response.encode(out, opcode, correlation, 0));
+                self.gathering
+                    .append(&self.config.spares, |out| response.encode(out, opcode, correlation, 0));
             }
             Err(error) => self.refuse(Opcode::DescribeTopic as u8, correlation, error),
         }

@@ -1,9 +1,7 @@
 //! Bytes of a connection that could not be handled when they came: the start of
 //! a frame whose end is not there yet, or frames that must wait.
 
-/// A stash that grew beyond this many bytes is let go when it is empty, so that
-/// a connection that is idle again costs nothing.
-const KEEP_CAPACITY: usize = 8 << 10;
+use super::spares::Spares;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -33,7 +31,10 @@ impl Stash {
     }
 
     /// Adds bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8], spares: &Spares) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = spares.take();
+        }
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -50,13 +51,12 @@ impl Stash {
     ///
     /// # Panics
     /// If fewer wait.
-    pub fn consume(&mut self, len: usize) {
+    pub fn consume(&mut self, len: usize, spares: &Spares) {
         self.start += len;
         assert!(self.start <= self.bytes.len(), "more handled than there was");
         if self.is_empty() {
             self.start = 0;
-            self.bytes.clear();
-            self.bytes.shrink_to(KEEP_CAPACITY);
+            spares.give(std::mem::take(&mut self.bytes));
         } else if self.start > self.bytes.len() / 2 {
             self.bytes.drain(..self.start);
             self.start = 0;

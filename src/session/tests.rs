@@ -15,7 +15,7 @@ use ringbolt_wire::{
 };
 
 use super::*;
-use crate::limits::{BLOCK_LEN, MAX_BATCH_LEN, MAX_IN_FLIGHT};
+use crate::limits::{BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_WAIT_MS, MAX_IN_FLIGHT};
 use crate::shard::action::Reply;
 use crate::shard::event::{Payload, ShardRequest};
 
@@ -71,6 +71,8 @@ fn config() -> Rc<SessionConfig> {
         max_unsent: 1 << 20,
         max_unsent_own: 1 << 20,
         fetching: Fetching::default(),
+        spares: Spares::default(),
+        listings: Listings::new(1 << 20),
         counters: SessionCounters::default(),
     })
 }
@@ -573,4 +575,14 @@ proptest! {
         }
         drain(&mut session);
     }
+}
+
+#[test]
+fn a_fetch_waits_no_longer_than_the_limit() {
+    let (mut session, mut shards) = greeted();
+    let Request::Fetch(fetch) = fetch(&[(1, 0)], 1000) else { unreachable!("it makes fetches") };
+    let long = Fetch { max_wait_ms: u32::MAX, ..fetch };
+    session.receive(&encode(&Request::Fetch(long), 5), &mut shards);
+    let words = &shards.requests[0].2;
+    assert!(words.contains(&format!("max_wait_ms: {MAX_FETCH_WAIT_MS},")), "{words}");
 }

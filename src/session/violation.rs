@@ -37,11 +37,16 @@ pub enum Violation {
     /// More requests in flight than announced.
     #[error("the limit is {0} requests in flight")]
     TooManyInFlight(u32),
-    /// Answers were not read.
-    #[error("{unsent} bytes of answers were not read")]
-    SlowReader {
-        /// Bytes that wait.
-        unsent: usize,
+    /// A frame was begun, and its rest does not come.
+    #[error(
+        "{received} bytes of a frame in {time_ms} ms, less than {} a second",
+        crate::limits::MIN_FRAME_RATE
+    )]
+    FrameTimeout {
+        /// Bytes that came.
+        received: u64,
+        /// Within this time.
+        time_ms: u64,
     },
     /// The broker's memory for half-received frames is used up, and this
     /// connection's is the oldest.
@@ -64,7 +69,7 @@ impl Violation {
             Violation::HandshakeTimeout(_) => ErrorCode::HandshakeTimeout,
             Violation::TooManyConnections(_) => ErrorCode::TooManyConnections,
             Violation::TooManyInFlight(_) => ErrorCode::TooManyInFlight,
-            Violation::SlowReader { .. } => ErrorCode::SlowReader,
+            Violation::FrameTimeout { .. } => ErrorCode::FrameTimeout,
             Violation::Overloaded => ErrorCode::Overloaded,
             Violation::ShuttingDown => ErrorCode::ShuttingDown,
         }
@@ -75,6 +80,7 @@ impl Violation {
         let detail = match self {
             Violation::Frame(FrameError::TooLarge { limit, .. }) => *limit,
             Violation::TooManyConnections(limit) => *limit as u64,
+            Violation::FrameTimeout { .. } => crate::limits::MIN_FRAME_RATE,
             Violation::TooManyInFlight(limit) => u64::from(*limit),
             Violation::UnsupportedVersion { .. } => u64::from(PROTOCOL_VERSION),
             _ => 0,

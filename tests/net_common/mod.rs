@@ -112,8 +112,17 @@ impl Server {
 
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory that there ever was, in bytes.
+    pub fn peak_rss(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
     }
 }

@@ -95,6 +95,8 @@ codes! {
     InvalidRequest = 11, lasting, answers, "the request is not valid";
     /// A second `hello` on one connection.
     AlreadyGreeted = 12, lasting, answers, "hello was already exchanged";
+    /// A frame was begun, and its rest came too slowly. Closes the connection.
+    FrameTimeout = 13, retryable, closes, "a frame did not come to its end in time";
 
     /// A topic name is empty, too long, or has other characters than
     /// `A-Z a-z 0-9 . _ -`.

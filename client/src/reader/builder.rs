@@ -82,6 +82,8 @@ impl ReaderBuilder {
 
     /// Longest time that the broker waits for `min_bytes`. Default 500 ms; it
     /// does not delay records that are there.
+    ///
+    /// The broker shortens it to a minute, and is then asked again.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.max_wait = wait;
         self

@@ -7,9 +7,9 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 use super::connection::{Life, Receive, Stashed};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::Target;
+use crate::limits::MAX_LINGER_MS;
 
-/// How long the peer has to close its side after our goodbye.
-const LINGER_US: u64 = 1_000_000;
+const LINGER_US: u64 = MAX_LINGER_MS * 1000;
 
 impl Net {
     /// The socket failed.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::direct::Direct;
+use super::half::SlowFrame;
 use super::{Host, Net, Timer};
 use crate::io::ring::{OpId, SendParts, Target};
 use crate::session::{Input, Session};
@@ -24,8 +25,8 @@ impl Stashed {
         match session.input() {
             Input::Open | Input::Large { .. } => Stashed { half: session.stashed(), whole: 0 },
             Input::Stalled(_) => Stashed { half: 0, whole: session.stashed() },
-            // Counted with the answers that its peer does not read.
-            Input::Backlogged => Stashed::default(),
+            // Counted with the answers for which it waits.
+            Input::Backlogged | Input::Queued => Stashed::default(),
             Input::Moves { .. } | Input::Closed => Stashed { half: 0, whole: session.stashed() },
         }
     }
@@ -118,8 +119,12 @@ pub(super) struct Connection {
     /// When the peer last took bytes, or the send started that it should take
     /// bytes of.
     pub progress_us: u64,
-    /// When the oldest bytes in the stash came.
+    /// When the first bytes of the frame in the stash came.
     pub stashed_us: u64,
+    /// How many frames came before it.
+    pub stashed_frame: u64,
+    /// How fast a frame comes that takes its time.
+    pub slow: SlowFrame,
     /// What the core's sum counts of the stash.
     pub stashed: Stashed,
     /// Bytes of unsent answers, outside of the pool, that the core's sum counts.
@@ -131,6 +136,8 @@ pub(super) struct Connection {
     pub direct_timer: bool,
     /// In the list of sessions that wait for a shard.
     pub stalled: bool,
+    /// In the list of sessions that wait for room for an answer that lists.
+    pub queued: bool,
 }
 
 impl Connection {
@@ -193,6 +200,8 @@ impl Net {
             parts: None,
             progress_us: now,
             stashed_us: now,
+            stashed_frame: 0,
+            slow: SlowFrame::default(),
             stashed: Stashed::default(),
             unsent_own: 0,
             ended: false,
@@ -200,6 +209,7 @@ impl Net {
             send_timer: false,
             direct_timer: false,
             stalled: false,
+            queued: false,
         }));
         self.counters.open += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);

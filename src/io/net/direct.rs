@@ -47,8 +47,9 @@ pub(super) struct Direct {
     misses: u8,
     /// Bytes of the last batch.
     last_len: usize,
-    /// When bytes last came, or the receive was posted.
-    active_us: u64,
+    /// When the receive was posted. Of a batch that is on its way, the kernel
+    /// says nothing until it is whole.
+    posted_us: u64,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +136,6 @@ impl Net {
     /// Takes what a direct receive brought.
     pub(super) fn received_direct<H: Host>(&mut self, key: u64, result: i32, held: Held, host: &mut H) {
         let slot = self.find(key).expect("a slot is not freed before its last completion");
-        let now = host.now().mono_us;
         self.mark(slot);
         let connection = self.slots[slot as usize].get();
         connection.receive = Receive::Off;
@@ -151,8 +151,10 @@ impl Net {
             e if e == -libc::ECANCELED || e == -libc::EINTR || e == -libc::EAGAIN => 0,
             e => return self.lost(slot, -e, host),
         };
+        if connection.session.is_closing() {
+            return;
+        }
         if count > 0 {
-            connection.direct.active_us = now;
             self.counters.receives += 1;
             self.counters.received_bytes += count as u64;
         }
@@ -210,18 +212,28 @@ impl Net {
         else {
             return;
         };
-        if connection.direct.active_us + IDLE_US <= now {
+        if connection.direct.posted_us + IDLE_US <= now {
             host.ring().cancel(op);
         } else {
             connection.direct_timer = true;
-            let due = connection.direct.active_us + IDLE_US;
+            let due = connection.direct.posted_us + IDLE_US;
             self.timers.push(due, connection.key, Timer::DirectIdle);
         }
     }
 
-    /// Since when nothing has come of a batch that was begun.
+    /// Since when the rest of a batch is waited for.
     pub(super) fn half_since(connection: &Connection) -> Option<u64> {
-        matches!(connection.direct.state, State::Filling { .. }).then_some(connection.direct.active_us)
+        let is_half = matches!(connection.direct.state, State::Filling { .. });
+        (is_half && !connection.session.is_closing()).then_some(connection.direct.posted_us)
+    }
+
+    /// Whether a frame was begun that is received directly.
+    pub(super) fn is_half_direct(connection: &Connection) -> bool {
+        match connection.direct.state {
+            State::Ahead { filled, .. } => filled > 0,
+            State::Filling { .. } => true,
+            _ => false,
+        }
     }
 
     /// Memory for a batch of `len` bytes, within the bound for such memory.
@@ -257,8 +269,10 @@ impl Net {
         let now = host.now().mono_us;
         let connection = self.slots[slot as usize].get();
         let key = connection.key;
-        connection.direct.active_us = now;
         connection.direct.state = State::Ahead { predicted, filled };
+        if filled > 0 {
+            self.watch_frame(slot, host);
+        }
         self.post(slot, buffer, START + filled..BLOCK_LEN + predicted, 0, host);
         let connection = self.slots[slot as usize].get();
         if !connection.direct_timer {
@@ -269,6 +283,7 @@ impl Net {
 
     fn fill<H: Host>(&mut self, slot: u32, buffer: PoolBuffer, len: usize, filled: usize, host: &mut H) {
         self.slots[slot as usize].get().direct.state = State::Filling { len, filled };
+        self.watch_frame(slot, host);
         self.post(slot, buffer, START + filled..BLOCK_LEN + len, libc::MSG_WAITALL, host);
     }
 
@@ -281,7 +296,9 @@ impl Net {
         host: &mut H,
     ) {
         self.direct_held += buffer.len();
+        let now = host.now().mono_us;
         let connection = self.slots[slot as usize].get();
+        connection.direct.posted_us = now;
         let (target, token) = (connection.target(), Op::Direct.token(connection.key));
         let op = host.ring().recv(token, target, buffer, range, flags);
         connection.receive = Receive::Direct(op);

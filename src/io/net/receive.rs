@@ -56,11 +56,20 @@ impl Net {
                     host.stalled(key, shard);
                 }
             }
+            Input::Queued => {
+                if !connection.queued {
+                    connection.queued = true;
+                    self.queued.push_back(key);
+                    self.session_config.listings.queue(self.queued.len(), false);
+                }
+            }
             Input::Backlogged | Input::Moves { .. } => {}
             Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
         }
+        let connection = self.slots[slot as usize].get();
         let stash = Stashed::of(&connection.session);
-        if stash != connection.stashed {
+        let is_other = stash.half > 0 && connection.stashed_frame != connection.session.frames();
+        if stash != connection.stashed || is_other {
             self.count_stash(slot, stash, host);
         }
         self.mark(slot);
@@ -83,11 +92,37 @@ impl Net {
         self.after_input(slot, input, host);
     }
 
+    /// Goes on with those who wait for room for an answer that lists, in the
+    /// order in which they began to wait.
+    pub(super) fn resume_queued<H: Host>(&mut self, host: &mut H) {
+        while self.has_turn()
+            && let Some(key) = self.queued.pop_front()
+        {
+            self.session_config.listings.queue(self.queued.len(), true);
+            if let Some(slot) = self.find(key) {
+                self.slots[slot as usize].get().queued = false;
+                self.resume_slot(slot, host);
+            }
+            self.session_config.listings.queue(self.queued.len(), false);
+        }
+    }
+
+    /// Whether somebody waits for room for an answer that lists, and there is
+    /// some.
+    #[inline]
+    pub(super) fn has_turn(&self) -> bool {
+        !self.queued.is_empty() && self.session_config.listings.has_room()
+    }
+
     /// Ends a connection for what its peer did, or for the broker's stop.
     pub(super) fn violate<H: Host>(&mut self, slot: u32, violation: &Violation, host: &mut H) {
         let connection = self.slots[slot as usize].get();
         tracing::debug!(session = connection.key, %violation, "closing a connection");
         let input = connection.session.close(violation);
+        // The rest of its batch is not waited for.
+        if let Receive::Direct(op) = connection.receive {
+            host.ring().cancel(op);
+        }
         self.after_input(slot, input, host);
     }
 
@@ -122,11 +157,17 @@ impl Net {
 
     fn count_stash<H: Host>(&mut self, slot: u32, stash: Stashed, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.stashed.half == 0 {
+        // One that always has a half frame here has another one every time.
+        let frames = connection.session.frames();
+        if connection.stashed.half == 0 || connection.stashed_frame != frames {
             connection.stashed_us = host.now().mono_us;
+            connection.stashed_frame = frames;
         }
         let before = std::mem::replace(&mut connection.stashed, stash);
         self.stashed.replace(before, stash);
+        if stash.half > 0 {
+            self.watch_frame(slot, host);
+        }
         if self.stashed.half > self.config.max_stashed && stash.half > 0 {
             self.close_oldest_stash(host);
         }

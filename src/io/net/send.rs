@@ -4,10 +4,10 @@
 use super::connection::{Life, Send};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::{Held, SendParts};
-use crate::session::{Input, Output};
+use crate::limits::MAX_SEND_STALL_MS;
+use crate::session::{Input, Output, Violation};
 
-/// A peer that takes no byte for so long does not read its answers.
-const STALL_US: u64 = 30_000_000;
+const STALL_US: u64 = MAX_SEND_STALL_MS * 1000;
 
 impl Net {
     /// Starts a send if there is something to send and none is under way.
@@ -113,7 +113,7 @@ impl Net {
     }
 
     /// Closes a connection that holds memory and makes no progress, whichever
-    /// way.
+    /// way. One that reads is told.
     pub(super) fn drop_standing<H: Host>(&mut self, slot: u32, host: &mut H) {
         let connection = self.slots[slot as usize].get();
         if connection.send.is_some() {
@@ -121,11 +121,12 @@ impl Net {
         }
         tracing::info!(session = connection.key, "closing a connection whose batch does not come to its end");
         self.counters.slow_writers += 1;
-        self.end(slot, host);
+        self.violate(slot, &Violation::Overloaded, host);
     }
 
-    /// Closes a connection whose peer does not read. A goodbye would not be
-    /// read either.
+    /// Closes a connection whose peer does not read. There is no way to say
+    /// goodbye: a send is under way, its socket takes nothing, and behind half an
+    /// answer nothing else can be said.
     pub(super) fn drop_slow_reader<H: Host>(&mut self, slot: u32, host: &mut H) {
         let connection = self.slots[slot as usize].get();
         let unsent = connection.session.unsent();

@@ -19,6 +19,8 @@ pub enum Timer {
     Linger,
     /// The next large batch should have come.
     DirectIdle,
+    /// More of a frame that was begun should have come.
+    Frame,
 }
 
 /// Deadlines of connections are late by up to this time, in µs, so that those
@@ -38,7 +40,7 @@ impl Timers {
     pub fn push(&mut self, due_us: u64, key: u64, timer: Timer) {
         let due_us = match timer {
             Timer::Accept | Timer::Turn => due_us,
-            Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle => {
+            Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                 due_us.next_multiple_of(TOGETHER_US)
             }
         };

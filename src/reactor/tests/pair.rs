@@ -20,7 +20,7 @@ use super::*;
 use crate::io::mailbox::{Mailbox, Post};
 use crate::io::net::{Net, NetConfig, bind};
 use crate::reactor::{Course, Idle, Reactor, ReactorError};
-use crate::session::{SessionConfig, SessionCounters};
+use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Spares};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -53,12 +53,16 @@ fn run_core(
         direct_threshold: 72 << 10,
         max_unsent: 16 << 20,
         max_unsent_own: 256 << 10,
+        fetching: Fetching::default(),
+        spares: Spares::default(),
+        listings: Listings::new(8 << 20),
         counters: SessionCounters::default(),
     };
     let net = NetConfig {
         max_connections: 100,
         connections,
         handshake_timeout_us: 10_000_000,
+        frame_timeout_us: 30_000_000,
         max_stashed: 8 << 20,
         max_unsent_own: 8 << 20,
         max_direct: 8 << 20,
