@@ -154,7 +154,8 @@ impl Broker {
         let available = available_cpus()?;
         let asked = config.cores.clone().unwrap_or_else(|| available.clone());
         let shards = config.shards.unwrap_or_else(|| asked.len().min(usize::from(MAX_SHARDS)) as u16);
-        let layout = Layout { shards, segment_len: config.segment_size };
+        let segment_len = config.segment_size.unwrap_or(DEFAULT_SEGMENT_LEN);
+        let layout = Layout { shards, segment_len };
         let data = DataDir::open(&config.data, layout)?;
         let shards = data.shards().len();
         warn_of_fixed(&config, shards, data.superblock().segment_len);
@@ -303,9 +304,7 @@ fn warn_of_fixed(config: &Config, shards: usize, segment_size: u64) {
     if let Some(asked) = config.shards.filter(|asked| usize::from(*asked) != shards) {
         tracing::warn!(asked, shards, "--shards has no effect: {made}");
     }
-    // The default is asked for by nobody.
-    let asked = config.segment_size;
-    if asked != segment_size && asked != DEFAULT_SEGMENT_LEN {
+    if let Some(asked) = config.segment_size.filter(|asked| *asked != segment_size) {
         tracing::warn!(asked, segment_size, "--segment-size has no effect: {made}");
     }
 }

@@ -23,7 +23,7 @@ impl Rig {
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.shards = Some(1);
         config.memory = 64 << 20;
-        config.segment_size = 16 << 20;
+        config.segment_size = Some(16 << 20);
         config.allow_buffered = true;
         change(&mut config);
         let broker = Broker::start(config).unwrap();
