@@ -148,8 +148,10 @@ impl Broker {
     /// on unregistered memory, and warns.
     pub fn start(mut config: Config) -> Result<Broker, ServeError> {
         config.check()?;
-        // A taken address is found out before anything is touched.
+        // A taken address is found out before anything is touched, and whoever
+        // watches is answered while logs are recovered.
         let admin = config.admin.map(AdminListener::bind).transpose()?;
+        let admin = admin.map(Admin::start).transpose()?;
         probe_ring()?.require()?;
         let available = available_cpus()?;
         let asked = config.cores.clone().unwrap_or_else(|| available.clone());
@@ -192,10 +194,11 @@ impl Broker {
             config,
         });
         let mut broker = Self::start_cores(&start, &cpus, data)?;
-        if let Some(listener) = admin {
+        if let Some(admin) = &admin {
             let handle = broker.handle();
-            broker.admin = Some(Admin::start(listener, broker.addr, move || handle.is_stopping())?);
+            admin.broker_serves(broker.addr, move || handle.is_stopping());
         }
+        broker.admin = admin;
         Ok(broker)
     }
 
