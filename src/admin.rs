@@ -11,11 +11,12 @@ mod source;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
-use source::Source;
+use source::{BrokerAt, Source};
 
 /// Metrics and health cannot be served.
 #[derive(thiserror::Error, Debug)]
@@ -59,23 +60,20 @@ impl AdminListener {
 #[derive(Debug)]
 pub struct Admin {
     addr: SocketAddr,
+    broker: Arc<OnceLock<BrokerAt>>,
     /// Dropped to end the thread.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Admin {
-    /// Serves on `listener` what the broker that listens on `broker` says, as
-    /// long as it is not stopping. The thread may run where the calling thread
-    /// may, which therefore should not be pinned.
+    /// Serves on `listener`, and says that the broker is recovering until it is
+    /// told [otherwise](Self::broker_serves). The thread may run where the calling
+    /// thread may, which therefore should not be pinned.
     ///
     /// # Errors
     /// [`AdminError::Start`].
-    pub fn start(
-        listener: AdminListener,
-        broker: SocketAddr,
-        is_stopping: impl Fn() -> bool + Send + Sync + 'static,
-    ) -> Result<Admin, AdminError> {
+    pub fn start(listener: AdminListener) -> Result<Admin, AdminError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -86,7 +84,8 @@ impl Admin {
             let _context = runtime.enter();
             tokio::net::TcpListener::from_std(listener).map_err(AdminError::Start)?
         };
-        let source = Source::new(broker, Box::new(is_stopping));
+        let broker = Arc::new(OnceLock::new());
+        let source = Source::new(Arc::clone(&broker));
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
             runtime.block_on(async {
@@ -98,7 +97,13 @@ impl Admin {
         };
         let thread =
             std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(AdminError::Start)?;
-        Ok(Admin { addr, stop: Some(stop), thread: Some(thread) })
+        Ok(Admin { addr, broker, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// From now on tells what the broker that listens on `addr` says, as long as
+    /// it is not stopping. What was told first stays.
+    pub fn broker_serves(&self, addr: SocketAddr, is_stopping: impl Fn() -> bool + Send + Sync + 'static) {
+        self.broker.get_or_init(|| BrokerAt::new(addr, Box::new(is_stopping)));
     }
 
     /// Where it listens.

@@ -145,13 +145,16 @@ impl Broker {
     /// on unregistered memory, and warns.
     pub fn start(mut config: Config) -> Result<Broker, ServeError> {
         config.check()?;
-        // A taken address is found out before anything is touched.
+        // A taken address is found out before anything is touched, and whoever
+        // watches is answered while logs are recovered.
         let admin = config.admin.map(AdminListener::bind).transpose()?;
+        let admin = admin.map(Admin::start).transpose()?;
         probe_ring()?.require()?;
         let available = available_cpus()?;
         let asked = config.cores.clone().unwrap_or_else(|| available.clone());
         let shards = config.shards.unwrap_or_else(|| asked.len().min(usize::from(MAX_SHARDS)) as u16);
-        let layout = Layout { shards, segment_len: config.segment_size };
+        let segment_len = config.segment_size.unwrap_or(DEFAULT_SEGMENT_LEN);
+        let layout = Layout { shards, segment_len };
         let data = DataDir::open(&config.data, layout)?;
         let shards = data.shards().len();
         warn_of_fixed(&config, shards, data.superblock().segment_len);
@@ -188,10 +191,11 @@ impl Broker {
             config,
         });
         let mut broker = Self::start_cores(&start, &cpus, data)?;
-        if let Some(listener) = admin {
+        if let Some(admin) = &admin {
             let handle = broker.handle();
-            broker.admin = Some(Admin::start(listener, broker.addr, move || handle.is_stopping())?);
+            admin.broker_serves(broker.addr, move || handle.is_stopping());
         }
+        broker.admin = admin;
         Ok(broker)
     }
 
@@ -300,9 +304,7 @@ fn warn_of_fixed(config: &Config, shards: usize, segment_size: u64) {
     if let Some(asked) = config.shards.filter(|asked| usize::from(*asked) != shards) {
         tracing::warn!(asked, shards, "--shards has no effect: {made}");
     }
-    // The default is asked for by nobody.
-    let asked = config.segment_size;
-    if asked != segment_size && asked != DEFAULT_SEGMENT_LEN {
+    if let Some(asked) = config.segment_size.filter(|asked| *asked != segment_size) {
         tracing::warn!(asked, segment_size, "--segment-size has no effect: {made}");
     }
 }

@@ -75,7 +75,8 @@ fn health(admin: SocketAddr) -> (u16, String) {
     (status, body)
 }
 
-/// Type and value of each sample, every line of which is as the format wants it.
+/// Type and value of each sample, every line of which is as the format wants it
+/// and which is explained.
 fn metrics(admin: SocketAddr) -> BTreeMap<String, (String, u64)> {
     let (status, head, body) = get(admin, "/metrics");
     assert_eq!(status, 200, "{body}");
@@ -83,12 +84,14 @@ fn metrics(admin: SocketAddr) -> BTreeMap<String, (String, u64)> {
     assert!(body.ends_with('\n'));
     let mut samples = BTreeMap::new();
     let lines: Vec<&str> = body.lines().collect();
-    for pair in lines.chunks(2) {
-        let [kind, sample] = pair else { panic!("{pair:?} has no sample") };
+    for lines in lines.chunks(3) {
+        let [help, kind, sample] = lines else { panic!("{lines:?} has no sample") };
         let (name, value) = sample.split_once(' ').unwrap_or_else(|| panic!("{sample:?}"));
         let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         assert!(name.starts_with("ringbolt_") && name.chars().all(word), "{name:?}");
         let kind = kind.strip_prefix(&format!("# TYPE {name} ")).unwrap_or_else(|| panic!("{kind:?}"));
+        let help = help.strip_prefix(&format!("# HELP {name} ")).unwrap_or_else(|| panic!("{help:?}"));
+        assert!(help.len() > 10 && !help.contains('\\'), "{name} is not explained: {help:?}");
         let before = samples.insert(name.to_owned(), (kind.to_owned(), value.parse().unwrap()));
         assert!(before.is_none(), "{name} comes twice");
     }
@@ -96,12 +99,14 @@ fn metrics(admin: SocketAddr) -> BTreeMap<String, (String, u64)> {
 }
 
 #[test]
-fn metrics_are_the_counters_of_stats_with_their_types() {
+fn metrics_are_the_counters_of_stats_explained_and_with_their_types() {
     let dir = TempDir::new().unwrap();
     let (server, admin) = start_server(&dir);
     let mut peer = Peer::greeted(server.addr);
     let partition = PartitionId::new(peer.topic("t", 1).id, 0);
     let before = metrics(admin);
+    assert_eq!(before["ringbolt_acked_batches_total"].1, 0, "a topic is a batch that nobody produced");
+    assert_eq!(before["ringbolt_acked_bytes_total"].1, 0);
     (0..7).for_each(|_| assert!(peer.produce(&batch(partition, &[b"x"])) >= Offset(0)));
     std::thread::sleep(NOT_SHARED);
     let after = metrics(admin);
@@ -132,11 +137,14 @@ fn health_is_ok_and_what_is_not_there_is_refused() {
 }
 
 #[test]
-fn health_follows_a_broker_that_goes_and_comes_back() {
+fn health_follows_a_broker_that_comes_goes_and_comes_back() {
     let listener = AdminListener::bind(LOOPBACK.into()).unwrap();
     let mut broker = start(|_| ());
     let addr = broker.addr;
-    let admin = Admin::start(listener, addr, || false).unwrap();
+    let admin = Admin::start(listener).unwrap();
+    let (status, body) = health(admin.addr());
+    assert!(status == 503 && body.starts_with("recovering: ") && body.lines().count() == 1, "{body:?}");
+    admin.broker_serves(addr, || false);
     assert_eq!(health(admin.addr()), (200, "ok\n".to_owned()));
     broker.broker.take().unwrap().stop().unwrap();
     std::thread::sleep(NOT_SHARED);
@@ -155,7 +163,8 @@ fn those_who_wait_for_a_silent_broker_share_one_answer_and_more_are_refused_at_o
     // Takes connections, and never says a word.
     let silent = TcpListener::bind(SocketAddr::from(LOOPBACK)).unwrap();
     let listener = AdminListener::bind(LOOPBACK.into()).unwrap();
-    let admin = Admin::start(listener, silent.local_addr().unwrap(), || false).unwrap();
+    let admin = Admin::start(listener).unwrap();
+    admin.broker_serves(silent.local_addr().unwrap(), || false);
     let started = Instant::now();
     let asking: Vec<TcpStream> = (0..40).map(|_| begin(admin.addr(), &request("GET", "/health"))).collect();
     let answers: Vec<_> = asking.into_iter().map(finish).collect();
@@ -164,6 +173,28 @@ fn those_who_wait_for_a_silent_broker_share_one_answer_and_more_are_refused_at_o
         |reason: &str| answers.iter().filter(|(status, _, body)| *status == 503 && body == reason).count();
     assert_eq!(given("the broker has not answered within 1s\n"), 16);
     assert_eq!(given("too many requests at a time\n"), 24);
+}
+
+#[test]
+fn a_broker_that_recovers_says_so_at_once() {
+    let dir = TempDir::new().unwrap();
+    let admin = own_address();
+    // Segments that are made before the broker listens take as long as logs that
+    // are looked through.
+    let mut command = serve(&dir, &admin.to_string());
+    let mut child = command.args(["--preallocate", "32"]).spawn().unwrap();
+    let mut answers = Vec::new();
+    wait_until("the broker is well", || {
+        if TcpStream::connect(admin).is_ok() {
+            answers.push(health(admin));
+        }
+        answers.last().is_some_and(|(status, _)| *status == 200)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (status, body) = &answers[0];
+    assert!(*status == 503 && body.starts_with("recovering: "), "{body:?} of {}", answers.len());
+    assert!(answers[..answers.len() - 1].iter().all(|answer| answer == &answers[0]), "{answers:?}");
 }
 
 /// Open descriptors of a process.

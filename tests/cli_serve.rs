@@ -152,9 +152,13 @@ fn what_was_chosen_when_the_directory_was_made_stays_and_whoever_asks_otherwise_
         assert!(warning.contains("stays as it was made"), "{warning}");
         assert!(warning.contains(&format!("asked={shards}")) && warning.contains("shards=2"), "{warning}");
     }
-    let log = log_of_a_start(&dir, &["--segment-size", "4MiB"]);
-    let warning = log.lines().find(|line| line.contains("--segment-size has no effect")).expect("a warning");
-    assert!(warning.contains("asked=4194304") && warning.contains("segment_size=16777216"), "{warning}");
+    // The second is the default of a new directory: asked for all the same.
+    for (size, asked) in [("4MiB", "asked=4194304"), ("256MiB", "asked=268435456")] {
+        let log = log_of_a_start(&dir, &["--segment-size", size]);
+        let warning = log.lines().find(|line| line.contains("--segment-size has no effect"));
+        let warning = warning.unwrap_or_else(|| panic!("{size}: {log}"));
+        assert!(warning.contains(asked) && warning.contains("segment_size=16777216"), "{warning}");
+    }
     assert_eq!(segment_len(&dir), 16 << 20);
     for options in [&["--shards", "2"][..], &["--segment-size", "16MiB"], &[]] {
         let log = log_of_a_start(&dir, options);

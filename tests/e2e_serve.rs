@@ -254,7 +254,7 @@ fn a_flipped_bit_is_refused_at_the_start_and_stays_as_it_was() {
 
 #[test]
 fn missing_segments_are_named_at_the_start_and_the_rest_stays_as_it_was() {
-    let broker = start(|config| config.segment_size = 4 << 20);
+    let broker = start(|config| config.segment_size = Some(4 << 20));
     let partition = PartitionId::new(broker.topic("t", 1).id, 0);
     let mut peer = broker.connect();
     let values: Vec<Vec<u8>> = (0..30).map(|n| vec![n; 400_000]).collect();
@@ -304,7 +304,7 @@ fn names(shard: &Path) -> (Extent, Vec<SegmentSeq>) {
 /// missing.
 #[test]
 fn a_sigkill_in_the_middle_of_recycling_never_keeps_a_broker_from_starting() {
-    let broker = start(|config| config.segment_size = 4 << 20);
+    let broker = start(|config| config.segment_size = Some(4 << 20));
     let partition = PartitionId::new(broker.topic("t", 1).id, 0);
     let dir = broker.stop();
     let shard = dir.path().join("data/shard-000");

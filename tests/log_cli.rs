@@ -21,7 +21,7 @@ const RECORDS: u64 = 100;
 /// A directory with two topics and records over several segments, and the path
 /// of its data.
 fn filled() -> (TempDir, PathBuf) {
-    let broker = start(|config| config.segment_size = SEGMENT_LEN);
+    let broker = start(|config| config.segment_size = Some(SEGMENT_LEN));
     let orders = broker.topic("orders", 2);
     broker.topic("empty", 3);
     let mut peer = broker.connect();

@@ -11,7 +11,8 @@ use crate::payload::TRAILER_LEN;
 const EXIT_CODES: &str = "\
 Exit code:
   0  the run was carried through; if it was judged, every acknowledged message was
-     looked for, and is as it was sent
+     looked for, and is as it was sent (of a run that was cut off, such as by the
+     death of loadgen: every one that its ledger knows of, which the verdict says)
   1  the broker broke its word
   2  bad usage, or the run could not be carried through, or not every acknowledged
      message could be looked for (some may not be retained any more: see

@@ -25,5 +25,7 @@ pub mod send_buffer;
 pub mod signals;
 pub mod sinks;
 pub mod stats;
+#[cfg(test)]
+mod test_broker;
 mod varint;
 pub mod verify;

@@ -120,6 +120,8 @@ fn judge(args: &VerifyArgs) -> Result<ExitCode, Error> {
     let (verdict, failure) = verify::verify(args)?;
     if !args.quiet {
         println!("{}", report::judgement(&verdict));
+    } else if !verdict.complete {
+        eprintln!("loadgen: the ledger was not closed: only what it knows of was looked for");
     }
     if let Some(path) = &args.json {
         report::write_file(path, report::to_json(&verdict).as_bytes())?;

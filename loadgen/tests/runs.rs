@@ -22,7 +22,7 @@ fn broker(dir: &Path, listen: SocketAddr) -> Broker {
     config.listen = listen;
     config.shards = Some(1);
     config.memory = 64 << 20;
-    config.segment_size = 16 << 20;
+    config.segment_size = Some(16 << 20);
     config.allow_buffered = true;
     Broker::start(config).unwrap()
 }

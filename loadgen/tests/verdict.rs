@@ -23,7 +23,7 @@ impl Rig {
         config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.shards = Some(1);
         config.memory = 64 << 20;
-        config.segment_size = 16 << 20;
+        config.segment_size = Some(16 << 20);
         config.allow_buffered = true;
         change(&mut config);
         let broker = Broker::start(config).unwrap();
@@ -41,11 +41,18 @@ impl Rig {
 
     /// Exit code and verdict of `loadgen verify`.
     fn verify(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let (code, verdict, _) = self.verify_aloud(args);
+        (code, verdict)
+    }
+
+    /// The same, and what it says.
+    fn verify_aloud(&self, args: &[&str]) -> (Option<i32>, Value, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
         command.arg("verify").arg("--ledger").arg(&self.ledger).arg("--json").arg(&self.json);
         let output = command.args(args).output().unwrap();
         let verdict = std::fs::read_to_string(&self.json).unwrap_or_else(|_| panic!("{output:?}"));
-        (output.status.code(), serde_json::from_str(&verdict).unwrap())
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+        (output.status.code(), serde_json::from_str(&verdict).unwrap(), said)
     }
 }
 
@@ -78,14 +85,18 @@ fn what_retention_removed_is_not_lost_and_a_success_only_if_accepted() {
 }
 
 #[test]
-fn a_slow_run_can_be_judged_after_its_generator_was_killed() {
+fn a_slow_run_can_be_judged_after_its_generator_was_killed_and_the_verdict_says_so() {
     let rig = Rig::start(|_| {});
     let mut run = rig.run(&["--duration", "60s", "--producers", "1"]).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(2));
     run.kill().unwrap();
     run.wait().unwrap();
+    for args in [&[][..], &["--quiet"]] {
+        let (_, _, said) = rig.verify_aloud(args);
+        assert!(said.contains("the ledger was not closed"), "{said}");
+    }
     let (code, verdict) = rig.verify(&[]);
-    assert_eq!(code, Some(0), "{verdict}");
+    assert_eq!((code, &verdict["complete"]), (Some(0), &false.into()), "{verdict}");
     let count = |name: &str| verdict[name].as_u64().unwrap();
     assert!(count("acked") > 100, "{verdict}");
     // What the last 20 ms and the bookkeeping before them may miss.

@@ -2,8 +2,9 @@
 //! which is made again when it breaks.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ringbolt_client::{Client, ClientConfig, Error};
@@ -19,6 +20,9 @@ const SHARED_FOR: Duration = Duration::from_millis(100);
 /// Why there are no counters; the message is one line.
 #[derive(thiserror::Error, Clone, Debug)]
 pub(super) enum Unwell {
+    /// It was just started.
+    #[error("recovering: the broker looks through its logs, and does not listen yet")]
+    Recovering,
     /// It was told to stop, or a core has failed.
     #[error("the broker is stopping")]
     Stopping,
@@ -36,10 +40,28 @@ pub(super) type Stats = BTreeMap<String, u64>;
 /// The counters, or why there are none.
 pub(super) type Answer = Result<Arc<Stats>, Unwell>;
 
+/// A broker that has recovered.
+pub(super) struct BrokerAt {
+    addr: SocketAddr,
+    is_stopping: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl BrokerAt {
+    pub(super) fn new(listens_on: SocketAddr, is_stopping: Box<dyn Fn() -> bool + Send + Sync>) -> BrokerAt {
+        BrokerAt { addr: over_loopback(listens_on), is_stopping }
+    }
+}
+
+impl fmt::Debug for BrokerAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerAt").field("addr", &self.addr).finish_non_exhaustive()
+    }
+}
+
 /// Where the counters come from.
 pub(super) struct Source {
-    broker: SocketAddr,
-    is_stopping: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Empty while it recovers.
+    broker: Arc<OnceLock<BrokerAt>>,
     /// Locked while the broker is asked: others wait for the same answer.
     last: Mutex<Last>,
 }
@@ -52,13 +74,14 @@ struct Last {
 }
 
 impl Source {
-    pub(super) fn new(listens_on: SocketAddr, is_stopping: Box<dyn Fn() -> bool + Send + Sync>) -> Source {
-        Source { broker: over_loopback(listens_on), is_stopping, last: Mutex::default() }
+    pub(super) fn new(broker: Arc<OnceLock<BrokerAt>>) -> Source {
+        Source { broker, last: Mutex::default() }
     }
 
     /// The counters as they were at most [`SHARED_FOR`] ago.
     pub(super) async fn stats(&self) -> Answer {
-        if (self.is_stopping)() {
+        let broker = self.broker.get().ok_or(Unwell::Recovering)?;
+        if (broker.is_stopping)() {
             return Err(Unwell::Stopping);
         }
         let mut last = self.last.lock().await;
@@ -67,11 +90,11 @@ impl Source {
         {
             return answer.clone();
         }
-        let asked = tokio::time::timeout(PATIENCE, self.ask(&mut last.client)).await;
+        let asked = tokio::time::timeout(PATIENCE, ask(broker.addr, &mut last.client)).await;
         let answer = match asked {
             Ok(Ok(stats)) => Ok(Arc::new(stats)),
             // Told to stop in the meantime.
-            _ if (self.is_stopping)() => Err(Unwell::Stopping),
+            _ if (broker.is_stopping)() => Err(Unwell::Stopping),
             Ok(Err(error)) => Err(Unwell::Failed(error)),
             Err(_) => Err(Unwell::Silent),
         };
@@ -81,25 +104,25 @@ impl Source {
         last.answer = Some((Instant::now(), answer.clone()));
         answer
     }
+}
 
-    async fn ask(&self, client: &mut Option<Client>) -> Result<Stats, Error> {
-        let client = match client {
-            Some(client) => client,
-            None => client.insert(Client::connect(self.config()).await?),
-        };
-        client.admin().stats().await
-    }
+async fn ask(broker: SocketAddr, client: &mut Option<Client>) -> Result<Stats, Error> {
+    let client = match client {
+        Some(client) => client,
+        None => client.insert(Client::connect(config(broker)).await?),
+    };
+    client.admin().stats().await
+}
 
-    fn config(&self) -> ClientConfig {
-        ClientConfig {
-            client_name: "ringbolt-admin".to_owned(),
-            // Who asks bounds both.
-            connect_timeout: 2 * PATIENCE,
-            request_timeout: 2 * PATIENCE,
-            // A lost connection is made again within one question.
-            operation_timeout: PATIENCE / 2,
-            ..ClientConfig::new(self.broker.to_string())
-        }
+fn config(broker: SocketAddr) -> ClientConfig {
+    ClientConfig {
+        client_name: "ringbolt-admin".to_owned(),
+        // Who asks bounds both.
+        connect_timeout: 2 * PATIENCE,
+        request_timeout: 2 * PATIENCE,
+        // A lost connection is made again within one question.
+        operation_timeout: PATIENCE / 2,
+        ..ClientConfig::new(broker.to_string())
     }
 }
 

@@ -8,8 +8,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ringbolt_client::{Delivery, Outcome, Pending, ProduceError, Producer, Record};
-use tokio::sync::mpsc;
+use ringbolt_client::producer_state::Failure;
+use ringbolt_client::{
+    Delivery, Error, ErrorCode, ErrorResponse, Outcome, Pending, ProduceError, Producer, Record,
+};
+use tokio::sync::{mpsc, watch};
 
 use super::connection::{CommandError, ConnectionArgs, Interrupt, run as run_command};
 use super::lines::{Line, LineSplitter};
@@ -30,7 +33,8 @@ const PENDING: usize = 100_000;
 Standard output gets a line for each durable record, in the order of the input: PARTITION OFFSET (a dash \
 where only the fact of its durability could be found out after a lost connection). Standard error gets one \
 for every other: the number of its line, rejected-retryable, rejected-final or unknown, and why; and at the \
-end a summary. The exit code is 0 if every record is durable, else 1.")]
+end a summary. The exit code is 0 if every record is durable, else 1. When the topic is deleted meanwhile, or \
+another producer has taken over, no more of the input is taken: what was is told of as ever, then the reason.")]
 pub struct ProduceArgs {
     /// Topic to produce to
     topic: String,
@@ -88,13 +92,15 @@ async fn produce(args: ProduceArgs, mut interrupt: Interrupt) -> Result<ExitCode
     let limit = client.broker().max_batch_len as usize;
     let mut input = read_input();
     let (sent, to_report) = mpsc::channel(PENDING);
-    let reporter = tokio::spawn(report(to_report, args.quiet));
+    let (hopeless, mut given_up) = watch::channel(None);
+    let reporter = tokio::spawn(report(to_report, args.quiet, hopeless));
     let mut splitter = LineSplitter::new(limit);
     let mut lines = Vec::new();
     let failed = loop {
         let piece = tokio::select! {
             piece = input.recv() => piece,
             () = interrupt.wait() => None,
+            Ok(_) = given_up.wait_for(Option::is_some) => None,
         };
         match piece {
             None => break None,
@@ -103,7 +109,7 @@ async fn produce(args: ProduceArgs, mut interrupt: Interrupt) -> Result<ExitCode
         }
         send_lines(&producer, &args, limit, &mut lines, &sent).await;
     };
-    if failed.is_none() && !interrupt.is_set() {
+    if failed.is_none() && !interrupt.is_set() && given_up.borrow().is_none() {
         lines.extend(splitter.finish());
         send_lines(&producer, &args, limit, &mut lines, &sent).await;
     }
@@ -111,6 +117,10 @@ async fn produce(args: ProduceArgs, mut interrupt: Interrupt) -> Result<ExitCode
     producer.close().await;
     let summary = reporter.await.unwrap_or_default();
     eprintln!("{summary}");
+    if let Some(refusal) = given_up.borrow().clone() {
+        eprintln!("what follows line {} of the input was not taken", summary.total());
+        return Err(Error::Refused(refusal).into());
+    }
     match failed {
         Some(error) => Err(CommandError::io("reading standard input")(error)),
         None if summary.durable == summary.total() => Ok(ExitCode::SUCCESS),
@@ -213,9 +223,26 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// Tells what became of each record, in order. What was told is flushed
-/// whenever there is nothing more to tell at once.
-async fn report(mut records: mpsc::Receiver<Sent>, quiet: bool) -> Summary {
+/// The refusal that every later record would end in, too: the topic is gone, or
+/// another producer has taken over.
+fn lasting(error: &ProduceError) -> Option<&ErrorResponse> {
+    let refusal = match error {
+        ProduceError::Failed(Failure::Refused(refusal)) => refusal,
+        ProduceError::Failed(Failure::Unknown { last: Some(refusal) }) => refusal,
+        _ => return None,
+    };
+    let lasts = matches!(refusal.error_code(), Some(ErrorCode::UnknownTopic | ErrorCode::FencedProducer));
+    lasts.then_some(refusal)
+}
+
+/// Tells what became of each record, in order, and through `hopeless` when there
+/// is no hope for others. What was told is flushed whenever there is nothing more
+/// to tell at once.
+async fn report(
+    mut records: mpsc::Receiver<Sent>,
+    quiet: bool,
+    hopeless: watch::Sender<Option<ErrorResponse>>,
+) -> Summary {
     let mut summary = Summary::default();
     let mut out = std::io::BufWriter::with_capacity(64 << 10, std::io::stdout());
     loop {
@@ -244,6 +271,9 @@ async fn report(mut records: mpsc::Receiver<Sent>, quiet: bool) -> Summary {
         summary.count(result.as_ref().map_or_else(ProduceError::outcome, |_| Outcome::Durable));
         if !quiet {
             tell(&mut out, line, &result);
+        }
+        if let Some(refusal) = result.as_ref().err().and_then(lasting) {
+            hopeless.send_if_modified(|known| known.is_none() && known.replace(refusal.clone()).is_none());
         }
     }
     summary

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use ringbolt_client::{Client, TopicDescription, TopicInfo};
+use ringbolt_wire::message::MAX_PARTITIONS;
 use serde_json::json;
 
 use super::connection::{CommandError, ConnectionArgs, print, print_json, run_short};
@@ -25,7 +26,7 @@ enum TopicCommand {
         /// 1 to 249 of A-Z a-z 0-9 . _ -
         name: String,
         /// Number of partitions; it cannot be changed later
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PARTITIONS)))]
         partitions: u32,
         #[command(flatten)]
         common: Common,

@@ -32,8 +32,9 @@ pub struct Config {
     /// Memory that the broker may use, in bytes, at least [`MIN_MEMORY`].
     pub memory: u64,
     /// Bytes of a segment of a new data directory: a multiple of 256 KiB from
-    /// 4 MiB to 2 GiB.
-    pub segment_size: u64,
+    /// 4 MiB to 2 GiB; `None`: [`DEFAULT_SEGMENT_LEN`]. An existing directory
+    /// keeps its size.
+    pub segment_size: Option<u64>,
     /// Segments per shard that are made before the broker listens.
     pub preallocate: usize,
     /// Most bytes of segments over all shards.
@@ -109,7 +110,7 @@ impl Config {
             shards: None,
             cores: None,
             memory: 512 << 20,
-            segment_size: DEFAULT_SEGMENT_LEN,
+            segment_size: None,
             preallocate: 0,
             retention_bytes: None,
             retention_time: None,
@@ -145,7 +146,7 @@ impl Config {
         }
         let wanted = format!("the broker needs at least {MIN_MEMORY} bytes");
         range(self.memory >= MIN_MEMORY, "memory", self.memory.to_string(), wanted)?;
-        let segment = self.segment_size;
+        let segment = self.segment_size.unwrap_or(DEFAULT_SEGMENT_LEN);
         let is_valid =
             (MIN_SEGMENT_LEN..=MAX_SEGMENT_LEN).contains(&segment) && segment.is_multiple_of(PAGE_LEN as u64);
         let wanted = format!("a multiple of {PAGE_LEN} from {MIN_SEGMENT_LEN} to {MAX_SEGMENT_LEN}");
@@ -252,7 +253,7 @@ mod tests {
             ("shards", Config { shards: Some(0), ..good.clone() }),
             ("cores", Config { cores: Some(vec![1, 1]), ..good.clone() }),
             ("memory", Config { memory: 1 << 20, ..good.clone() }),
-            ("segment-size", Config { segment_size: (4 << 20) + 1, ..good.clone() }),
+            ("segment-size", Config { segment_size: Some((4 << 20) + 1), ..good.clone() }),
             ("retention-bytes", Config { retention_bytes: Some(1), ..good.clone() }),
             ("commits-in-flight", Config { commits_in_flight: 0, ..good.clone() }),
             ("commit-delay", Config { commit_delay: Duration::from_secs(1), ..good.clone() }),

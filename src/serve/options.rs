@@ -133,8 +133,8 @@ options! {
     /// Memory that the broker may use, at least 64MiB [default: 512MiB]
     #[arg(long, value_name = "BYTES")]
     memory: ByteCount,
-    /// Length of a segment of a new data directory, 4MiB to 2GiB
-    /// [default: 256MiB]
+    /// Length of a segment of a new data directory, 4MiB to 2GiB. An existing
+    /// directory keeps its length [default: 256MiB]
     #[arg(long, value_name = "BYTES")]
     segment_size: ByteCount,
     /// Segments per shard that are zero-written before the broker listens
@@ -206,7 +206,7 @@ impl Options {
             shards: self.shards.or(default.shards),
             cores: self.cores.map(|c| c.0).or(default.cores),
             memory: bytes(self.memory, default.memory),
-            segment_size: bytes(self.segment_size, default.segment_size),
+            segment_size: self.segment_size.map(|b| b.0).or(default.segment_size),
             preallocate: self.preallocate.unwrap_or(default.preallocate),
             retention_bytes: self.retention_bytes.map(|b| b.0).or(default.retention_bytes),
             retention_time: self.retention_time.map(|t| t.0).or(default.retention_time),
@@ -245,7 +245,7 @@ mod tests {
         let config = flags.or(Options::from_file(&file).unwrap()).into_config().unwrap();
         assert_eq!(config.data, Path::new("/file"));
         assert_eq!(config.memory, 256 << 20);
-        assert_eq!(config.segment_size, 8 << 20);
+        assert_eq!(config.segment_size, Some(8 << 20));
         assert_eq!(config.retention_time, Some(Duration::from_secs(7 * 86400)));
         assert_eq!(config.cores, Some(vec![0, 2, 3]));
         assert!(config.busy_poll);

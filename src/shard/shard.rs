@@ -430,9 +430,10 @@ impl<P: BufferPool> Shard<P> {
             if let Some(partition) = self.state.partition_if(ack.slot, ack.partition) {
                 partition.durable_end = partition.durable_end.max(ack.end_offset);
             }
-            self.counters.acked_bytes += u64::from(ack.batch_len);
-            self.counters.acked_batches += u64::from(!ack.duplicate);
+            // What the shard wrote for itself is acknowledged to nobody.
             if let Some(to) = ack.to {
+                self.counters.acked_bytes += u64::from(ack.batch_len);
+                self.counters.acked_batches += u64::from(!ack.duplicate);
                 let produced = commit.proof.ack(ack, commit.commit_time_us);
                 self.out.push_back(Action::Reply { to, reply: Reply::Produced(produced) });
             }

@@ -1,6 +1,6 @@
 //! Topics: changes to the catalog, made durable by shard 0 and carried to all.
 
-use ringbolt_wire::message::{ErrorResponse, MAX_TOPIC_NAME_LEN, TopicInfo};
+use ringbolt_wire::message::{ErrorResponse, MAX_PARTITIONS, MAX_TOPIC_NAME_LEN, TopicInfo};
 use ringbolt_wire::{
     BatchBuilder, Epoch, ErrorCode, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId,
 };
@@ -12,6 +12,7 @@ use super::event::ReplyTo;
 use super::placement::shard_of;
 use crate::buffer::BufferPool;
 use crate::catalog::{CATALOG_PARTITION, CatalogChange, CatalogUpdate};
+use crate::limits::{MAX_TOPICS, MAX_TOTAL_PARTITIONS};
 use crate::log::footer::PARTITION_ROW_LEN;
 use crate::time::Now;
 
@@ -42,11 +43,23 @@ fn shown(name: &str) -> String {
 impl<P: BufferPool> Shard<P> {
     pub(super) fn create_topic(&mut self, from: ReplyTo, name: &str, partitions: u32, now: Now) {
         match self.state.catalog.plan_create(name, partitions) {
-            Ok(_) if !self.footer_has_room_for(partitions) => {
-                let text = "segments of this size cannot describe so many; see --segment-size";
+            Ok(_) if partitions as usize > self.footer_room() => {
+                let text = format!(
+                    "segments of {} bytes can describe {} partitions more; see --segment-size",
+                    self.identity.segment_len,
+                    self.footer_room()
+                );
                 self.refuse(from, ErrorCode::TooManyPartitions, text);
             }
             Ok(update) => self.change_catalog(from, update, now),
+            Err(code @ ErrorCode::TooManyPartitions) => {
+                let (topics, held) = (self.state.catalog.topics().count(), self.state.catalog.partitions());
+                let text = format!(
+                    "a topic has at most {MAX_PARTITIONS} partitions, a broker {MAX_TOPICS} topics with \
+                     {MAX_TOTAL_PARTITIONS}; it has {topics} with {held}"
+                );
+                self.refuse_when_durable(from, code, text);
+            }
             Err(code) => self.refuse_when_durable(from, code, shown(name)),
         }
     }
@@ -70,12 +83,12 @@ impl<P: BufferPool> Shard<P> {
         }
     }
 
-    /// A footer names every partition; it must not take more than a quarter of
-    /// a segment by itself.
-    fn footer_has_room_for(&self, partitions: u32) -> bool {
+    /// How many more partitions a footer can name: it must not take more than a
+    /// quarter of a segment by itself.
+    fn footer_room(&self) -> usize {
         let catalog = &self.state.catalog;
-        let rows = (catalog.partitions() + partitions as usize) * PARTITION_ROW_LEN;
-        (catalog.encoded_len() + rows) as u64 <= self.identity.segment_len / 4
+        let taken = catalog.encoded_len() + catalog.partitions() * PARTITION_ROW_LEN;
+        (self.identity.segment_len / 4).saturating_sub(taken as u64) as usize / PARTITION_ROW_LEN
     }
 
     fn change_catalog(&mut self, from: ReplyTo, update: CatalogUpdate, now: Now) {

@@ -35,7 +35,7 @@ pub fn small_config(dir: &TempDir) -> Config {
     let mut config = Config::new(dir.path().join("data"));
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.memory = 96 << 20;
-    config.segment_size = 16 << 20;
+    config.segment_size = Some(16 << 20);
     config.shards = Some(1);
     config
 }

@@ -113,7 +113,13 @@ async fn read_through<S: Sink>(shared: &Shared<S>, consumer: &mut Consumer) {
             shared.fail("nothing more could be read before the end was reached".into());
             return;
         }
-        let Ok(stream) = TcpStream::connect(shared.config.addr).await else {
+        // A peer whose queue is full does not even refuse.
+        let connecting = TcpStream::connect(shared.config.addr);
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = watch(shared) => continue,
+        };
+        let Ok(stream) = connected else {
             tokio::time::sleep(RETRY).await;
             continue;
         };

@@ -7,13 +7,17 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, HelloAck};
+use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition};
 use ringbolt_wire::{
     BatchBuilder, BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, PartitionId, ProducerId,
     Sequence, TopicId,
 };
 
 use super::*;
+use crate::test_broker::greeting;
+
+/// Longest batch that the peer takes.
+const MAX_BATCH_LEN: u32 = 16 << 20;
 
 /// Records in each batch of the peer.
 const COUNT: u64 = 2;
@@ -69,20 +73,6 @@ fn status(fetch: &Fetch, code: ErrorCode, held: Range<u64>) -> Answer {
     (Response::Fetched(fetch.partitions.iter().map(answer).collect()), Vec::new())
 }
 
-fn greeting() -> Response {
-    Response::Hello(HelloAck {
-        version: 1,
-        copies: 1,
-        shards: 1,
-        features: 0,
-        max_frame_len: 64 << 20,
-        max_batch_len: 16 << 20,
-        max_in_flight: 5,
-        boot: 1,
-        broker_id: [0; 16],
-    })
-}
-
 /// The next request of a connection, and what its answer repeats.
 fn next_request(stream: &mut std::net::TcpStream) -> Option<(FrameHeader, Request)> {
     let mut frame = vec![0; 32];
@@ -99,7 +89,9 @@ fn converse(mut stream: std::net::TcpStream, mut answer: impl FnMut(&Fetch) -> A
     while let Some((header, request)) = next_request(&mut stream) {
         let mut out = Vec::new();
         match request {
-            Request::Hello(_) => greeting().encode(&mut out, header.opcode, header.correlation, 0),
+            Request::Hello(_) => {
+                greeting(MAX_BATCH_LEN).encode(&mut out, header.opcode, header.correlation, 0)
+            }
             Request::Fetch(fetch) => {
                 let (response, payload) = answer(&fetch);
                 let len = payload.len() as u32;
@@ -206,6 +198,25 @@ fn nothing_behind_an_unreadable_spot_is_taken_for_what_follows_it() {
     assert_eq!(of_the_damaged, [&(partition(0), 0)]);
 }
 
+#[test]
+fn a_peer_that_takes_no_more_connections_is_given_up() {
+    // Nobody accepts, and its queue is full: the next is neither made nor refused.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(300)) {
+        queued.push(stream);
+    }
+    let consumers = vec![Consumer::new([(partition(0), 0)], 1 << 20)];
+    let (clock, signals) = (Clock::start(), Arc::new(Signals::default()));
+    signals.freeze(clock.now());
+    let config = EngineConfig { addr, core: None, busy_poll: false };
+    let patience = Duration::from_millis(200);
+    let (_, failure) = drive(consumers, Notes::default(), config, clock, signals, patience).unwrap();
+    assert!(failure.is_some_and(|why| why.contains("nothing more could be read")));
+    assert!(clock.now() < Duration::from_secs(5).as_nanos() as u64, "{} ns", clock.now());
+}
+
 /// How often a peer is asked within `patience` that answers everything like
 /// this, and what was read from it.
 fn persist(
@@ -280,7 +291,7 @@ fn read_one_answer(before: fn(&mut std::net::TcpStream)) -> (Notes, u64) {
         let mut stream = listener.accept().unwrap().0;
         let (head, _) = next_request(&mut stream).unwrap();
         let mut out = Vec::new();
-        greeting().encode(&mut out, head.opcode, head.correlation, 0);
+        greeting(MAX_BATCH_LEN).encode(&mut out, head.opcode, head.correlation, 0);
         stream.write_all(&out).unwrap();
         let Some((head, Request::Fetch(fetch))) = next_request(&mut stream) else { panic!("no fetch") };
         before(&mut same_end);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 use proptest::prelude::*;
-use ringbolt_wire::message::{ErrorResponse, Hello, HelloAck, OpenProducer, ProduceAck, ProducerOpened};
+use ringbolt_wire::message::{ErrorResponse, OpenProducer, ProduceAck, ProducerOpened};
 use ringbolt_wire::{
     BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, Request, Response, Sequence,
     TopicId,
@@ -21,6 +21,7 @@ use crate::ledger::{LedgerSink, RunInfo};
 use crate::payload::Filler;
 use crate::signals::Signals;
 use crate::stats::{Clock, Intervals, Next, Totals, recorder};
+use crate::test_broker::greeting;
 
 const RUN: u64 = 99;
 
@@ -66,7 +67,10 @@ impl FakeBroker {
             let meta = &frame[32..header.head_len()];
             let request = Request::decode(header.opcode, meta, header.payload_len).unwrap();
             let answer = match request {
-                Request::Hello(hello) => Some(greet(&hello, self.max_batch_len)),
+                Request::Hello(hello) => {
+                    assert!(hello.affinity.is_some());
+                    Some(greeting(self.max_batch_len))
+                }
                 Request::OpenProducer(open) => Some(self.open(open)),
                 Request::Produce { .. } => self.produce(&frame[header.head_len()..]),
                 other => panic!("{other:?}"),
@@ -124,21 +128,6 @@ impl FakeBroker {
         let ack = ProduceAck { base_offset: Offset(places[&first]), commit_time_us: 1, copies: 1, duplicate };
         (!matches!(mood, Mood::StoreAndHangUp)).then_some(Response::Produced(ack))
     }
-}
-
-fn greet(hello: &Hello, max_batch_len: u32) -> Response {
-    assert!(hello.affinity.is_some());
-    Response::Hello(HelloAck {
-        version: 1,
-        copies: 1,
-        shards: 1,
-        features: 0,
-        max_frame_len: 64 << 20,
-        max_batch_len,
-        max_in_flight: 5,
-        boot: 1,
-        broker_id: [0; 16],
-    })
 }
 
 struct Case {

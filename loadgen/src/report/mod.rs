@@ -103,8 +103,8 @@ pub fn to_json(value: &impl Serialize) -> String {
 }
 
 /// A verdict in a sentence.
-fn conclusion(verdict: &Verdict) -> &'static str {
-    match verdict.decision() {
+fn conclusion(verdict: &Verdict) -> String {
+    let text = match verdict.decision() {
         Decision::Broken => "FAILED: the broker did not keep its word",
         Decision::Unproven if verdict.unverified + verdict.unfinished == 0 => {
             "no verdict: retention has removed messages unread (--allow-expired accepts that)"
@@ -115,6 +115,12 @@ fn conclusion(verdict: &Verdict) -> &'static str {
             "every acknowledged message that is retained is there, once, in order, and undamaged"
         }
         Decision::Kept => "every acknowledged message is there, once, in order, and undamaged",
+    };
+    match verdict.decision() {
+        Decision::Kept if !verdict.complete => {
+            format!("{text}, as far as the ledger knows: it was not closed")
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -221,6 +227,20 @@ pub fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_on_a_ledger_that_was_not_closed_says_so() {
+        for (acked, expired) in [(0, 0), (5, 0), (5, 1)] {
+            let closed =
+                Verdict { acked, expired, expired_allowed: true, complete: true, ..Verdict::default() };
+            let open = Verdict { complete: false, ..closed.clone() };
+            assert_eq!(closed.decision(), open.decision());
+            assert!(!judgement(&closed).contains("not closed"));
+            let told = judgement(&open);
+            assert!(told.contains("\nthe ledger was not closed, as its run was cut off: "), "{told}");
+            assert!(told.ends_with(", as far as the ledger knows: it was not closed"), "{told}");
+        }
+    }
 
     #[test]
     fn numbers_are_readable() {

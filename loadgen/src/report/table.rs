@@ -106,7 +106,8 @@ pub fn judgement(verdict: &Verdict) -> String {
     }
     if !verdict.complete {
         out = format!(
-            "{out}\nthe ledger was not closed: more may have been sent and acknowledged than it knows"
+            "{out}\nthe ledger was not closed, as its run was cut off: what was acknowledged in the last moments \
+             before that is not in it, and was not looked for"
         );
     }
     for finding in &verdict.findings {
