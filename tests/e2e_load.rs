@@ -144,7 +144,7 @@ fn many_who_ask_at_once_about_the_widest_topic_cannot_use_up_the_memory() {
 
 #[test]
 fn who_reads_no_long_answers_does_not_keep_others_from_theirs() {
-    let broker = start(|config| config.segment_size = 64 << 20);
+    let broker = start(|config| config.segment_size = Some(64 << 20));
     broker.topic("wide", 100_000);
     broker.topic("t", 1);
     let describe = |name: &str| Request::DescribeTopic { name: name.to_owned() };
