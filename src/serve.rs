@@ -146,7 +146,18 @@ impl Broker {
     ///
     /// Where the kernel locks too little memory to register it, the broker runs
     /// on unregistered memory, and warns.
-    pub fn start(mut config: Config) -> Result<Broker, ServeError> {
+    pub fn start(config: Config) -> Result<Broker, ServeError> {
+        Self::start_with(config, |_| {})
+    }
+
+    /// As [`start`](Self::start). Calls `before_listening` when all is recovered
+    /// and nobody can have connected yet: from then on the broker can be stopped
+    /// in order, and until then the process can be ended at any time, as by a
+    /// crash, and nobody has been told anything.
+    pub fn start_with(
+        mut config: Config,
+        before_listening: impl FnOnce(BrokerHandle),
+    ) -> Result<Broker, ServeError> {
         config.check()?;
         // A taken address is found out before anything is touched.
         let admin = config.admin.map(AdminListener::bind).transpose()?;
@@ -190,7 +201,7 @@ impl Broker {
             cores: cpus.len() as u16,
             config,
         });
-        let mut broker = Self::start_cores(&start, &cpus, data)?;
+        let mut broker = Self::start_cores(&start, &cpus, data, before_listening)?;
         if let Some(listener) = admin {
             let handle = broker.handle();
             broker.admin = Some(Admin::start(listener, broker.addr, move || handle.is_stopping())?);
@@ -198,7 +209,12 @@ impl Broker {
         Ok(broker)
     }
 
-    fn start_cores(start: &Arc<CoreStart>, cpus: &[usize], data: DataDir) -> Result<Broker, ServeError> {
+    fn start_cores(
+        start: &Arc<CoreStart>,
+        cpus: &[usize],
+        data: DataDir,
+        before_listening: impl FnOnce(BrokerHandle),
+    ) -> Result<Broker, ServeError> {
         let mailboxes =
             mailboxes(cpus.len() as u16, MAILBOX_LEN).map_err(ServeError::io("making mailboxes"))?;
         let handle = BrokerHandle { shared: Arc::clone(&start.shared), post: mailboxes[0].post() };
@@ -219,7 +235,11 @@ impl Broker {
             threads.push(thread.map_err(ServeError::io("starting a thread"))?);
         }
         drop(report);
-        let addr = match Self::bring_up(start, &reports, &goes) {
+        let brought_up = Self::gather(&reports, goes.len()).and_then(|catalog| {
+            before_listening(handle.clone());
+            Self::listen(start, catalog, &reports, &goes)
+        });
+        let addr = match brought_up {
             Ok(addr) => addr,
             Err(silent) => {
                 drop(goes);
@@ -229,16 +249,14 @@ impl Broker {
         Ok(Broker { addr, handle, threads, admin: None, _data: data })
     }
 
-    /// Waits until every core has recovered its shards, gives the catalog and a
-    /// listening socket to each, and waits until each serves. The error is
-    /// `None` if a core has one to tell.
-    fn bring_up(
-        start: &CoreStart,
+    /// Waits until every core has recovered its shards, and returns the catalog.
+    /// The error is `None` if a core has one to tell.
+    fn gather(
         reports: &mpsc::Receiver<Recovered>,
-        goes: &[mpsc::Sender<Go>],
-    ) -> Result<SocketAddr, Option<ServeError>> {
+        cores: usize,
+    ) -> Result<Arc<Catalog>, Option<ServeError>> {
         let mut catalog = None;
-        for _ in goes {
+        for _ in 0..cores {
             match reports.recv().map_err(|_| None)? {
                 Recovered::Catalog(found) => catalog = Some(found),
                 Recovered::Others => {}
@@ -246,7 +264,17 @@ impl Broker {
                 Recovered::Serving => unreachable!("no core serves before it was told to"),
             }
         }
-        let catalog: Arc<Catalog> = Arc::new(catalog.expect("some core has shard 0"));
+        Ok(Arc::new(catalog.expect("some core has shard 0")))
+    }
+
+    /// Gives the catalog and a listening socket to each core, and waits until
+    /// each serves. Errors as for [`gather`](Self::gather).
+    fn listen(
+        start: &CoreStart,
+        catalog: Arc<Catalog>,
+        reports: &mpsc::Receiver<Recovered>,
+        goes: &[mpsc::Sender<Go>],
+    ) -> Result<SocketAddr, Option<ServeError>> {
         let (sockets, addr) = bind(start.config.listen, goes.len()).map_err(|e| Some(e.into()))?;
         for (go, listener) in goes.iter().zip(sockets) {
             go.send(Go { catalog: Arc::clone(&catalog), listener }).map_err(|_| None)?;
