@@ -309,12 +309,13 @@ impl Net {
         self.timers.next()
     }
 
-    /// Takes a connection over from another core.
+    /// Takes a connection over from another core; one that comes during a stop is
+    /// told goodbye.
     pub fn adopt<H: Host>(&mut self, connection: Handover, host: &mut H) {
-        if self.stopping {
-            return;
-        }
         let slot = self.open(connection.socket, host);
+        if self.stopping {
+            return self.violate(slot, &Violation::ShuttingDown, host);
+        }
         let key = self.slots[slot as usize].key(slot);
         let session = &mut self.slots[slot as usize].get().session;
         let input = session.receive(&connection.bytes, &mut host.shards_for(key));

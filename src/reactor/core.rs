@@ -331,8 +331,12 @@ impl Core {
         self.shards.iter().any(|local| local.shard.is_saturated())
     }
 
-    pub(super) fn shards_drained(&self) -> bool {
-        self.held_count == 0 && self.shards.iter().all(|local| local.shard.is_drained())
+    /// After a stop: a shard that is not done with what it was asked for.
+    pub(super) fn undrained_shard(&self) -> Option<ShardId> {
+        let is_done = |local: &LocalShard| {
+            local.shard.is_drained() && self.held[usize::from(local.id.0)].is_empty()
+        };
+        self.shards.iter().find(|local| !is_done(local)).map(|local| local.id)
     }
 
     /// Says that this core has no connections left.
