@@ -18,12 +18,12 @@ use std::thread::JoinHandle;
 use crate::admin::{Admin, AdminError, AdminListener};
 use crate::catalog::Catalog;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
-use crate::io::disk::{ModeError, choose_mode};
+use crate::io::disk::{FileMode, choose_mode};
 use crate::io::mailbox::{Post, mailboxes};
 use crate::io::net::{ListenError, bind};
 use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
-use crate::io::probe::{self, probe_ring};
+use crate::io::probe::{MissingFeature, StorageError, probe_ring};
 use crate::io::ring::RingError;
 use crate::limits::{DEFAULT_SEGMENT_LEN, MAX_SHARDS};
 use crate::log::recovery::RecoveryError;
@@ -48,14 +48,14 @@ pub enum ServeError {
     DataDir(#[from] DataDirError),
     /// How its files can be written.
     #[error(transparent)]
-    Mode(#[from] ModeError),
+    Mode(#[from] StorageError),
     /// The memory.
     #[error(transparent)]
     Pool(#[from] PoolError),
     /// What this machine lets the broker do.
     #[error(transparent)]
-    Probe(#[from] probe::RingError),
-    /// A core's ring.
+    Feature(#[from] MissingFeature),
+    /// A ring.
     #[error(transparent)]
     Ring(#[from] RingError),
     /// The memory, with a ring.
@@ -107,6 +107,7 @@ impl ServeError {
 /// A running broker. Stopped when dropped.
 pub struct Broker {
     addr: SocketAddr,
+    mode: FileMode,
     handle: BrokerHandle,
     threads: Vec<JoinHandle<Result<(), ServeError>>>,
     /// Ends after the cores, so that it can say that they are stopping.
@@ -246,15 +247,12 @@ impl Broker {
                 return Err(join_all(threads).err().or(silent).unwrap_or(ServeError::Panicked(0)));
             }
         };
-        Ok(Broker { addr, handle, threads, admin: None, _data: data })
+        Ok(Broker { addr, mode: start.mode, handle, threads, admin: None, _data: data })
     }
 
     /// Waits until every core has recovered its shards, and returns the catalog.
     /// The error is `None` if a core has one to tell.
-    fn gather(
-        reports: &mpsc::Receiver<Recovered>,
-        cores: usize,
-    ) -> Result<Arc<Catalog>, Option<ServeError>> {
+    fn gather(reports: &mpsc::Receiver<Recovered>, cores: usize) -> Result<Arc<Catalog>, Option<ServeError>> {
         let mut catalog = None;
         for _ in 0..cores {
             match reports.recv().map_err(|_| None)? {
@@ -295,6 +293,11 @@ impl Broker {
     /// Where it serves metrics and health, if it does.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::addr)
+    }
+
+    /// Whether it writes through the kernel's cache, for want of direct I/O.
+    pub fn is_buffered(&self) -> bool {
+        self.mode == FileMode::Buffered
     }
 
     /// For asking it to stop from elsewhere.

@@ -58,6 +58,14 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
         .map_err(io_error("starting a thread"))?;
     raise_open_files().map_err(io_error("raising the limit of open files"))?;
     let broker = Broker::start_with(config, |handle| *lock(&reachable) = Some(handle))?;
+    if broker.is_buffered() {
+        // Not through the log, which may be told to leave warnings out.
+        eprintln!(
+            "ringbolt: WARNING: the data directory's file system has no O_DIRECT. As --allow-buffered permits, \
+             records are written through the kernel's page cache, which is slower. Every acknowledgement still \
+             waits for the flush to the device."
+        );
+    }
     let mut lines = format!("listening on {}\n", broker.addr());
     if let Some(addr) = broker.admin_addr() {
         lines += &format!("admin on {addr}\n");

@@ -27,11 +27,11 @@ use ringbolt_wire::ShardId;
 
 use crate::buffer::{BufferPool, Carver};
 use crate::io::pool::{Pool, PoolBuffer};
+use crate::io::recv_buffers::RecvBuffers;
 use crate::io::ring::{Class, Completion, Held, Ring, Token};
 use crate::session::{Input, SessionConfig, Shards, Violation};
 use crate::shard::action::Reply;
 use crate::time::Now;
-use buffers::RecvBuffers;
 use connection::{Connection, Life, Slot, Stashed};
 pub use listener::{ListenError, bind};
 use timers::{Timer, Timers};
@@ -198,7 +198,7 @@ impl Net {
         session_config: Rc<SessionConfig>,
     ) -> std::io::Result<Net> {
         let chunks = (0..config.receive_chunks).map_while(|_| pool.take()).collect();
-        let buffers = RecvBuffers::register(ring, chunks)?;
+        let buffers = buffers::register(ring, chunks)?;
         // A kernel that does not take so many at once takes none, and all works
         // without.
         let places = u32::try_from(config.max_connections).unwrap_or(u32::MAX);

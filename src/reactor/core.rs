@@ -333,9 +333,8 @@ impl Core {
 
     /// After a stop: a shard that is not done with what it was asked for.
     pub(super) fn undrained_shard(&self) -> Option<ShardId> {
-        let is_done = |local: &LocalShard| {
-            local.shard.is_drained() && self.held[usize::from(local.id.0)].is_empty()
-        };
+        let is_done =
+            |local: &LocalShard| local.shard.is_drained() && self.held[usize::from(local.id.0)].is_empty();
         self.shards.iter().find(|local| !is_done(local)).map(|local| local.id)
     }
 
@@ -362,6 +361,7 @@ impl Core {
         let mut snapshot = Snapshot::default();
         for local in &self.shards {
             snapshot.add_shard(&local.shard.counters(), local.disk.stats());
+            snapshot.add_value("buffered_shards", u64::from(local.disk.is_buffered()));
         }
         snapshot.add_net(net.counters(), &net.session_config().counters);
         snapshot.add_ring(&self.ring.counters());
