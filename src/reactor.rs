@@ -13,6 +13,8 @@ mod tests;
 
 use std::time::Duration;
 
+use ringbolt_wire::ShardId;
+
 use crate::io::clock;
 use crate::io::net::Net;
 use crate::io::ring::Class;
@@ -30,7 +32,7 @@ const MAILBOX_RETRY_US: u64 = 200;
 /// core gives back, and nobody says so either.
 const STALL_RETRY_US: u64 = 1000;
 
-/// How long a stop waits for peers to take their answers.
+/// How long a stop waits for the disk, and for peers to take their answers.
 const STOP_PATIENCE_US: u64 = 10_000_000;
 
 /// Why a core's thread has ended.
@@ -42,6 +44,16 @@ pub enum ReactorError {
     /// The ring does not work any more.
     #[error("io_uring failed: {0}")]
     Ring(#[from] std::io::Error),
+    /// The broker was told to stop, and the disk does not come to an end.
+    #[error(
+        "shard {shard}: what was in flight did not come to its end within {} s of the stop, the disk may \
+         hang: it is not acknowledged, and the next start decides from what is on disk",
+        STOP_PATIENCE_US / 1_000_000
+    )]
+    Unfinished {
+        /// The first of this core's shards that waits.
+        shard: ShardId,
+    },
     /// Another core has failed, and said why.
     #[error("stopped because another core failed")]
     Aborted,
@@ -102,7 +114,7 @@ impl Reactor {
             self.answer_stats();
             let due = self.net.settle(&mut self.core);
             self.core.mailbox.flush(&mut self.core.ring);
-            if self.is_done() {
+            if self.is_done()? {
                 return Ok(());
             }
             self.sleep(due)?;
@@ -173,17 +185,29 @@ impl Reactor {
     }
 
     /// Whether nothing is left to do on any core. Cores first wait for each
-    /// other's connections to end, since those may ask any shard.
-    fn is_done(&mut self) -> bool {
-        let Some(since) = self.stopping_since else { return false };
+    /// other's connections to end, since those may ask any shard, or be handed
+    /// over.
+    ///
+    /// A peer that does not take its answers holds the stop up for some time; a
+    /// disk that does not make it an error.
+    fn is_done(&mut self) -> Result<bool, ReactorError> {
+        let Some(since) = self.stopping_since else { return Ok(false) };
         if self.core.now.mono_us > since + STOP_PATIENCE_US {
+            if let Some(shard) = self.core.undrained_shard() {
+                return Err(ReactorError::Unfinished { shard });
+            }
             tracing::warn!("stopping although some peers have not taken their answers");
-            return true;
+            return Ok(true);
         }
-        if self.net.is_drained() && !std::mem::replace(&mut self.told_drained, true) {
+        let is_alone = self.net.is_drained() && self.core.mailbox.waiting() == 0;
+        if is_alone && !std::mem::replace(&mut self.told_drained, true) {
             self.core.tell_drained();
         }
-        self.core.all_drained() && self.core.mailbox.waiting() == 0 && self.core.shards_drained()
+        // What another core sent before it had drained is there when it has.
+        Ok(is_alone
+            && self.core.all_drained()
+            && !self.core.mailbox.has_messages()
+            && self.core.undrained_shard().is_none())
     }
 
     fn sleep(&mut self, net_due: Option<u64>) -> Result<(), ReactorError> {

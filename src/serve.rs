@@ -18,12 +18,12 @@ use std::thread::JoinHandle;
 use crate::admin::{Admin, AdminError, AdminListener};
 use crate::catalog::Catalog;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
-use crate::io::disk::{ModeError, choose_mode};
+use crate::io::disk::{FileMode, choose_mode};
 use crate::io::mailbox::{Post, mailboxes};
 use crate::io::net::{ListenError, bind};
 use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
-use crate::io::probe::{self, probe_ring};
+use crate::io::probe::{MissingFeature, StorageError, probe_ring};
 use crate::io::ring::RingError;
 use crate::limits::{DEFAULT_SEGMENT_LEN, MAILBOX_LEN, MAX_SHARDS};
 use crate::log::recovery::RecoveryError;
@@ -45,14 +45,14 @@ pub enum ServeError {
     DataDir(#[from] DataDirError),
     /// How its files can be written.
     #[error(transparent)]
-    Mode(#[from] ModeError),
+    Mode(#[from] StorageError),
     /// The memory.
     #[error(transparent)]
     Pool(#[from] PoolError),
     /// What this machine lets the broker do.
     #[error(transparent)]
-    Probe(#[from] probe::RingError),
-    /// A core's ring.
+    Feature(#[from] MissingFeature),
+    /// A ring.
     #[error(transparent)]
     Ring(#[from] RingError),
     /// The memory, with a ring.
@@ -104,6 +104,7 @@ impl ServeError {
 /// A running broker. Stopped when dropped.
 pub struct Broker {
     addr: SocketAddr,
+    mode: FileMode,
     handle: BrokerHandle,
     threads: Vec<JoinHandle<Result<(), ServeError>>>,
     /// Ends after the cores, so that it can say that they are stopping.
@@ -143,7 +144,18 @@ impl Broker {
     ///
     /// Where the kernel locks too little memory to register it, the broker runs
     /// on unregistered memory, and warns.
-    pub fn start(mut config: Config) -> Result<Broker, ServeError> {
+    pub fn start(config: Config) -> Result<Broker, ServeError> {
+        Self::start_with(config, |_| {})
+    }
+
+    /// As [`start`](Self::start). Calls `before_listening` when all is recovered
+    /// and nobody can have connected yet: from then on the broker can be stopped
+    /// in order, and until then the process can be ended at any time, as by a
+    /// crash, and nobody has been told anything.
+    pub fn start_with(
+        mut config: Config,
+        before_listening: impl FnOnce(BrokerHandle),
+    ) -> Result<Broker, ServeError> {
         config.check()?;
         // A taken address is found out before anything is touched, and whoever
         // watches is answered while logs are recovered.
@@ -190,7 +202,7 @@ impl Broker {
             cores: cpus.len() as u16,
             config,
         });
-        let mut broker = Self::start_cores(&start, &cpus, data)?;
+        let mut broker = Self::start_cores(&start, &cpus, data, before_listening)?;
         if let Some(admin) = &admin {
             let handle = broker.handle();
             admin.broker_serves(broker.addr, move || handle.is_stopping());
@@ -199,7 +211,12 @@ impl Broker {
         Ok(broker)
     }
 
-    fn start_cores(start: &Arc<CoreStart>, cpus: &[usize], data: DataDir) -> Result<Broker, ServeError> {
+    fn start_cores(
+        start: &Arc<CoreStart>,
+        cpus: &[usize],
+        data: DataDir,
+        before_listening: impl FnOnce(BrokerHandle),
+    ) -> Result<Broker, ServeError> {
         let mailboxes =
             mailboxes(cpus.len() as u16, MAILBOX_LEN).map_err(ServeError::io("making mailboxes"))?;
         let handle = BrokerHandle { shared: Arc::clone(&start.shared), post: mailboxes[0].post() };
@@ -220,26 +237,25 @@ impl Broker {
             threads.push(thread.map_err(ServeError::io("starting a thread"))?);
         }
         drop(report);
-        let addr = match Self::bring_up(start, &reports, &goes) {
+        let brought_up = Self::gather(&reports, goes.len()).and_then(|catalog| {
+            before_listening(handle.clone());
+            Self::listen(start, catalog, &reports, &goes)
+        });
+        let addr = match brought_up {
             Ok(addr) => addr,
             Err(silent) => {
                 drop(goes);
                 return Err(join_all(threads).err().or(silent).unwrap_or(ServeError::Panicked(0)));
             }
         };
-        Ok(Broker { addr, handle, threads, admin: None, _data: data })
+        Ok(Broker { addr, mode: start.mode, handle, threads, admin: None, _data: data })
     }
 
-    /// Waits until every core has recovered its shards, gives the catalog and a
-    /// listening socket to each, and waits until each serves. The error is
-    /// `None` if a core has one to tell.
-    fn bring_up(
-        start: &CoreStart,
-        reports: &mpsc::Receiver<Recovered>,
-        goes: &[mpsc::Sender<Go>],
-    ) -> Result<SocketAddr, Option<ServeError>> {
+    /// Waits until every core has recovered its shards, and returns the catalog.
+    /// The error is `None` if a core has one to tell.
+    fn gather(reports: &mpsc::Receiver<Recovered>, cores: usize) -> Result<Arc<Catalog>, Option<ServeError>> {
         let mut catalog = None;
-        for _ in goes {
+        for _ in 0..cores {
             match reports.recv().map_err(|_| None)? {
                 Recovered::Catalog(found) => catalog = Some(found),
                 Recovered::Others => {}
@@ -247,7 +263,17 @@ impl Broker {
                 Recovered::Serving => unreachable!("no core serves before it was told to"),
             }
         }
-        let catalog: Arc<Catalog> = Arc::new(catalog.expect("some core has shard 0"));
+        Ok(Arc::new(catalog.expect("some core has shard 0")))
+    }
+
+    /// Gives the catalog and a listening socket to each core, and waits until
+    /// each serves. Errors as for [`gather`](Self::gather).
+    fn listen(
+        start: &CoreStart,
+        catalog: Arc<Catalog>,
+        reports: &mpsc::Receiver<Recovered>,
+        goes: &[mpsc::Sender<Go>],
+    ) -> Result<SocketAddr, Option<ServeError>> {
         let (sockets, addr) = bind(start.config.listen, goes.len()).map_err(|e| Some(e.into()))?;
         for (go, listener) in goes.iter().zip(sockets) {
             go.send(Go { catalog: Arc::clone(&catalog), listener }).map_err(|_| None)?;
@@ -268,6 +294,11 @@ impl Broker {
     /// Where it serves metrics and health, if it does.
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::addr)
+    }
+
+    /// Whether it writes through the kernel's cache, for want of direct I/O.
+    pub fn is_buffered(&self) -> bool {
+        self.mode == FileMode::Buffered
     }
 
     /// For asking it to stop from elsewhere.

@@ -1,10 +1,11 @@
-//! `ringbolt serve` with a file of options, and a directory that is served
-//! again with others.
+//! `ringbolt serve` with a file of options, stopped before it serves, and a
+//! directory that is served again with others.
 
 mod net_common;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use net_common::cli::*;
 use net_common::*;
@@ -164,4 +165,41 @@ fn what_was_chosen_when_the_directory_was_made_stays_and_whoever_asks_otherwise_
         let log = log_of_a_start(&dir, options);
         assert!(!log.contains("has no effect"), "{log}");
     }
+}
+
+/// How many files for segments to come there are, whole or not.
+fn spares(dir: &TempDir) -> usize {
+    let Ok(folder) = std::fs::read_dir(dir.path().join("data/shard-000")) else { return 0 };
+    folder.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("spare-")).count()
+}
+
+#[test]
+fn a_stop_during_the_start_ends_it_at_once_and_the_next_start_finds_everything() {
+    let dir = TempDir::new().unwrap();
+    let mut server = serve_on(&dir, &core_lists()[0]);
+    let broker = At(server.addr);
+    broker.run(&["topic", "create", "t", "--partitions", "4"]).good();
+    broker.run_on(&["produce", "t", "-q", "--partition", "0"], "v\n".repeat(25).as_bytes()).good();
+    assert_eq!(server.stop().code(), Some(0));
+    let before = spares(&dir);
+    for (times, stop) in [(1, "-TERM"), (2, "-INT")] {
+        // 8 GiB: there is time to stop it.
+        let data = dir.path().join("data");
+        let mut starting = Running::new(
+            Command::new(env!("CARGO_BIN_EXE_ringbolt"))
+                .args(["serve", "--listen", "127.0.0.1:0", "--memory", "160MiB", "--preallocate", "512"])
+                .arg("--data")
+                .arg(data),
+        );
+        wait_until("files are being made", || spares(&dir) > before + 2 * times);
+        signal(&starting.child, stop);
+        let signalled = Instant::now();
+        let status = ended(&mut starting.child);
+        assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
+        assert_eq!(status.code(), Some(0), "{stop}");
+        assert_eq!(starting.try_line(), None, "it listened already");
+    }
+    let mut server = serve_on(&dir, &core_lists()[0]);
+    assert_eq!(contents(At(server.addr)).lines().count(), 25);
+    assert_eq!(server.stop().code(), Some(0));
 }

@@ -104,6 +104,13 @@ fn where_no_log_can_be_written_the_exit_code_and_the_text_say_so() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("MISSING direct durable write"), "{text}");
     assert!(text.contains("CANNOT run here"), "{text}");
+    for told in ["found   ", "wanted  ", "why     ", "how     ", "--explain"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    // The reason stands beside every check.
+    let kernel = text.lines().find(|line| line.contains(" kernel ")).unwrap();
+    assert!(text.lines().any(|line| line.contains("check") && line.contains("why")), "{text}");
+    assert!(kernel.split("  ").filter(|cell| !cell.trim().is_empty()).count() >= 5, "{kernel}");
 
     let output = doctor(Path::new("/proc"), &["--quick", "--json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -175,7 +182,8 @@ fn probing_takes_milliseconds() {
     let dir = tempfile::tempdir().unwrap();
     let fastest = (0..10).map(|_| {
         let begun = Instant::now();
-        probe::require(dir.path()).unwrap();
+        probe::probe_ring().unwrap().require().unwrap();
+        probe::probe_storage(dir.path()).unwrap();
         begun.elapsed()
     });
     let fastest = fastest.min().unwrap();

@@ -4,7 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringbolt_client::{ConsumedRecord, Error, ErrorCode, Reader, ReaderBuilder, Record, StartAt};
 use ringbolt_wire::Opcode;
@@ -58,6 +58,26 @@ async fn every_record_comes_once_in_order_and_whole() {
         }
     }
     assert_eq!(reader.positions(), &BTreeMap::from([(0, 100), (1, 100), (2, 100)]));
+}
+
+#[tokio::test]
+async fn a_record_keeps_the_time_that_it_was_given_and_gets_the_present_one_otherwise() {
+    let broker = FakeBroker::start(1).await;
+    let producer = broker.client().await.producer("t").build().await.unwrap();
+    let (given, before) = (UNIX_EPOCH + Duration::from_micros(1_234_567_890_123), SystemTime::now());
+    for record in [
+        Record::new("given").with_timestamp(given),
+        Record::new("before 1970").with_timestamp(UNIX_EPOCH - Duration::from_secs(1)),
+        Record::new("none"),
+    ] {
+        producer.enqueue_to(0, record).await.unwrap().await.unwrap();
+    }
+    let mut reader = builder(&broker).await.build().await.unwrap();
+    let times: Vec<_> = take(&mut reader, 3).await.iter().map(|record| record.timestamp).collect();
+    assert_eq!(times[..2], [given, UNIX_EPOCH]);
+    // Times travel in whole microseconds.
+    let (from, to) = (before - Duration::from_micros(1), SystemTime::now());
+    assert!(from <= times[2] && times[2] <= to, "{:?}", times[2]);
 }
 
 #[tokio::test]

@@ -137,7 +137,8 @@ pub struct RunArgs {
     /// broker's data is gone when the run ends
     #[arg(long, value_name = "FILE", requires = "addr")]
     pub ledger: Option<PathBuf>,
-    /// Write the report as JSON
+    /// Write the report as JSON; lost, duplicated, reordered and corrupted are
+    /// null where nothing was read back
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write the latency distribution in HdrHistogram's percentile format, µs

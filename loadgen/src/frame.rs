@@ -7,6 +7,7 @@
 //! always the same here, so that the step is four table look-ups. The bytes are
 //! exactly those of [`ringbolt_wire::BatchBuilder`]; a test holds that.
 
+use crc_fast::{CrcAlgorithm, checksum_combine};
 use ringbolt_wire::message::PRODUCE_HEAD_LEN;
 use ringbolt_wire::{
     BatchBuilder, Epoch, PartitionId, ProducerId, Sequence,
@@ -197,7 +198,8 @@ struct CrcShift([[u32; 256]; 4]);
 
 impl CrcShift {
     fn new(len: usize) -> CrcShift {
-        let bit: [u32; 32] = std::array::from_fn(|i| crc32c::crc32c_combine(1 << i, 0, len));
+        let shifted = |crc: u64| checksum_combine(CrcAlgorithm::Crc32Iscsi, crc, 0, len as u64) as u32;
+        let bit: [u32; 32] = std::array::from_fn(|i| shifted(1 << i));
         CrcShift(std::array::from_fn(|byte| {
             std::array::from_fn(|value| {
                 (0..8).filter(|i| value >> i & 1 == 1).fold(0, |sum, i| sum ^ bit[byte * 8 + i])

@@ -91,8 +91,16 @@ fn finish(args: &RunArgs, outcome: Outcome) -> Result<ExitCode, Error> {
     let Outcome { report, failure } = outcome;
     if !args.quiet {
         println!("{}", report::results(&report));
-        if let Some(verdict) = &report.verdict {
-            println!("\n{}", report::judgement(verdict));
+        match (&report.verdict, &args.ledger, &args.addr) {
+            (Some(verdict), ..) => println!("\n{}", report::judgement(verdict)),
+            (None, Some(ledger), Some(addr)) => {
+                let ledger = ledger.display();
+                println!(
+                    "\nnot judged yet: loadgen verify --ledger {ledger} --addr {addr} reads everything back"
+                );
+            }
+            // Nothing was noted, or the broker is gone.
+            (None, ..) => {}
         }
     }
     write_files(args, &report)?;

@@ -70,6 +70,28 @@ fn verify(ledger: &Path, port: u16, folder: &Path) -> (Option<i32>, Value) {
     (status.expect("loadgen runs").code(), serde_json::from_str(&report).expect("it is JSON"))
 }
 
+/// Bytes that the broker has acknowledged since it was started.
+fn acked_bytes(port: u16) -> u64 {
+    let stats = ["stats", "--json", "--addr", &format!("127.0.0.1:{port}")];
+    let answered = Command::new(broker_binary()).args(stats).output().expect("the command runs");
+    assert!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    let stats: Value = serde_json::from_slice(&answered.stdout).expect("it is JSON");
+    stats["stats"]["acked_bytes_total"].as_u64().unwrap_or_else(|| panic!("{stats}"))
+}
+
+/// Waits until the broker acknowledges more than this.
+fn wait_for_acks(port: u16, than: u64) -> u64 {
+    let start = Instant::now();
+    loop {
+        let acked = acked_bytes(port);
+        if acked > than {
+            return acked;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "the load does not reach the broker");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_over_twenty_kills_under_load() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
@@ -77,20 +99,30 @@ fn nothing_acknowledged_is_lost_over_twenty_kills_under_load() {
     let mut broker = serve(&data, port);
     let run =
         ["run", "--producers", "8", "--in-flight", "16", "--partitions", "4", "--size", "500", "--quiet"];
-    let mut load = loadgen(&run, &ledger, port)
-        .args(["--duration", "18s", "--warmup", "0s"])
+    // Lasts until it is told to end, however long the kills take.
+    let load = loadgen(&run, &ledger, port)
+        .args(["--duration", "1h", "--warmup", "0s"])
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("loadgen starts");
     wait_for_load(&ledger);
     for kill in 0..KILLS {
         // Not in step with anything that the broker does at regular times.
-        std::thread::sleep(Duration::from_millis(300 + (kill as u64 * 173) % 500));
+        let before = wait_for_acks(port, 0);
+        std::thread::sleep(Duration::from_millis(100 + (kill as u64 * 173) % 500));
+        // Acknowledged up to the kill: none hits an idle broker.
+        wait_for_acks(port, before);
         broker.kill().expect("SIGKILL");
         broker.wait().expect("it was a child");
         broker = serve(&data, port);
     }
-    assert!(load.wait().expect("it was a child").success(), "loadgen outlives the broker's deaths");
+    wait_for_acks(port, 0);
+    let told = Command::new("kill").args(["-TERM", &load.id().to_string()]).status();
+    assert!(told.expect("kill runs").success(), "loadgen outlives the broker's deaths");
+    let ended = load.wait_with_output().expect("it was a child");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(2) && said.contains("interrupted"), "{ended:?}");
     let (code, report) = verify(&ledger, port, folder.path());
     broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
     for fault in ["lost", "duplicated", "reordered", "corrupted"] {

@@ -215,8 +215,13 @@ fn a_broker_that_forgot_everything_is_convicted() {
     let (dir, files) = (directory(), Files::new());
     let honest = broker(&dir.path().join("honest"), anywhere());
     let addr = honest.addr();
-    let run = ["run", "--addr", &addr.to_string(), "--count", "2000", "--producers", "2", "--quiet"];
-    succeed(&[&run[..], &["--ledger", files.ledger()]].concat());
+    let run = ["run", "--addr", &addr.to_string(), "--count", "2000", "--producers", "2"];
+    let ran = succeed(&[&run[..], &["--ledger", files.ledger(), "--json", files.json()]].concat());
+    let judge = format!("not judged yet: loadgen verify --ledger {} --addr {addr}", files.ledger());
+    assert!(String::from_utf8_lossy(&ran.stdout).contains(&judge), "{ran:?}");
+    for unknown in ["lost", "duplicated", "reordered", "corrupted"] {
+        assert!(files.report()[unknown].is_null(), "nobody has looked yet");
+    }
     succeed(&["verify", "--ledger", files.ledger(), "--json", files.json(), "--quiet"]);
     assert_eq!((&files.report()["acked"], &files.report()["lost"]), (&2000.into(), &0.into()));
     honest.stop().unwrap();

@@ -22,7 +22,7 @@ pub struct DoctorArgs {
     #[arg(long)]
     json: bool,
 
-    /// Give the reason and the remedy of every check, not only of those that call for a change
+    /// Give the remedy of every check, not only of those that call for a change
     #[arg(long, conflicts_with = "json")]
     explain: bool,
 

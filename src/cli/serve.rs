@@ -3,11 +3,12 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 
 use crate::io::process::{StopSignals, raise_open_files};
-use crate::serve::{Broker, Options, ServeError};
+use crate::serve::{Broker, BrokerHandle, Options, ServeError};
 
 /// Arguments of `ringbolt serve`.
 #[derive(clap::Args)]
@@ -19,7 +20,8 @@ pub struct ServeArgs {
     config: Option<PathBuf>,
 }
 
-/// Serves until SIGTERM or SIGINT; a second signal ends the process at once.
+/// Serves until SIGTERM or SIGINT; a second signal ends the process at once. One
+/// that comes while the broker starts ends it there.
 ///
 /// Standard output gets a line when the broker listens, `listening on ADDR`, and
 /// with `--admin` another, `admin on ADDR`.
@@ -48,20 +50,22 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
         move |source| ServeError::Io { what, source }
     };
     let signals = StopSignals::hold().map_err(io_error("holding signals back"))?;
-    raise_open_files().map_err(io_error("raising the limit of open files"))?;
-    let broker = Broker::start(config)?;
-    let handle = broker.handle();
+    let reachable = Arc::new(Mutex::new(None));
+    let seen = Arc::clone(&reachable);
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || {
-            signals.wait();
-            tracing::info!("stopping");
-            handle.stop();
-            signals.wait();
-            // As a shell reports a process that an interrupt has ended.
-            std::process::exit(130);
-        })
+        .spawn(move || obey(&signals, &seen))
         .map_err(io_error("starting a thread"))?;
+    raise_open_files().map_err(io_error("raising the limit of open files"))?;
+    let broker = Broker::start_with(config, |handle| *lock(&reachable) = Some(handle))?;
+    if broker.is_buffered() {
+        // Not through the log, which may be told to leave warnings out.
+        eprintln!(
+            "ringbolt: WARNING: the data directory's file system has no O_DIRECT. As --allow-buffered permits, \
+             records are written through the kernel's page cache, which is slower. Every acknowledgement still \
+             waits for the flush to the device."
+        );
+    }
     let mut lines = format!("listening on {}\n", broker.addr());
     if let Some(addr) = broker.admin_addr() {
         lines += &format!("admin on {addr}\n");
@@ -70,4 +74,36 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
     // Nobody may be listening to this: not a reason to end.
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     broker.wait()
+}
+
+/// Stops the broker at the first signal, and ends the process at the second.
+///
+/// A start can take long (recovery, `--preallocate`). Until clients can reach the
+/// broker there is nothing to finish, so the process ends where it stands: what
+/// is on disk then is what a crash would leave, and the next start goes on
+/// from there.
+fn obey(signals: &StopSignals, reachable: &Mutex<Option<BrokerHandle>>) {
+    signals.wait();
+    {
+        let handle = lock(reachable);
+        match &*handle {
+            Some(handle) => {
+                tracing::info!("stopping");
+                handle.stop();
+            }
+            None => {
+                tracing::info!("stopped while starting");
+                // With the lock held, so that no socket is opened meanwhile.
+                std::process::exit(0);
+            }
+        }
+    }
+    signals.wait();
+    // As a shell reports a process that an interrupt has ended.
+    std::process::exit(130);
+}
+
+/// A handle that is set whole is whole, whoever panicked.
+fn lock(handle: &Mutex<Option<BrokerHandle>>) -> MutexGuard<'_, Option<BrokerHandle>> {
+    handle.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -63,6 +63,9 @@ pub struct Report {
     pub seconds: f64,
     /// True when nothing that is required is missing.
     pub can_run: bool,
+    /// True when only direct I/O is missing, without which `serve
+    /// --allow-buffered` does.
+    pub can_run_buffered: bool,
     /// What was measured.
     #[serde(flatten)]
     pub figures: Figures,
@@ -85,7 +88,9 @@ pub fn examine(options: &Options, progress: &mut dyn FnMut(&str)) -> Report {
     let data = DataDir::find(&sys, &options.data);
     let cores = choose_cores(options);
     let checks = checks::all(&sys, &data, &cores);
-    let can_run = checks.iter().all(|check| check.verdict != Verdict::Required);
+    let missing = checks.iter().filter(|check| check.verdict == Verdict::Required).count();
+    let can_run = missing == 0;
+    let can_run_buffered = missing == 1 && data.lacks_direct_io();
     let waiting = checks::waiting_for_a_core(&sys).unwrap_or(0.0);
     let (figures, error) = match can_run.then(|| figures::measure(options, &data.path, &cores, progress)) {
         None => (Figures::default(), None),
@@ -112,6 +117,7 @@ pub fn examine(options: &Options, progress: &mut dyn FnMut(&str)) -> Report {
         cores,
         seconds: options.duration.as_secs_f64(),
         can_run,
+        can_run_buffered,
         figures,
         checks,
         warnings,

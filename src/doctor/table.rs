@@ -10,8 +10,8 @@ use crate::io::floor::Latency;
 /// Columns of a terminal that is not narrow.
 const WIDTH: u16 = 120;
 
-/// Every check with what was found and wanted; the reason and the remedy of
-/// those that call for a change, or of all.
+/// Every check with what was found, what is wanted, and why; the remedy of those
+/// that call for a change, or of all.
 pub(super) fn render(report: &Report, explain_all: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{}", checks(&report.checks));
@@ -21,6 +21,9 @@ pub(super) fn render(report: &Report, explain_all: bool) -> String {
         let _ = writeln!(text, "    wanted  {}", check.wanted);
         let _ = writeln!(text, "    why     {}", check.why);
         let _ = writeln!(text, "    how     {}", check.how);
+    }
+    if !explain_all {
+        let _ = writeln!(text, "\nHow to change what is as it should be: ringbolt doctor --explain");
     }
     if let Some(error) = &report.error {
         let _ = writeln!(text, "\nNot measured: {error}");
@@ -48,6 +51,12 @@ pub(super) fn render(report: &Report, explain_all: bool) -> String {
     let count = |verdict| report.checks.iter().filter(|check| check.verdict == verdict).count();
     let _ = match count(Verdict::Required) {
         0 => writeln!(text, "\nRingbolt can run here; {} settings could be better.", count(Verdict::Advice)),
+        _ if report.can_run_buffered => {
+            writeln!(
+                text,
+                "\nRingbolt runs here only with serve --allow-buffered, for want of direct writes."
+            )
+        }
         n => writeln!(text, "\nRingbolt CANNOT run here: {n} requirements are not met."),
     };
     text
@@ -70,9 +79,10 @@ fn checks(checks: &[Check]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
-    table.set_header(["", "check", "found", "wanted"]);
+    table.set_header(["", "check", "found", "wanted", "why"]);
     for check in checks {
-        table.add_row([mark(check.verdict), &check.name, &check.found, &check.wanted].map(Cell::new));
+        let row = [mark(check.verdict), &check.name, &check.found, &check.wanted, &check.why];
+        table.add_row(row.map(Cell::new));
     }
     table
 }

@@ -34,7 +34,7 @@ use crate::shard::action::{ReadToken, WriteToken};
 use crate::shard::event::{DiskFault, Event};
 pub use files::MAX_OPEN;
 use files::{Files, Found};
-pub use mode::{FileMode, ModeError, choose_mode, readable_mode};
+pub use mode::{FileMode, choose_mode, readable_mode};
 pub use reader::FolderReader;
 use spares::{Spares, Step};
 pub use stats::DiskStats;
@@ -270,6 +270,11 @@ impl Disk {
                 self.open(ring, segment);
             }
         }
+    }
+
+    /// Whether files are written through the kernel's cache.
+    pub fn is_buffered(&self) -> bool {
+        self.config.mode == FileMode::Buffered
     }
 
     /// What the disk has done.

@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 pub(crate) use bare::{BareRing, build};
-pub(crate) use buffers::{Mapping, RecvBuffers};
+pub(crate) use buffers::{MappedBuffers, Mapping};
 
 use crate::io::pin;
 use crate::io::probe::{Resource, limit};

@@ -12,6 +12,7 @@ pub mod pin;
 pub mod pool;
 pub mod probe;
 pub mod process;
+mod recv_buffers;
 pub mod ring;
 pub mod tcp;
 #[cfg(test)]

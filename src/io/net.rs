@@ -31,11 +31,11 @@ use ringbolt_wire::ShardId;
 
 use crate::buffer::{BufferPool, Carver};
 use crate::io::pool::{Pool, PoolBuffer};
+use crate::io::recv_buffers::RecvBuffers;
 use crate::io::ring::{Class, Completion, Held, Ring, Token};
 use crate::session::{Input, SessionConfig, Shards, Violation};
 use crate::shard::action::Reply;
 use crate::time::Now;
-use buffers::RecvBuffers;
 use connection::{Connection, Life, Slot, Stashed};
 pub use listener::{ListenError, bind};
 use timers::{Timer, Timers};
@@ -207,7 +207,7 @@ impl Net {
         session_config: Rc<SessionConfig>,
     ) -> std::io::Result<Net> {
         let chunks = (0..config.receive_chunks).map_while(|_| pool.take()).collect();
-        let buffers = RecvBuffers::register(ring, chunks)?;
+        let buffers = buffers::register(ring, chunks)?;
         // A kernel that does not take so many at once takes none, and all works
         // without.
         let places = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
@@ -323,12 +323,13 @@ impl Net {
         self.timers.next()
     }
 
-    /// Takes a connection over from another core.
+    /// Takes a connection over from another core; one that comes during a stop is
+    /// told goodbye.
     pub fn adopt<H: Host>(&mut self, connection: Handover, host: &mut H) {
-        if self.stopping {
-            return;
-        }
         let slot = self.open(connection.socket, host);
+        if self.stopping {
+            return self.violate(slot, &Violation::ShuttingDown, host);
+        }
         let key = self.slots[slot as usize].key(slot);
         let session = &mut self.slots[slot as usize].get().session;
         let input = session.receive(&connection.bytes, &mut host.shards_for(key));

@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::io::echo::RecvBuffers;
+use crate::io::echo::MappedBuffers;
 use crate::io::ring::{Class, Completion, Held, Ring, RingConfig, RingError, Target, Token};
 
 /// The ring's only group of buffers.
@@ -96,7 +96,7 @@ pub struct NetRing {
     /// First, so that it lets go of the buffers before they go.
     ring: Ring,
     /// A second owner keeps them with the ring, should that be leaked.
-    buffers: Rc<RefCell<RecvBuffers>>,
+    buffers: Rc<RefCell<MappedBuffers>>,
     connections: Vec<Connection>,
     /// The buffer whose bytes the last event handed out.
     lent: Option<u16>,
@@ -118,7 +118,7 @@ impl NetRing {
         // SAFETY: the value is kept by the ring, which drops what it keeps only
         // when no operation is under way, and it is gone by then itself.
         let buffers =
-            unsafe { RecvBuffers::register(ring.submitter(), GROUP, config.buffers, config.buffer_len, 0) };
+            unsafe { MappedBuffers::register(ring.submitter(), GROUP, config.buffers, config.buffer_len) };
         let buffers = Rc::new(RefCell::new(buffers.map_err(NetRingError::Buffers)?));
         ring.keep(Box::new(buffers.clone()));
         let mut connections = Vec::new();

@@ -5,6 +5,7 @@
 //! ended, so no caller can free or change it meanwhile. The ring knows nothing
 //! of disks, sockets or shards: [`Token`] says who is to be told.
 
+mod error;
 mod held;
 mod ops;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter,
 use slab::Slab;
 
 use crate::io::pool::{Pool, Registered, RegistrationError};
+pub use error::RingError;
 pub use held::{Held, SendParts};
 pub use ops::Target;
 pub use token::{Class, OpId, Token};
@@ -88,33 +90,6 @@ impl Completion {
     /// The count, or the error.
     pub fn outcome(&self) -> io::Result<u32> {
         u32::try_from(self.result).map_err(|_| io::Error::from_raw_os_error(-self.result))
-    }
-}
-
-/// Why there is no ring.
-#[derive(thiserror::Error, Debug)]
-pub enum RingError {
-    /// The kernel refuses io_uring to this process.
-    #[error(
-        "io_uring is forbidden to this process ({0}): allow it with `sysctl kernel.io_uring_disabled=0`, \
-         or in the container's seccomp profile"
-    )]
-    Forbidden(#[source] io::Error),
-    /// The kernel has no io_uring, or an old one.
-    #[error("this kernel has no io_uring with DEFER_TASKRUN ({0}): Linux 6.1 or newer is needed")]
-    TooOld(#[source] io::Error),
-    /// Something else.
-    #[error("cannot set up io_uring: {0}")]
-    Setup(#[source] io::Error),
-}
-
-impl RingError {
-    fn from_setup(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => RingError::Forbidden(error),
-            Some(libc::ENOSYS | libc::EINVAL) => RingError::TooOld(error),
-            _ => RingError::Setup(error),
-        }
     }
 }
 

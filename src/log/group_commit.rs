@@ -355,12 +355,6 @@ impl<B: Buffer> GroupCommit<B> {
     pub fn sealed_len(&self) -> usize {
         self.sealed.len()
     }
-
-    /// Commits in flight.
-    #[inline]
-    pub fn in_flight_len(&self) -> usize {
-        self.in_flight.len()
-    }
 }
 
 /// Lets any [`Buffer`] own the memory behind a [`Bytes`].

@@ -348,8 +348,11 @@ impl Core {
         self.shards.iter().any(|local| local.shard.is_saturated())
     }
 
-    pub(super) fn shards_drained(&self) -> bool {
-        self.held_count == 0 && self.shards.iter().all(|local| local.shard.is_drained())
+    /// After a stop: a shard that is not done with what it was asked for.
+    pub(super) fn undrained_shard(&self) -> Option<ShardId> {
+        let is_done =
+            |local: &LocalShard| local.shard.is_drained() && self.held[usize::from(local.id.0)].is_empty();
+        self.shards.iter().find(|local| !is_done(local)).map(|local| local.id)
     }
 
     /// Says that this core has no connections left.
@@ -375,6 +378,7 @@ impl Core {
         let mut snapshot = Snapshot::default();
         for local in &self.shards {
             snapshot.add_shard(&local.shard.counters(), local.disk.stats());
+            snapshot.add_value("buffered_shards", u64::from(local.disk.is_buffered()));
         }
         snapshot.add_net(net.counters(), &net.session_config().counters);
         snapshot.add_ring(&self.ring.counters());

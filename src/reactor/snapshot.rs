@@ -36,6 +36,7 @@ impl Snapshot {
         self.add_value("ring_submissions_total", ring.sqes);
         self.add_value("ring_completions_total", ring.cqes);
         self.add_value("ring_full_total", ring.full_submits);
+        self.add_value("ring_backlogged_total", ring.backlogged);
     }
 
     /// Adds to one value.

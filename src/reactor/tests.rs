@@ -2,8 +2,12 @@
 //! [`pair`], two whole ones.
 
 mod pair;
+mod stop;
 
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ringbolt_wire::ShardId;
@@ -15,12 +19,12 @@ use crate::io::clock;
 use crate::io::datadir::{DataDir, Layout};
 use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, choose_mode};
 use crate::io::mailbox::mailboxes;
-use crate::io::net::Host;
+use crate::io::net::{Host, Net, NetConfig};
 use crate::io::pool::Pool;
 use crate::io::ring::{Class, Ring, RingConfig};
 use crate::limits::{MAILBOX_LEN, MAX_HELD, MAX_OUTGOING, MIN_SEGMENT_LEN};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
-use crate::session::Shards;
+use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Shards, Spares};
 use crate::shard::action::Action;
 use crate::shard::event::{ReplyTo, ShardRequest};
 use crate::shard::{Shard, ShardConfig};
@@ -93,6 +97,40 @@ fn turn(core: &mut Core) -> Vec<u64> {
     }
     core.mailbox.flush(&mut core.ring);
     answered
+}
+
+fn net(
+    ring: &mut Ring,
+    pool: &Pool,
+    core: u16,
+    cores_of_shards: Vec<u16>,
+    (listener, connections): (OwnedFd, Arc<AtomicUsize>),
+) -> Net {
+    let config = NetConfig {
+        max_connections: 100,
+        connections,
+        handshake_timeout_us: 10_000_000,
+        frame_timeout_us: 30_000_000,
+        max_stashed: 8 << 20,
+        max_unsent_own: 8 << 20,
+        max_direct: 8 << 20,
+        low_chunks: 2,
+        receive_chunks: 2,
+    };
+    let session = SessionConfig {
+        core,
+        cores_of_shards,
+        boot: 1,
+        broker_id: [1; 16],
+        direct_threshold: 72 << 10,
+        max_unsent: 16 << 20,
+        max_unsent_own: 256 << 10,
+        fetching: Fetching::default(),
+        spares: Spares::default(),
+        listings: Listings::new(8 << 20),
+        counters: SessionCounters::default(),
+    };
+    Net::new(ring, pool.clone(), listener, config, Rc::new(session)).unwrap()
 }
 
 /// A core without shards, and one that drives the only shard, whose mailboxes

@@ -88,3 +88,32 @@ impl Violation {
         ErrorResponse::new(self.code(), self.to_string()).with_detail(detail)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the protocol document says of each code.
+    #[test]
+    fn a_goodbye_says_only_what_is_documented_to_close() {
+        let either = [ErrorCode::ShuttingDown, ErrorCode::Overloaded, ErrorCode::InvalidRequest];
+        for violation in [
+            Violation::Frame(FrameError::BadMagic([0; 4])),
+            Violation::Frame(FrameError::BadVersion(2)),
+            Violation::Frame(FrameError::TooLarge { len: 2, limit: 1 }),
+            Violation::Frame(FrameError::CrcMismatch { found: 1, computed: 2 }),
+            Violation::NotARequest,
+            Violation::HandshakeRequired(2),
+            Violation::BadHello(MessageError::NotUtf8),
+            Violation::UnsupportedVersion { min: 2, max: 3 },
+            Violation::HandshakeTimeout(1),
+            Violation::TooManyConnections(1),
+            Violation::TooManyInFlight(1),
+            Violation::Overloaded,
+            Violation::ShuttingDown,
+        ] {
+            let code = violation.code();
+            assert!(code.closes_connection() || either.contains(&code), "{code}");
+        }
+    }
+}

@@ -173,9 +173,6 @@ pub enum Event<'a, B: Buffer> {
         /// The change's version.
         version: u64,
     },
-    /// The deadline that [`next_deadline`](crate::shard::Shard::next_deadline)
-    /// named has come.
-    Deadline,
     /// Take no more produce requests, finish what is there, answer waiting
     /// fetches.
     Stop,

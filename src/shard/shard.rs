@@ -197,7 +197,6 @@ impl<P: BufferPool> Shard<P> {
             Event::SegmentPrepared { segment, result } => self.segment_prepared(segment, result, now),
             Event::Catalog(update) => self.apply_published(update),
             Event::CatalogApplied { shard, version } => self.change_applied(shard, version),
-            Event::Deadline => self.expire_fetches(now),
             Event::Stop => {
                 self.stopping = true;
                 self.answer_all_fetches(now);
@@ -215,7 +214,8 @@ impl<P: BufferPool> Shard<P> {
         self.out.pop_front()
     }
 
-    /// When [`Event::Deadline`] is due at the latest (monotonic, µs).
+    /// When [`poll_action`](Self::poll_action) is to be called again at the latest
+    /// (monotonic, µs).
     pub fn next_deadline(&self) -> Option<u64> {
         if self.failed {
             return None;

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // not every test file uses everything
 
 pub mod cli;
+pub mod namespace;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

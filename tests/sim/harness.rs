@@ -205,11 +205,6 @@ impl Simulation {
         while let Some(due) = self.agenda.pop_due(now.mono_us) {
             self.happen(due);
         }
-        for node in &mut self.nodes {
-            if node.shard().next_deadline().is_some_and(|at| at <= now.mono_us) {
-                node.handle(Event::Deadline, now);
-            }
-        }
         self.hand_in_held();
         self.act();
         self.check_waiting(now.mono_us);

@@ -22,7 +22,7 @@ pub(super) fn version(sys: &Sys) -> Vec<Check> {
     vec![
         Check::new("kernel", "6.1 or later")
             .found(release, Verdict::advice_unless(new_enough))
-            .why("the first with everything that is required of io_uring; 6.12 has the rest")
+            .why("the first with everything that Ringbolt uses of io_uring")
             .how("run a newer kernel; what counts is that the io_uring checks pass"),
         Check::new("kernel.io_uring_disabled", "0")
             // Whether the setting hits this user is seen where a ring is made.

@@ -34,6 +34,11 @@ impl DataDir {
         DataDir { mount: mount_of(&path), device, support: probe_storage(&path), path }
     }
 
+    /// True when `serve` runs here only with --allow-buffered.
+    pub fn lacks_direct_io(&self) -> bool {
+        self.support.as_ref().is_err_and(StorageError::leaves_buffered)
+    }
+
     /// True when the file system keeps its contents in memory.
     pub fn in_memory(&self) -> bool {
         self.mount.as_ref().is_some_and(|mount| matches!(mount.fs.as_str(), "tmpfs" | "ramfs" | "devtmpfs"))
@@ -76,6 +81,13 @@ fn durable_write(data: &DataDir) -> Check {
         Err(StorageError::Ring(_)) => check
             .found(Some("not tried, as there is no usable io_uring"), Verdict::Unknown)
             .how("see io_uring"),
+        // As `serve` sees it.
+        Err(error) if error.is_full() => check
+            .found(Some("opened; no room to try it"), Verdict::Unknown)
+            .how("free a block, and look again"),
+        Err(error) if error.leaves_buffered() => check
+            .found(Some("does not work; serve --allow-buffered does without"), Verdict::Required)
+            .how(error.to_string()),
         Err(error) => check.found(Some("does not work"), Verdict::Required).how(error.to_string()),
     }
 }

@@ -1,12 +1,11 @@
 //! Whether files are written past the kernel's cache.
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
-use crate::io::datadir::{segment_name, unfinished_name};
-use crate::limits::BLOCK_LEN;
+use crate::io::datadir::segment_name;
+use crate::io::probe::{StorageError, probe_storage};
 use crate::log::SegmentSeq;
 
 /// How segments are opened.
@@ -14,8 +13,9 @@ use crate::log::SegmentSeq;
 pub enum FileMode {
     /// `O_DIRECT`: from the broker's memory to the device.
     Direct,
-    /// Through the kernel's cache, each write flushed (`RWF_DSYNC`). Slower,
-    /// and the kernel copies everything once more.
+    /// Through the kernel's cache, each write flushed as by fdatasync(2) before
+    /// it completes (`RWF_DSYNC`). Slower, and the kernel copies everything once
+    /// more.
     Buffered,
 }
 
@@ -29,35 +29,15 @@ impl FileMode {
     }
 }
 
-/// Why segments cannot be opened as they should.
-#[derive(thiserror::Error, Debug)]
-pub enum ModeError {
-    /// The file system has no direct I/O.
-    #[error(
-        "the file system of {} refuses O_DIRECT ({source}): use one that has it (ext4, XFS), or permit \
-         buffered writes with --allow-buffered, at a cost in speed", path.display()
-    )]
-    DirectRefused {
-        /// The folder that was tried.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Something else.
-    #[error("cannot write to {}: {source}", path.display())]
-    Io {
-        /// The folder that was tried.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// Finds out by a trial write in `folder` whether direct I/O works there; if it
-/// does not, and `allow_buffered` is given, settles for buffered writes, with a
-/// warning.
-pub fn choose_mode(folder: &Path, allow_buffered: bool) -> Result<FileMode, ModeError> {
-    settle(try_direct(folder), folder, allow_buffered)
+/// does not, and `allow_buffered` is given, settles for buffered writes.
+pub fn choose_mode(folder: &Path, allow_buffered: bool) -> Result<FileMode, StorageError> {
+    match probe_storage(folder) {
+        Ok(_) => Ok(FileMode::Direct),
+        Err(error) if error.is_full() => Ok(FileMode::Direct),
+        Err(error) if error.leaves_buffered() && allow_buffered => Ok(FileMode::Buffered),
+        Err(error) => Err(error),
+    }
 }
 
 /// How the segments in `folder` can be read, found out by opening one.
@@ -71,62 +51,10 @@ pub fn readable_mode(folder: &Path, segment: Option<SegmentSeq>) -> FileMode {
     }
 }
 
-fn settle(tried: io::Result<()>, folder: &Path, allow_buffered: bool) -> Result<FileMode, ModeError> {
-    let path = folder.to_owned();
-    match tried {
-        Ok(()) => Ok(FileMode::Direct),
-        Err(source) if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            if !allow_buffered {
-                return Err(ModeError::DirectRefused { path, source });
-            }
-            tracing::warn!(
-                path = %path.display(),
-                "O_DIRECT is refused here: writing through the kernel's cache, which is slower; \
-                 every acknowledgement still waits for the flush"
-            );
-            Ok(FileMode::Buffered)
-        }
-        Err(source) => Err(ModeError::Io { path, source }),
-    }
-}
-
-#[repr(align(4096))]
-struct Block([u8; BLOCK_LEN]);
-
-fn try_direct(folder: &Path) -> io::Result<()> {
-    // The name of an unfinished spare file: should this process die here, the
-    // next start removes it.
-    let path = folder.join(unfinished_name(u64::MAX));
-    let mut options = OpenOptions::new();
-    let options = options.read(true).write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
-    let tried = options.open(&path).and_then(|file| {
-        let mut block = Block([0x5a; BLOCK_LEN]);
-        match file.write_all_at(&block.0, 0) {
-            // It was opened; the segments that are there have their blocks.
-            Err(error) if is_full(&error) => return Ok(()),
-            other => other?,
-        }
-        block.0.fill(0);
-        file.read_exact_at(&mut block.0, 0)?;
-        if block.0.iter().all(|&byte| byte == 0x5a) {
-            Ok(())
-        } else {
-            Err(io::Error::other("what was written was not read back"))
-        }
-    });
-    // A refused open may have made the file.
-    match fs::remove_file(&path) {
-        Err(error) if tried.is_ok() => Err(error),
-        _ => tried,
-    }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::io::test_mount::on_small_file_system;
 
@@ -147,16 +75,8 @@ mod tests {
     }
 
     #[test]
-    fn refused_direct_writes_need_permission_to_go_on_buffered() {
-        let refused = || Err(io::Error::from_raw_os_error(libc::EINVAL));
-        let error = settle(refused(), Path::new("/x"), false).unwrap_err();
-        assert!(error.to_string().contains("--allow-buffered"), "{error}");
-        assert_eq!(settle(refused(), Path::new("/x"), true).unwrap(), FileMode::Buffered);
-    }
-
-    #[test]
     fn another_error_is_no_reason_to_go_on_buffered() {
         let error = choose_mode(Path::new("/nonexistent"), true).unwrap_err();
-        assert!(matches!(error, ModeError::Io { .. }), "{error}");
+        assert!(matches!(error, StorageError::Create { .. }), "{error}");
     }
 }

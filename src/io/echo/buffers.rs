@@ -1,14 +1,12 @@
-//! Memory for a bare ring: a mapping, and a group of provided buffers on it.
-//!
-//! Knows nothing of connections: it hands out bytes by buffer id and takes ids
-//! back.
+//! Memory for a bare ring: a mapping, and a group of receive buffers on it.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::Submitter;
-use io_uring::types::BufRingEntry;
+
+use crate::io::recv_buffers::RecvBuffers;
 
 /// A huge page, in bytes.
 const HUGE: usize = 2 << 20;
@@ -90,19 +88,15 @@ impl Drop for Mapping {
     }
 }
 
-/// A group of equally long receive buffers that the kernel picks from.
-pub(crate) struct RecvBuffers {
-    ring: Mapping,
-    buffers: Mapping,
-    entries: u16,
-    buffer_len: usize,
-    tail: u16,
-    free: u16,
+/// A group of equally long receive buffers, in memory of their own.
+pub(crate) struct MappedBuffers {
+    buffers: RecvBuffers,
+    _memory: [Mapping; 2],
 }
 
-impl RecvBuffers {
-    /// Registers `entries` (a power of two, at most 32768) buffers of
-    /// `buffer_len` bytes as buffer group `group`; `flags` are `IOU_PBUF_RING_*`.
+impl MappedBuffers {
+    /// Registers `count` (at most 32768) buffers of `buffer_len` bytes as buffer
+    /// group `group`.
     ///
     /// # Safety
     ///
@@ -111,77 +105,32 @@ impl RecvBuffers {
     pub(crate) unsafe fn register(
         submitter: &Submitter<'_>,
         group: u16,
-        entries: u16,
+        count: u16,
         buffer_len: usize,
-        flags: u16,
     ) -> io::Result<Self> {
-        assert!(entries.is_power_of_two(), "buffer rings are sized in powers of two");
-        let ring = Mapping::new(usize::from(entries) * size_of::<BufRingEntry>())?;
-        let buffers = Mapping::new(usize::from(entries) * buffer_len)?;
-        // SAFETY: the ring memory is page-aligned and holds `entries` entries;
-        // the caller keeps it mapped while the kernel can use it.
-        unsafe { submitter.register_buf_ring_with_flags(ring.at(0) as u64, entries, group, flags)? };
-        let mut all = Self { ring, buffers, entries, buffer_len, tail: 0, free: 0 };
-        for id in 0..entries {
-            all.give_back(id);
-        }
-        all.publish();
-        Ok(all)
+        let count = usize::from(count);
+        let memory = [Mapping::new(RecvBuffers::list_len(count))?, Mapping::new(count * buffer_len)?];
+        let start = |mapping: &Mapping, at| NonNull::new(mapping.at(at)).expect("mmap never maps page zero");
+        let list = start(&memory[0], 0);
+        let buffers = (0..count).map(|id| start(&memory[1], id * buffer_len)).collect();
+        // SAFETY: both mappings are page-aligned and zeroed, go only with the
+        // value, and nobody else has them; the caller keeps it as long as the
+        // kernel can write to them.
+        let buffers = unsafe { RecvBuffers::register(submitter, group, list, buffers, buffer_len)? };
+        Ok(Self { buffers, _memory: memory })
     }
+}
 
-    /// The first `len` bytes of buffer `id`, as the kernel left them.
-    ///
-    /// Meaningful between the completion that named the buffer and
-    /// [`RecvBuffers::give_back`].
-    pub(crate) fn bytes(&self, id: u16, len: usize) -> &[u8] {
-        assert!(len <= self.buffer_len, "the kernel reported more than a buffer holds");
-        // SAFETY: the range lies inside buffer `id` (asserted here and in
-        // `address`) and is initialised memory; the kernel does not write to a
-        // buffer between handing it out and getting it back.
-        unsafe { std::slice::from_raw_parts(self.address(id), len) }
+impl Deref for MappedBuffers {
+    type Target = RecvBuffers;
+
+    fn deref(&self) -> &RecvBuffers {
+        &self.buffers
     }
+}
 
-    /// Where buffer `id` starts.
-    pub(crate) fn address(&self, id: u16) -> *const u8 {
-        assert!(id < self.entries, "no such buffer");
-        self.buffers.at(usize::from(id) * self.buffer_len)
-    }
-
-    /// Notes that the kernel has handed out a buffer.
-    pub(crate) fn taken(&mut self) {
-        self.free = self.free.checked_sub(1).expect("more buffers were handed out than exist");
-    }
-
-    /// True while the kernel has at least one buffer to receive into.
-    pub(crate) fn has_free(&self) -> bool {
-        self.free > 0
-    }
-
-    /// Returns buffer `id`; the kernel sees it after [`RecvBuffers::publish`].
-    pub(crate) fn give_back(&mut self, id: u16) {
-        let address = self.address(id) as u64;
-        let slot = usize::from(self.tail & (self.entries - 1));
-        let entry = self.ring.at(slot * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
-        // SAFETY: slot < entries, so the entry lies in the ring's mapping and is
-        // aligned; the kernel reads it only once the tail covers it. The three
-        // setters leave `resv` alone, which is the tail in entry 0.
-        unsafe {
-            (*entry).set_addr(address);
-            (*entry).set_len(self.buffer_len as u32);
-            (*entry).set_bid(id);
-        }
-        self.tail = self.tail.wrapping_add(1);
-        self.free += 1;
-        assert!(self.free <= self.entries, "a buffer was given back twice");
-    }
-
-    /// Makes every returned buffer visible to the kernel.
-    pub(crate) fn publish(&mut self) {
-        // SAFETY: the ring's first entry is mapped; its `resv` field is the tail
-        // that the kernel reads, 2-byte aligned, written by nobody else.
-        unsafe {
-            let tail = BufRingEntry::tail(self.ring.at(0).cast());
-            (*tail.cast::<AtomicU16>()).store(self.tail, Ordering::Release);
-        }
+impl DerefMut for MappedBuffers {
+    fn deref_mut(&mut self) -> &mut RecvBuffers {
+        &mut self.buffers
     }
 }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::Wait;
 use super::bare::BareRing;
-use super::buffers::RecvBuffers;
+use super::buffers::MappedBuffers;
 
 /// Unsent bytes of one connection at which its receive is paused: what a peer
 /// that never reads can cost.
@@ -129,7 +129,7 @@ impl Conn {
 /// Everything that the loop works on.
 pub(super) struct Worker<'r> {
     ring: BareRing<'r>,
-    buffers: RecvBuffers,
+    buffers: MappedBuffers,
     listener: BorrowedFd<'r>,
     accepting: bool,
     conns: Vec<Conn>,
@@ -151,7 +151,7 @@ impl<'r> Worker<'r> {
         ring.submitter().register_files_sparse(connections)?;
         // SAFETY: `run` drops the buffers only after `wind_down` has ended all
         // receives, and leaks them if it fails; before `run` there are none.
-        let buffers = unsafe { RecvBuffers::register(ring.submitter(), GROUP, BUFFERS, BUFFER_LEN, 0)? };
+        let buffers = unsafe { MappedBuffers::register(ring.submitter(), GROUP, BUFFERS, BUFFER_LEN)? };
         let readable = opcode::PollAdd::new(Fd(stop.as_raw_fd()), libc::POLLIN as u32).build();
         // SAFETY: a poll points to no memory.
         unsafe { ring.push(readable.user_data(Op::Stop.tag(0))) };

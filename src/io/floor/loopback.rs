@@ -15,7 +15,7 @@ use io_uring::types::Fixed;
 use io_uring::{cqueue, opcode, squeue};
 
 use super::{Conditions, FloorError, Latency, MESSAGE_LEN, Shape, histogram, latency, on_core, record};
-use crate::io::echo::{self, BareRing, EchoServer, RecvBuffers, Wait};
+use crate::io::echo::{self, BareRing, EchoServer, MappedBuffers, Wait};
 use crate::io::tcp;
 
 const GROUP: u16 = 0;
@@ -65,7 +65,7 @@ struct Conn {
 
 struct Client<'r> {
     ring: BareRing<'r>,
-    buffers: RecvBuffers,
+    buffers: MappedBuffers,
     /// What is sent: the same message as often as fits in flight.
     messages: &'r [u8],
     conns: Vec<Conn>,
@@ -91,7 +91,7 @@ fn run(addr: SocketAddr, shape: Shape, wait: Wait, conditions: &Conditions) -> R
     let ring = BareRing::new(&mut ring);
     // SAFETY: the client below drops the buffers only after `wind_down` has
     // ended all receives, and leaks them if it fails.
-    let buffers = unsafe { RecvBuffers::register(ring.submitter(), GROUP, BUFFERS, BUFFER_LEN, 0) };
+    let buffers = unsafe { MappedBuffers::register(ring.submitter(), GROUP, BUFFERS, BUFFER_LEN) };
     let conn = |stream| Conn {
         _stream: stream,
         received: 0,

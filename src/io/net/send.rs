@@ -28,7 +28,7 @@ impl Net {
             Output::Pieces(pieces) => {
                 let mut parts = connection.parts.take().unwrap_or_default();
                 pieces.into_iter().for_each(|piece| parts.push(piece));
-                host.ring().send_parts(token, target, parts, 0, false)
+                host.ring().send_parts(token, target, parts)
             }
         };
         connection.send = Some(Send { op, done: 0 });
@@ -89,7 +89,7 @@ impl Net {
             }
             Held::Parts(mut parts) => {
                 SendParts::advance(&mut parts, count);
-                host.ring().send_parts(token, target, parts, 0, false)
+                host.ring().send_parts(token, target, parts)
             }
             other => unreachable!("a send holds {other:?}"),
         };

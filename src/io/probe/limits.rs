@@ -59,7 +59,7 @@ pub fn effective_capability(number: u32) -> bool {
 }
 
 /// True when a seccomp filter is on this process.
-pub(super) fn seccomp_filtered() -> bool {
+pub(in crate::io) fn seccomp_filtered() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status_field(&status, "Seccomp") == Some("2")
 }

@@ -1,56 +1,61 @@
-//! io_uring, feature by feature, each one used once.
+//! io_uring as Ringbolt uses it: each operation and feature looked for, and used
+//! once where the kernel's list of operations does not tell.
 
-mod error;
 mod exercise;
 
-pub use error::RingError;
-
 use crate::io::echo;
+use crate::io::ring::RingError;
 
 /// Something of io_uring that Ringbolt uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Feature {
-    /// A file table of its own, filled in as connections come.
-    SparseFiles,
+    /// Waiting for a completion, but not for ever.
+    TimedWait,
     /// Provided buffers through a shared ring.
     BufferRings,
     /// One accept for all connections.
     MultishotAccept,
     /// One receive per connection for all its bytes.
     MultishotRecv,
+    /// The other operations on sockets.
+    Sockets,
     /// Cancelling an operation that is under way.
     AsyncCancel,
-    /// Writes from registered memory.
-    WriteFixed,
-    /// Reads into registered memory.
-    ReadFixed,
+    /// Reads and writes.
+    ReadWrite,
+    /// The same from and to registered memory.
+    RegisteredMemory,
+    /// Everything that is done to files but reading and writing.
+    Files,
+    /// One poll for all that a descriptor tells.
+    MultishotPoll,
     /// Waking another core's ring.
     MsgRing,
+    /// Operations that answer only when they fail.
+    SilentSuccess,
+    /// A file table of its own, filled in as connections come.
+    SparseFiles,
     /// The ring known to the kernel by index, which saves a look-up per call.
     RegisteredRing,
-    /// Sending without a copy.
-    SendZc,
-    /// The kernel saying whether a zero-copy send copied after all.
-    SendZcReport,
-    /// Provided buffers that are filled piece by piece.
-    IncrementalBuffers,
 }
 
 impl Feature {
     /// All of them, required ones first.
-    pub const ALL: [Feature; 12] = [
-        Feature::SparseFiles,
+    pub const ALL: [Feature; 14] = [
+        Feature::TimedWait,
         Feature::BufferRings,
         Feature::MultishotAccept,
         Feature::MultishotRecv,
+        Feature::Sockets,
         Feature::AsyncCancel,
-        Feature::WriteFixed,
-        Feature::ReadFixed,
+        Feature::ReadWrite,
+        Feature::RegisteredMemory,
+        Feature::Files,
+        Feature::MultishotPoll,
         Feature::MsgRing,
+        Feature::SilentSuccess,
+        Feature::SparseFiles,
         Feature::RegisteredRing,
-        Feature::SendZc,
-        Feature::SendZcReport,
-        Feature::IncrementalBuffers,
     ];
 
     /// A name for reports.
@@ -65,10 +70,7 @@ impl Feature {
 
     /// True when Ringbolt does not run without it.
     pub fn required(self) -> bool {
-        !matches!(
-            self,
-            Feature::RegisteredRing | Feature::SendZc | Feature::SendZcReport | Feature::IncrementalBuffers
-        )
+        !matches!(self, Feature::SparseFiles | Feature::RegisteredRing)
     }
 
     /// What Ringbolt uses it for.
@@ -78,9 +80,6 @@ impl Feature {
 
     fn facts(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Feature::SparseFiles => {
-                ("sparse file table", "5.19", "sockets are used without a look-up per operation")
-            }
             Feature::BufferRings => ("buffer rings", "5.19", "idle connections hold no receive buffer"),
             Feature::MultishotAccept => {
                 ("multishot accept", "5.19", "one operation accepts every connection")
@@ -88,21 +87,45 @@ impl Feature {
             Feature::MultishotRecv => {
                 ("multishot receive", "6.0", "one operation receives all of a connection's bytes")
             }
-            Feature::AsyncCancel => ("cancel", "5.5", "connections end without waiting for a peer"),
-            Feature::WriteFixed => ("write from registered memory", "5.1", "commits are written"),
-            Feature::ReadFixed => ("read to registered memory", "5.1", "stored records are read"),
+            Feature::Sockets => (
+                "receive, send, sendmsg, close",
+                "5.6",
+                "large batches are received where they are written from, and answers are sent",
+            ),
+            Feature::AsyncCancel => ("cancel", "5.19", "connections end without waiting for a peer"),
+            Feature::ReadWrite => ("read and write", "5.6", "commits are written, stored records are read"),
+            Feature::RegisteredMemory => (
+                "registered memory",
+                "5.19",
+                "commits are written from memory that the kernel knows, without pinning pages each time",
+            ),
+            Feature::Files => (
+                "openat, fallocate, fsync, renameat, unlinkat",
+                "5.11",
+                "segments are made and recycled without holding up a core",
+            ),
+            Feature::MultishotPoll => ("multishot poll", "5.13", "threads without a ring wake a core"),
             Feature::MsgRing => ("message to another ring", "5.18", "cores wake each other"),
+            Feature::SilentSuccess => {
+                ("silent success", "5.17", "cancelling and waking cost no completion of their own")
+            }
+            Feature::TimedWait => ("timed wait", "5.11", "a core sleeps until its next deadline"),
+            Feature::SparseFiles => {
+                ("sparse file table", "5.19", "sockets are used without a look-up per operation")
+            }
             Feature::RegisteredRing => ("registered ring", "5.18", "saves a look-up per system call"),
-            Feature::SendZc => ("zero-copy send", "6.0", "large responses can leave without a copy"),
-            Feature::SendZcReport => {
-                ("zero-copy report", "6.2", "shows whether a zero-copy send copied after all")
-            }
-            Feature::IncrementalBuffers => {
-                ("incremental buffer rings", "6.12", "a large receive buffer can take many small receives")
-            }
         }
     }
 }
+
+/// A feature without which Ringbolt does not run is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "this kernel's io_uring has no working {}, which came with Linux {}. Run a newer kernel",
+    .0.name(),
+    .0.since()
+)]
+pub struct MissingFeature(pub Feature);
 
 /// The io_uring features that were seen working.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,15 +143,16 @@ impl RingSupport {
     ///
     /// # Errors
     ///
-    /// [`RingError::Missing`] with the first one.
-    pub fn require(&self) -> Result<(), RingError> {
+    /// The first one that is.
+    pub fn require(&self) -> Result<(), MissingFeature> {
         let missing = Feature::ALL.into_iter().find(|f| f.required() && !self.has(*f));
-        missing.map_or(Ok(()), |feature| Err(RingError::Missing { feature }))
+        missing.map_or(Ok(()), |feature| Err(MissingFeature(feature)))
     }
 }
 
-/// Makes a ring with the set-up that Ringbolt's cores use, and uses every
-/// feature once, over a loopback connection. Takes about a millisecond.
+/// Makes a ring with the set-up that Ringbolt's cores use, and looks for every
+/// feature, by use on a loopback connection where the kernel's list of
+/// operations does not tell. Takes about a millisecond.
 ///
 /// # Errors
 ///
@@ -147,6 +171,8 @@ pub fn probe_ring() -> Result<RingSupport, RingError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -161,5 +187,27 @@ mod tests {
     fn a_missing_optional_feature_is_no_error() {
         let required = Feature::ALL.into_iter().filter(|f| f.required());
         RingSupport { found: required.collect() }.require().unwrap();
+    }
+
+    #[test]
+    fn a_machine_that_runs_these_tests_has_every_feature() {
+        let found = probe_ring().unwrap();
+        for feature in Feature::ALL {
+            assert!(found.has(feature), "{feature:?}");
+        }
+    }
+
+    /// The operations that a source text names.
+    fn operations(source: &str) -> BTreeSet<&str> {
+        let names = source.split("opcode::").skip(1);
+        names.map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or(rest)).collect()
+    }
+
+    #[test]
+    fn every_operation_of_the_brokers_ring_is_looked_for_and_no_other() {
+        let ring = [include_str!("../ring/ops.rs"), include_str!("../ring.rs")].map(operations);
+        let used = &ring[0] | &ring[1];
+        assert!(used.len() > 15, "{used:?}");
+        assert_eq!(operations(include_str!("ring/exercise.rs")), used);
     }
 }

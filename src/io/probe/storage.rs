@@ -12,8 +12,8 @@ use io_uring::opcode;
 use io_uring::types::Fd;
 
 use super::mounts::{Mount, mount_of};
-use super::ring::RingError;
 use crate::io::echo::{self, BareRing, Mapping, Wait};
+use crate::io::ring::RingError;
 
 /// What a write of the log is a multiple of, in bytes.
 const BLOCK: usize = 4096;
@@ -63,8 +63,8 @@ pub enum StorageError {
     },
     /// Its blocks are larger than those of the log.
     #[error(
-        "direct writes in {} must be aligned to {found} bytes, and the log's are to 4096. Use a \
-         device whose logical blocks are 4096 bytes or less",
+        "direct writes (O_DIRECT) in {} must be aligned to {found} bytes, and the log's are to 4096. Use a \
+         device whose logical blocks are 4096 bytes or less, or give serve --allow-buffered, which is slower",
         dir.display()
     )]
     Alignment {
@@ -93,6 +93,24 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// Whether the directory can hold a log all the same, if it is written
+    /// through the kernel's cache.
+    pub fn leaves_buffered(&self) -> bool {
+        matches!(self, StorageError::NoDirectIo { .. } | StorageError::Alignment { .. })
+    }
+
+    /// Whether only room was missing for the write that was tried: direct I/O
+    /// works, and the segments that are there have their blocks.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, StorageError::Write { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
+    fn no_direct_io(dir: &Path) -> Self {
+        let fs = mount_of(dir).map_or_else(|| "a file system".to_owned(), |mount| mount.fs);
+        StorageError::NoDirectIo { dir: dir.to_owned(), fs }
+    }
+
     /// Memory for writes could not be registered.
     pub(in crate::io) fn registering(source: io::Error) -> Self {
         StorageError::Ring(RingError::from_registering("registering memory", source))
@@ -117,8 +135,7 @@ impl ScratchFile {
             Err(source) => source,
         };
         if source.raw_os_error() == Some(libc::EINVAL) && Self::open(dir, 0).is_ok() {
-            let fs = mount_of(dir).map_or_else(|| "a file system".to_owned(), |mount| mount.fs);
-            return Err(StorageError::NoDirectIo { dir: dir.to_owned(), fs });
+            return Err(StorageError::no_direct_io(dir));
         }
         Err(StorageError::Create { dir: dir.to_owned(), source })
     }
@@ -147,7 +164,7 @@ impl ScratchFile {
 }
 
 /// Writes a block durably in `dir`, reads it back, and asks what the directory
-/// demands. Takes as long as one durable write to a new file.
+/// demands: what `serve` finds out at every start, and the doctor before. Takes as long as one durable write to a new file.
 ///
 /// # Errors
 ///
@@ -158,8 +175,7 @@ pub fn probe_storage(dir: &Path) -> Result<StorageSupport, StorageError> {
     if let Some(Alignment { memory, offset }) = alignment {
         // Zero is how the kernel says that this file takes no direct I/O.
         if offset == 0 {
-            let fs = mount_of(dir).map_or_else(|| "a file system".to_owned(), |mount| mount.fs);
-            return Err(StorageError::NoDirectIo { dir: dir.to_owned(), fs });
+            return Err(StorageError::no_direct_io(dir));
         }
         let found = offset.max(memory);
         if found as usize > BLOCK {
@@ -174,7 +190,8 @@ pub fn probe_storage(dir: &Path) -> Result<StorageSupport, StorageError> {
     Ok(StorageSupport { mount: mount_of(dir), alignment })
 }
 
-/// One block through registered memory, the way that commits go.
+/// One block, the way that commits go but for the registered memory, without
+/// which `serve` runs as well.
 fn write_and_read(scratch: &ScratchFile, dir: &Path) -> Result<(), StorageError> {
     let mut memory = Mapping::new(2 * BLOCK)
         .map_err(|source| RingError::Failed { step: "mapping two blocks of memory", source })?;
@@ -182,14 +199,11 @@ fn write_and_read(scratch: &ScratchFile, dir: &Path) -> Result<(), StorageError>
         *byte = (at * 7 % 251) as u8;
     }
     let mut ring = echo::build(4, 8).map_err(RingError::from_setup)?;
-    // SAFETY: the mapping is declared before the ring and so outlives it.
-    let registered = unsafe { ring.submitter().register_buffers(&[memory.as_iovec()]) };
-    registered.map_err(StorageError::registering)?;
     let mut ring = BareRing::new(&mut ring);
 
     let fd = Fd(scratch.file().as_raw_fd());
-    let write = opcode::WriteFixed::new(fd, memory.at(0), BLOCK as u32, 0).rw_flags(libc::RWF_DSYNC);
-    let read = opcode::ReadFixed::new(fd, memory.at(BLOCK), BLOCK as u32, 0);
+    let write = opcode::Write::new(fd, memory.at(0), BLOCK as u32).rw_flags(libc::RWF_DSYNC);
+    let read = opcode::Read::new(fd, memory.at(BLOCK), BLOCK as u32);
     for entry in [write.build(), read.build()] {
         let failed = |source| StorageError::Write { dir: dir.to_owned(), source };
         // SAFETY: both entries name halves of the mapping, which no reference
@@ -203,6 +217,8 @@ fn write_and_read(scratch: &ScratchFile, dir: &Path) -> Result<(), StorageError>
         };
         match result {
             n if n == BLOCK as i32 => {}
+            // Opened, and refused all the same.
+            e if e == -libc::EINVAL || e == -libc::EOPNOTSUPP => return Err(StorageError::no_direct_io(dir)),
             n @ 0.. => return Err(failed(io::Error::other(format!("only {n} of 4096 bytes went through")))),
             e => return Err(failed(io::Error::from_raw_os_error(-e))),
         }

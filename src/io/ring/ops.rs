@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 
 use io_uring::opcode;
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags};
+use io_uring::types::{Fd, Fixed, FsyncFlags};
 
 use super::held::{Held, SendParts};
 use super::{Class, OpId, Ring, Token};
@@ -153,14 +153,6 @@ impl Ring {
         unsafe { self.push_raw(entry, token) }
     }
 
-    /// Like [`Ring::accept_multi`], into the ring's registered files: each
-    /// completion carries a place among them.
-    pub fn accept_multi_fixed(&mut self, token: Token, listener: Target) -> OpId {
-        let entry = on!(listener, |f| opcode::AcceptMulti::new(f).allocate_file_index(true).build());
-        // SAFETY: no memory: the peer's address is not asked for.
-        unsafe { self.push_raw(entry, token) }
-    }
-
     /// Receives into buffers of a registered group until it fails or they run
     /// out. Re-arm when no more are to come.
     pub fn recv_multi(&mut self, token: Token, socket: Target, group: u16) -> OpId {
@@ -214,43 +206,18 @@ impl Ring {
         }
     }
 
-    /// Sends the pieces in order, as many as one system call takes. With
-    /// `zero_copy` the kernel sends from the pieces' own memory where it can:
-    /// a second completion (`notif`) then gives them back, and says in its
-    /// result whether it had to copy after all.
-    pub fn send_parts(
-        &mut self,
-        token: Token,
-        socket: Target,
-        parts: Box<SendParts>,
-        flags: i32,
-        zero_copy: bool,
-    ) -> OpId {
-        /// `IORING_SEND_ZC_REPORT_USAGE`.
-        const REPORT_USAGE: u16 = 1 << 3;
-        let flags = (flags | libc::MSG_NOSIGNAL) as u32;
+    /// Sends the pieces in order, as many as one system call takes.
+    pub fn send_parts(&mut self, token: Token, socket: Target, parts: Box<SendParts>) -> OpId {
+        let flags = libc::MSG_NOSIGNAL as u32;
         // SAFETY: the header points into the box and to shared bytes, which the
         // held value keeps and which do not move with it.
         unsafe {
             self.push_held(token, Held::Parts(parts), |held, _| {
                 let Held::Parts(parts) = held else { unreachable!("pushed as parts") };
                 let header = parts.header();
-                match zero_copy {
-                    true => on!(socket, |f| opcode::SendMsgZc::new(f, header)
-                        .ioprio(REPORT_USAGE)
-                        .flags(flags)
-                        .build()),
-                    false => on!(socket, |f| opcode::SendMsg::new(f, header).flags(flags).build()),
-                }
+                on!(socket, |f| opcode::SendMsg::new(f, header).flags(flags).build())
             })
         }
-    }
-
-    /// Shuts a socket down; `how` as for shutdown(2).
-    pub fn shutdown(&mut self, token: Token, socket: Target, how: i32) -> OpId {
-        let entry = on!(socket, |f| opcode::Shutdown::new(f, how).build());
-        // SAFETY: no memory.
-        unsafe { self.push_raw(entry, token) }
     }
 }
 
@@ -261,13 +228,6 @@ impl Ring {
         let entry = on!(file, |f| opcode::Close::new(f).build());
         // SAFETY: no memory.
         unsafe { self.push_raw(entry, token) }
-    }
-
-    /// Moves a registered file's place to an ordinary descriptor's: installs a
-    /// descriptor for it, which the completion carries.
-    pub fn install_fd(&mut self, token: Token, place: u32) -> OpId {
-        // SAFETY: no memory.
-        unsafe { self.push_raw(opcode::FixedFdInstall::new(Fixed(place), 0).build(), token) }
     }
 
     /// Completes whenever the descriptor becomes ready for `events` (poll(2)).
@@ -283,14 +243,6 @@ impl Ring {
     /// `ECANCELED`. The cancelling itself is not answered.
     pub fn cancel(&mut self, op: OpId) -> OpId {
         let entry = opcode::AsyncCancel::new(op.0).build();
-        // SAFETY: no memory.
-        unsafe { self.push_raw_silent(entry, Token::new(Class::Ignored, 0)) }
-    }
-
-    /// Cancels all operations on a file, as [`Ring::cancel`] does.
-    pub fn cancel_all_on(&mut self, file: Target) -> OpId {
-        let builder = on!(file, |f| CancelBuilder::fd(f)).all();
-        let entry = opcode::AsyncCancel2::new(builder).build();
         // SAFETY: no memory.
         unsafe { self.push_raw_silent(entry, Token::new(Class::Ignored, 0)) }
     }

@@ -3,9 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::rc::Rc;
 use std::sync::Barrier;
-use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,9 +16,8 @@ use ringbolt_wire::{
 
 use super::*;
 use crate::io::mailbox::{Mailbox, Post};
-use crate::io::net::{Net, NetConfig, bind};
+use crate::io::net::bind;
 use crate::reactor::{Course, Idle, Reactor, ReactorError};
-use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Spares};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -45,31 +42,7 @@ fn run_core(
     let core = mailbox.core();
     let mut local = local_shard(data, ShardId(core), &pool);
     local.disk.start(&mut ring);
-    let session = SessionConfig {
-        core,
-        cores_of_shards: vec![0, 1],
-        boot: 1,
-        broker_id: [1; 16],
-        direct_threshold: 72 << 10,
-        max_unsent: 16 << 20,
-        max_unsent_own: 256 << 10,
-        fetching: Fetching::default(),
-        spares: Spares::default(),
-        listings: Listings::new(8 << 20),
-        counters: SessionCounters::default(),
-    };
-    let net = NetConfig {
-        max_connections: 100,
-        connections,
-        handshake_timeout_us: 10_000_000,
-        frame_timeout_us: 30_000_000,
-        max_stashed: 8 << 20,
-        max_unsent_own: 8 << 20,
-        max_direct: 8 << 20,
-        low_chunks: 2,
-        receive_chunks: 2,
-    };
-    let net = Net::new(&mut ring, pool.clone(), listener, net, Rc::new(session)).unwrap();
+    let net = net(&mut ring, &pool, core, vec![0, 1], (listener, connections));
     let places = [0, 1].map(|on| if on == core { Place::Here(0) } else { Place::On(on) });
     let core = Core::new(ring, mailbox, vec![local], places.to_vec(), pool, shared, clock::now());
     Reactor::new(core, net, Idle::SleepAfter(0)).run()

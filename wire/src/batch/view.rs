@@ -4,7 +4,7 @@ use zerocopy::FromBytes;
 
 use super::{
     BATCH_HEADER_LEN, BatchError, BatchHeader, COMPRESSION_NONE, CRC_START, MAX_RECORD_HEADERS, NO_KEY,
-    RECORD_HEADER_LEN, RawRecord, Record,
+    RECORD_HEADER_LEN, RawRecord,
 };
 use crate::crc32c;
 use crate::ids::Offset;
@@ -195,16 +195,6 @@ impl<'a> RecordView<'a> {
             rest = tail;
             Some((name, value))
         })
-    }
-
-    /// An owned copy.
-    pub fn to_record(&self) -> Record {
-        Record {
-            timestamp_us: self.timestamp_us,
-            key: self.key.map(<[u8]>::to_vec),
-            value: self.value.to_vec(),
-            headers: self.headers().map(|(n, v)| (n.to_owned(), v.to_vec())).collect(),
-        }
     }
 }
 

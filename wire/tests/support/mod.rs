@@ -11,8 +11,8 @@ use ringbolt_wire::message::{
     PartitionInfo, ProduceAck, ProducerOpened, TopicDescription, TopicInfo,
 };
 use ringbolt_wire::{
-    BatchBuilder, Epoch, ErrorCode, FrameHeader, Offset, Opcode, PartitionId, ProducerId, Record, Request,
-    Response, Sequence, ShardId, TopicId,
+    BatchBuilder, Epoch, ErrorCode, FrameHeader, Offset, Opcode, PartitionId, ProducerId, Record, RecordView,
+    Request, Response, Sequence, ShardId, TopicId,
 };
 
 pub const NO_LIMIT: u32 = u32::MAX;
@@ -22,6 +22,16 @@ pub fn open_frame(bytes: &[u8]) -> (FrameHeader, &[u8]) {
     let header = FrameHeader::decode(bytes, NO_LIMIT).expect("a frame").expect("a whole header");
     header.verify(bytes).expect("an intact frame");
     (header, &bytes[ringbolt_wire::frame::FRAME_HEADER_LEN..header.head_len()])
+}
+
+/// A record as it was built.
+pub fn to_record(read: &RecordView<'_>) -> Record {
+    Record {
+        timestamp_us: read.timestamp_us,
+        key: read.key.map(<[u8]>::to_vec),
+        value: read.value.to_vec(),
+        headers: read.headers().map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
+    }
 }
 
 pub fn partition() -> impl Strategy<Value = PartitionId> {

@@ -1,44 +1,62 @@
-//! Uses each io_uring feature once and notes which ones worked.
+//! Looks for each io_uring feature, and notes which ones are there.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, Submitter, cqueue, opcode, squeue, types};
 
-use super::{Feature, RingError};
-use crate::io::echo::RecvBuffers;
+use super::Feature;
+use crate::io::echo::MappedBuffers;
+use crate::io::ring::RingError;
 
 /// A completion on loopback takes microseconds; past this it is not coming.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// `IORING_SEND_ZC_REPORT_USAGE` of linux/io_uring.h, which the io-uring crate
-/// does not export.
-const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
-
 const GROUP: u16 = 0;
-const INCREMENTAL_GROUP: u16 = 1;
+
+/// User data of all operations: they are told apart by what goes on.
+const UNNAMED: u64 = 1;
+
+/// What a look at the kernel's list of operations settles.
+const OPERATIONS: [(Feature, &[u8]); 5] = [
+    (Feature::Sockets, &[opcode::Recv::CODE, opcode::Send::CODE, opcode::SendMsg::CODE, opcode::Close::CODE]),
+    (Feature::ReadWrite, &[opcode::Read::CODE, opcode::Write::CODE]),
+    (Feature::RegisteredMemory, &[opcode::ReadFixed::CODE, opcode::WriteFixed::CODE]),
+    (
+        Feature::Files,
+        &[
+            opcode::OpenAt::CODE,
+            opcode::Fallocate::CODE,
+            opcode::Fsync::CODE,
+            opcode::RenameAt::CODE,
+            opcode::UnlinkAt::CODE,
+        ],
+    ),
+    (Feature::MsgRing, &[opcode::MsgRingData::CODE]),
+];
 
 /// Tries everything; the features found, in no order.
 pub(super) fn all(ring: &mut IoUring) -> Result<Vec<Feature>, RingError> {
+    let (silent, timed) =
+        (ring.params().is_feature_skip_cqe_on_success(), ring.params().is_feature_ext_arg());
     let (submitter, sq, cq) = ring.split();
     let mut bench = Bench { submitter, sq, cq, found: Vec::new() };
-    bench.opcodes()?;
-    if bench.submitter.register_ring_fd().is_ok() {
-        bench.found.push(Feature::RegisteredRing);
+    bench.note(Feature::SilentSuccess, silent);
+    bench.note(Feature::TimedWait, timed);
+    if !timed {
+        // Nothing can be tried without it.
+        return Ok(bench.found);
     }
-    if bench.submitter.register_files_sparse(4).is_ok() {
-        bench.found.push(Feature::SparseFiles);
-    }
-    let incremental = types::IOU_PBUF_RING_INC as u16;
-    if bench.with_buffers(INCREMENTAL_GROUP, incremental, |_| Ok(()))? {
-        bench.found.push(Feature::IncrementalBuffers);
-    }
-    if bench.with_buffers(GROUP, 0, Bench::connection)? {
-        bench.found.push(Feature::BufferRings);
-    }
+    bench.operations()?;
+    let registered = bench.submitter.register_ring_fd().is_ok();
+    bench.note(Feature::RegisteredRing, registered);
+    let sparse = bench.submitter.register_files_sparse(4).is_ok();
+    bench.note(Feature::SparseFiles, sparse);
+    let with_buffers = bench.with_buffers(Bench::connection)?;
+    bench.note(Feature::BufferRings, with_buffers);
     Ok(bench.found)
 }
 
@@ -50,20 +68,22 @@ struct Bench<'r> {
 }
 
 impl Bench<'_> {
-    /// What a look at the kernel's list of opcodes settles.
-    fn opcodes(&mut self) -> Result<(), RingError> {
+    fn note(&mut self, feature: Feature, works: bool) {
+        if works {
+            self.found.push(feature);
+        }
+    }
+
+    fn operations(&mut self) -> Result<(), RingError> {
         let mut probe = Probe::new();
         self.submitter
             .register_probe(&mut probe)
-            .map_err(|source| RingError::Failed { step: "listing the opcodes", source })?;
-        for (code, feature) in [
-            (opcode::WriteFixed::CODE, Feature::WriteFixed),
-            (opcode::ReadFixed::CODE, Feature::ReadFixed),
-            (opcode::MsgRingData::CODE, Feature::MsgRing),
-        ] {
-            if probe.is_supported(code) {
-                self.found.push(feature);
-            }
+            .map_err(|source| RingError::Failed { step: "listing the operations", source })?;
+        // Registered memory is filled in slice by slice.
+        let sparse = self.submitter.register_buffers_sparse(1).is_ok();
+        for (feature, codes) in OPERATIONS {
+            let is_there = codes.iter().all(|&code| probe.is_supported(code));
+            self.note(feature, is_there && (feature != Feature::RegisteredMemory || sparse));
         }
         Ok(())
     }
@@ -72,13 +92,11 @@ impl Bench<'_> {
     /// no such group.
     fn with_buffers(
         &mut self,
-        group: u16,
-        flags: u16,
         tests: impl FnOnce(&mut Self) -> Result<(), RingError>,
     ) -> Result<bool, RingError> {
         // SAFETY: the group is unregistered below before the buffers go, which
         // ends its receives, or else the buffers are leaked.
-        let buffers = match unsafe { RecvBuffers::register(&self.submitter, group, 4, 4096, flags) } {
+        let buffers = match unsafe { MappedBuffers::register(&self.submitter, GROUP, 4, 4096) } {
             Ok(buffers) => buffers,
             Err(source) if source.raw_os_error() == Some(libc::ENOMEM) => {
                 return Err(RingError::from_registering("registering receive buffers", source));
@@ -86,14 +104,14 @@ impl Bench<'_> {
             Err(_) => return Ok(false),
         };
         let tested = tests(self);
-        if let Err(source) = self.submitter.unregister_buf_ring(group) {
+        if let Err(source) = self.submitter.unregister_buf_ring(GROUP) {
             std::mem::forget(buffers);
             return Err(RingError::Failed { step: "taking back receive buffers", source });
         }
         tested.map(|()| true)
     }
 
-    /// Accept, receive, send and cancel, on one loopback connection.
+    /// Accept, receive, poll and cancel, on one loopback connection.
     fn connection(&mut self) -> Result<(), RingError> {
         let failed = |step| move |source| RingError::Failed { step, source };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -102,76 +120,70 @@ impl Bench<'_> {
         let addr = listener.local_addr().map_err(failed("listening on loopback"))?;
         let mut peer = TcpStream::connect(addr).map_err(failed("connecting on loopback"))?;
 
-        let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).allocate_file_index(true);
-        let accepted = self.submit(accept.build(), 1).map_err(failed("accepting"))?;
-        let Some((slot @ 0.., flags)) = accepted.first().copied() else {
+        let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC);
+        let accepted = self.submit(accept.build()).map_err(failed("accepting"))?;
+        let Some((fd @ 0.., flags)) = accepted.first().copied() else {
             return Ok(());
         };
-        if cqueue::more(flags) {
-            self.found.push(Feature::MultishotAccept);
-        }
-        let slot = Fixed(slot as u32);
-        self.receive(slot, &mut peer).map_err(failed("receiving"))?;
-        self.send_zc(slot).map_err(failed("sending"))?;
-        self.cancel().map_err(failed("cancelling"))
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.note(Feature::MultishotAccept, cqueue::more(flags));
+        // What is left running is cancelled below.
+        let mut running = usize::from(cqueue::more(flags));
+        running += self.receive(&socket, &mut peer).map_err(failed("receiving"))?;
+        running += self.poll(&peer).map_err(failed("polling"))?;
+        self.cancel(running).map_err(failed("cancelling"))
     }
 
-    fn receive(&mut self, slot: Fixed, peer: &mut TcpStream) -> io::Result<()> {
+    fn receive(&mut self, socket: &OwnedFd, peer: &mut TcpStream) -> io::Result<usize> {
         peer.write_all(&[1])?;
-        let first = self.submit(opcode::RecvMulti::new(slot, GROUP).build(), 1)?;
-        if matches!(first[..], [(1, flags)] if cqueue::more(flags)) {
-            self.found.push(Feature::MultishotRecv);
-        }
-        Ok(())
+        let first = self.submit(opcode::RecvMulti::new(Fd(socket.as_raw_fd()), GROUP).build())?;
+        let works = matches!(first[..], [(1, flags)] if cqueue::more(flags));
+        self.note(Feature::MultishotRecv, works);
+        Ok(usize::from(works))
     }
 
-    /// Answers once for the send and once when the buffer is free again; the
-    /// second only with the MORE flag on the first.
-    fn send_zc(&mut self, slot: Fixed) -> io::Result<()> {
-        static BYTES: [u8; 1] = [1];
-        for (feature, flags) in [(Feature::SendZc, 0), (Feature::SendZcReport, SEND_ZC_REPORT_USAGE)] {
-            let send = opcode::SendZc::new(slot, BYTES.as_ptr(), 1).zc_flags(flags).build();
-            let answers = self.submit(send, 1)?;
-            let Some(&(1, flags)) = answers.first() else { continue };
-            if cqueue::more(flags) && answers.len() < 2 {
-                self.wait(1)?;
-            }
-            self.found.push(feature);
-        }
-        Ok(())
+    /// A socket with nothing to take in can be written to at once.
+    fn poll(&mut self, peer: &TcpStream) -> io::Result<usize> {
+        let poll = opcode::PollAdd::new(Fd(peer.as_raw_fd()), libc::POLLOUT as u32).multi(true);
+        let first = self.submit(poll.build())?;
+        let works = matches!(first[..], [(1.., flags)] if cqueue::more(flags));
+        self.note(Feature::MultishotPoll, works);
+        Ok(usize::from(works))
     }
 
-    /// Cancels the accept and the receive, and so leaves nothing under way.
-    fn cancel(&mut self) -> io::Result<()> {
-        let all = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
-        let mut ended = self.submit(all, 1)?;
-        while ended.len() < 3 {
-            let more = self.wait(1)?;
+    /// Cancels what is under way, all of it at once but for one operation.
+    fn cancel(&mut self, running: usize) -> io::Result<()> {
+        let one = self.submit(opcode::AsyncCancel::new(UNNAMED).build())?;
+        let all = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build();
+        let mut ended = one;
+        ended.extend(self.submit(all)?);
+        while ended.len() < running + 2 {
+            let more = self.wait()?;
             if more.is_empty() {
                 break;
             }
             ended.extend(more);
         }
-        if ended.iter().filter(|(result, _)| *result == -libc::ECANCELED).count() == 2 {
-            self.found.push(Feature::AsyncCancel);
-        }
+        let cancelled = ended.iter().filter(|(result, _)| *result == -libc::ECANCELED).count();
+        self.note(Feature::AsyncCancel, cancelled == running);
         Ok(())
     }
 
     /// Submits one entry and returns the completions that come of it, or none
     /// when the kernel stays silent.
-    fn submit(&mut self, entry: squeue::Entry, want: usize) -> io::Result<Vec<(i32, u32)>> {
-        // SAFETY: the only memory that an entry of this file names is a static
-        // byte; receives go to the pool, which outlives its registration.
-        unsafe { self.sq.push(&entry) }.expect("the queue is empty between submissions");
+    fn submit(&mut self, entry: squeue::Entry) -> io::Result<Vec<(i32, u32)>> {
+        // SAFETY: no entry of this file names memory; receives go to the
+        // group's, which outlives its registration.
+        unsafe { self.sq.push(&entry.user_data(UNNAMED)) }.expect("the queue is empty between submissions");
         self.sq.sync();
-        self.wait(want)
+        self.wait()
     }
 
-    fn wait(&mut self, want: usize) -> io::Result<Vec<(i32, u32)>> {
+    fn wait(&mut self) -> io::Result<Vec<(i32, u32)>> {
         let patience = Timespec::from(PATIENCE);
         let args = SubmitArgs::new().timespec(&patience);
-        match self.submitter.submit_with_args(want, &args) {
+        match self.submitter.submit_with_args(1, &args) {
             Ok(_) => {}
             Err(e) if e.raw_os_error() == Some(libc::ETIME) => {}
             Err(e) => return Err(e),

@@ -2,8 +2,7 @@
 
 use std::io;
 
-use super::Feature;
-use crate::io::probe::limits::{self, Resource};
+use crate::io::probe::{Limit, Resource, limit, seccomp_filtered};
 
 /// Why io_uring cannot be used; the message says what to change.
 #[derive(Debug, thiserror::Error)]
@@ -54,18 +53,7 @@ pub enum RingError {
     )]
     LockedMemory {
         /// The limit in force.
-        limit: limits::Limit,
-    },
-    /// A feature without which Ringbolt does not run.
-    #[error(
-        "this kernel's io_uring has no working {}, which came with Linux {}. \
-         Run a newer kernel",
-        feature.name(),
-        feature.since()
-    )]
-    Missing {
-        /// The feature.
-        feature: Feature,
+        limit: Limit,
     },
     /// Something else went wrong while trying.
     #[error("io_uring could not be tried out: {step} failed: {source}")]
@@ -79,17 +67,17 @@ pub enum RingError {
 
 impl RingError {
     /// Explains why no ring could be made.
-    pub(in crate::io::probe) fn from_setup(source: io::Error) -> Self {
+    pub(in crate::io) fn from_setup(source: io::Error) -> Self {
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
         let setting = disabled.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        explain(source, setting, limits::seccomp_filtered())
+        explain(source, setting, seccomp_filtered())
     }
 
     /// Explains why memory could not be registered, which fails for want of
     /// locked memory before all else.
-    pub(in crate::io::probe) fn from_registering(step: &'static str, source: io::Error) -> Self {
+    pub(in crate::io) fn from_registering(step: &'static str, source: io::Error) -> Self {
         if source.raw_os_error() == Some(libc::ENOMEM) {
-            return RingError::LockedMemory { limit: limits::limit(Resource::LockedMemory) };
+            return RingError::LockedMemory { limit: limit(Resource::LockedMemory) };
         }
         RingError::Failed { step, source }
     }
