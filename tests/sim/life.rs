@@ -17,6 +17,7 @@ impl Simulation {
     pub fn boot(&mut self) -> Result<(), RecoveryError> {
         self.term += 1;
         let recovered = self.recover()?;
+        self.forget_what_was_cut();
         let catalog = recovered[0].state.catalog.clone();
         let now = self.clock.now();
         for (i, log) in recovered.into_iter().enumerate() {

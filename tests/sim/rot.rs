@@ -132,6 +132,7 @@ impl Simulation {
     /// # Panics
     /// If damage to what was acknowledged is cut as if it were not.
     pub fn boot_damaged(&mut self, flip: &Flip) -> Start {
+        let expected = self.checker.logs[flip.shard].durable_index() + 1;
         if let Err(error) = self.boot() {
             assert_ne!(
                 flip.hit,
@@ -141,20 +142,26 @@ impl Simulation {
             self.trace.line(self.clock.now().mono_us, format_args!("refused: {error}"));
             return Start::Refused(error);
         }
-        let next = self.recovered_next[flip.shard];
-        let model = &mut self.checker.logs[flip.shard];
-        if next == model.durable_index() + 1 {
-            return Start::Goes;
+        if self.recovered_next[flip.shard] == expected { Start::Goes } else { Start::Cut }
+    }
+
+    /// Forgets the commits that recovery has cut for their damage, before the shard
+    /// writes others in their place.
+    ///
+    /// # Panics
+    /// If one was acknowledged, and another says so.
+    pub fn forget_what_was_cut(&mut self) {
+        for (model, &next) in self.checker.logs.iter_mut().zip(&self.recovered_next) {
+            if next > model.durable_index() {
+                continue;
+            }
+            let durable = model.durable_commits();
+            let kept = durable.iter().take_while(|commit| commit.index < next).count();
+            let witness = durable[kept + 1..].iter().find(|commit| commit.durable_index >= next);
+            assert!(witness.is_none(), "commit {next} was acknowledged, as {witness:?} says, and is cut");
+            model.truncate(kept);
+            self.checker.topics.doubt();
         }
-        let kept = model.durable_commits().iter().take_while(|commit| commit.index < next).count();
-        let witness = model.durable_commits()[kept + 1..].iter().find(|commit| commit.durable_index >= next);
-        assert!(
-            witness.is_none(),
-            "commit {next} was acknowledged, as {witness:?} says, and is cut: {flip:?}",
-        );
-        model.truncate(kept);
-        self.checker.topics.doubt();
-        Start::Cut
     }
 }
 
