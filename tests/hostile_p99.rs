@@ -21,11 +21,14 @@ const EVERY: Duration = Duration::from_millis(4);
 /// Batches of one measurement: its p99 is the ninth longest.
 const SAMPLES: usize = 800;
 
-/// What the machine adds now and then to the longest waits, whoever is
-/// connected: two cores for the broker, its disk, the producer and the hostile
-/// peers, perhaps among other tests. Quiet measurements that followed each other
-/// had p99s from 0.6 to 1.9 ms. A turn of the broker's loop that a peer can make
-/// longer than this shows.
+/// What is compared. On a machine that is busy with other things the longest waits
+/// say little, whoever is connected: what delays everybody shows in the others.
+const PERCENTILES: [usize; 3] = [50, 90, 99];
+
+/// What the machine adds now and then, whoever is connected: two cores for the
+/// broker, its disk, the producer and the hostile peers. Quiet measurements that
+/// followed each other, a build beside them, had p99s of 1.3 and 3.2 ms. A turn of
+/// the broker's loop that a peer can make longer than this shows.
 const NOISE: Duration = Duration::from_millis(2);
 
 const ATTEMPTS: usize = 3;
@@ -39,30 +42,29 @@ fn hostile_peers_do_not_double_the_p99_of_others() {
     // Something to fetch for those that do not read.
     let large = batch(partition, &[&vec![1; 200_000]]);
     (0..20).for_each(|_| _ = writer.produce(&large));
-    p99(&mut writer, partition);
+    measure(&mut writer, partition);
     let mut seen = Vec::new();
     for _ in 0..ATTEMPTS {
-        let before = p99(&mut writer, partition);
+        let before = measure(&mut writer, partition);
         let hostile = Hostile::begin(server.addr, partition);
-        let with = p99(&mut writer, partition);
+        let with = measure(&mut writer, partition);
         let done = hostile.end();
-        let after = p99(&mut writer, partition);
+        let after = measure(&mut writer, partition);
         assert!(done.iter().all(|&count| count > 0), "some peers did nothing: {done:?}");
         println!(
-            "p99 {before:?} before, {with:?} with hostile peers, {after:?} after; they acted {done:?} times"
+            "{PERCENTILES:?}: {before:?} before, {with:?} with, {after:?} after; they acted {done:?} times"
         );
-        seen.push((before, with, after));
-        if with <= 2 * before.max(after) + NOISE {
+        if (0..PERCENTILES.len()).all(|i| with[i] <= 2 * before[i].max(after[i]) + NOISE) {
             return;
         }
+        seen.push((before, with, after));
     }
-    panic!("p99 before, with and after hostile peers: {seen:?}");
+    panic!("percentiles before, with and after hostile peers: {seen:?}");
 }
 
-/// The 99th percentile of the time to an acknowledgement, at a fixed rate. A
-/// batch that had to wait for the one before it counts from when it should have
-/// been sent.
-fn p99(writer: &mut Peer, partition: PartitionId) -> Duration {
+/// Percentiles of the time to an acknowledgement, at a fixed rate. A batch that
+/// had to wait for the one before it counts from when it should have been sent.
+fn measure(writer: &mut Peer, partition: PartitionId) -> [Duration; 3] {
     let small = batch(partition, &[&[7; 1024]]);
     let started = Instant::now();
     let mut taken: Vec<Duration> = (0..SAMPLES as u32)
@@ -81,7 +83,7 @@ fn p99(writer: &mut Peer, partition: PartitionId) -> Duration {
         })
         .collect();
     taken.sort_unstable();
-    taken[SAMPLES - 1 - SAMPLES / 100]
+    PERCENTILES.map(|percent| taken[SAMPLES * percent / 100 - 1])
 }
 
 /// Peers that mean no good, until told to end. Their number and their pauses are
