@@ -37,6 +37,14 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Gives it more room.
+    fn grow(&self, options: &str) {
+        let options = format!("remount,{options}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(self.0.path()).status().unwrap().success());
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
@@ -88,7 +96,8 @@ fn a_full_disk_refuses_producing_passes_and_can_be_started_from() {
     assert!(full_at > 100, "{full_at}");
     assert_all_there(&mut peer, partition, full_at);
 
-    resume(&mut peer, partition, full_at, &filler);
+    std::fs::remove_file(&filler).unwrap();
+    resume(&mut peer, partition, full_at);
     let acked = produce_until_full(&mut peer, partition, full_at + 1);
     assert!(acked > full_at + 50, "{acked} after {full_at}");
 
@@ -99,13 +108,13 @@ fn a_full_disk_refuses_producing_passes_and_can_be_started_from() {
     let mut peer = Peer::greeted(server.addr);
     assert_all_there(&mut peer, partition, acked);
     assert_eq!(produce_until_full(&mut peer, partition, acked), acked, "there is no room yet");
-    resume(&mut peer, partition, acked, &filler);
+    mount.grow("size=100m");
+    resume(&mut peer, partition, acked);
     assert_all_there(&mut peer, partition, acked + 1);
 }
 
-/// Makes room, and produces one batch within a while.
-fn resume(peer: &mut Peer, partition: PartitionId, next: usize, filler: &Path) {
-    std::fs::remove_file(filler).unwrap();
+/// Produces one batch, within a while after there is room.
+fn resume(peer: &mut Peer, partition: PartitionId, next: usize) {
     let freed = Instant::now();
     while peer.try_produce(&batch(partition, &[&value(next)])).error_code() == Some(ErrorCode::DiskFull) {
         assert!(freed.elapsed() < Duration::from_secs(3), "it does not resume");
