@@ -4,6 +4,7 @@
 mod namespace;
 
 use std::ffi::CString;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,11 +17,14 @@ pub(super) fn on_small_file_system(bytes: u64, test: impl FnOnce(&Path) + Send +
     }
     let folder = tempfile::tempdir_in(".").unwrap();
     let path = folder.path().canonicalize().unwrap();
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
     let done = std::thread::spawn(move || {
         // SAFETY: the thread leaves the process's mount namespace and shares
         // its working directory with nobody any more; it does not fork.
         if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            eprintln!("SKIPPED, NOTHING WAS TESTED: this root may not mount");
+            // Not eprintln!, of which the harness shows nothing when a test passes.
+            let _ =
+                writeln!(std::io::stderr(), "SKIPPED, NOTHING WAS TESTED: {name}: this root may not mount");
             return;
         }
         mount(None, Path::new("/"), None, libc::MS_REC | libc::MS_PRIVATE, "");
