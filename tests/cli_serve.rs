@@ -167,6 +167,25 @@ fn what_was_chosen_when_the_directory_was_made_stays_and_whoever_asks_otherwise_
     }
 }
 
+/// As in a container without root, where only little may be locked.
+#[test]
+fn root_of_a_user_namespace_serves_on_unregistered_memory() {
+    let dir = TempDir::new().unwrap();
+    let namespace = ["--memlock=8388608", "unshare", "--user", "--map-root-user", "--"];
+    if !Command::new("prlimit").args(namespace).arg("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED, NOTHING WAS TESTED: there are no user namespaces here");
+        return;
+    }
+    let mut command = Command::new("prlimit");
+    command.args(namespace).arg(env!("CARGO_BIN_EXE_ringbolt"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--shards", "1", "--memory", "96MiB", "--data"]);
+    let mut server = Server::spawn(command.arg(dir.path().join("data")));
+    let broker = At(server.addr);
+    broker.run(&["topic", "create", "t"]).good();
+    assert_eq!(broker.run_on(&["produce", "t"], b"v\n").good(), "0 0\n");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
 /// How many files for segments to come there are, whole or not.
 fn spares(dir: &TempDir) -> usize {
     let Ok(folder) = std::fs::read_dir(dir.path().join("data/shard-000")) else { return 0 };

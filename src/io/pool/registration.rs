@@ -5,6 +5,10 @@ use std::io;
 use io_uring::Submitter;
 
 use super::{Pool, SLICE_LEN};
+use crate::io::probe::effective_capability;
+
+/// Lifts the limit on locked memory.
+const CAP_IPC_LOCK: u32 = 14;
 
 /// Why the pool's memory could not be registered with a ring.
 #[derive(thiserror::Error, Debug)]
@@ -117,7 +121,7 @@ impl Registered {
 /// The limit in bytes, if this process may not lock so many.
 pub fn too_little_to_lock(bytes: usize) -> Option<u64> {
     let limit = memlock_limit();
-    (limit < bytes as u64 && !may_lock_all()).then_some(limit)
+    (limit < bytes as u64 && !effective_capability(CAP_IPC_LOCK)).then_some(limit)
 }
 
 fn memlock_limit() -> u64 {
@@ -125,13 +129,4 @@ fn memlock_limit() -> u64 {
     // SAFETY: getrlimit fills the one struct that it is given.
     unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
     limit.rlim_cur
-}
-
-/// Whether this process may lock memory without limit (`CAP_IPC_LOCK`).
-fn may_lock_all() -> bool {
-    const CAP_IPC_LOCK: u32 = 14;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    effective.is_some_and(|bits| bits >> CAP_IPC_LOCK & 1 == 1)
 }

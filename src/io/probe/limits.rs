@@ -50,8 +50,17 @@ pub fn limit(resource: Resource) -> Limit {
 }
 
 /// True when this process has the capability with this number (`CAP_IPC_LOCK`
-/// is 14, `CAP_SYS_ADMIN` 21) in effect; false also where `/proc` is missing.
+/// is 14) in effect; false also where `/proc` is missing.
+///
+/// Root of a user namespace, as in a container without root, has all of them
+/// there, and none over the machine, which is what counts here.
 pub fn effective_capability(number: u32) -> bool {
+    /// What the kernel calls the namespace that it starts with
+    /// (`PROC_USER_INIT_INO`).
+    const INITIAL: &str = "user:[4026531837]";
+    if !std::fs::read_link("/proc/self/ns/user").is_ok_and(|namespace| namespace.as_os_str() == INITIAL) {
+        return false;
+    }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status_field(&status, "CapEff")
         .and_then(|hex| u64::from_str_radix(hex, 16).ok())
