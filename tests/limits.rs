@@ -3,6 +3,10 @@
 
 use ringbolt::limits::*;
 
+const fn partitions(cost: usize) -> u64 {
+    (cost / FETCH_PARTITION_COST) as u64
+}
+
 /// Limits that a client can meet: the constant, its row in the table.
 const MET: &[(&str, &str, u64)] = &[
     ("MAX_HELLO_FRAME_LEN", "frame before the handshake", MAX_HELLO_FRAME_LEN as u64),
@@ -17,6 +21,8 @@ const MET: &[(&str, &str, u64)] = &[
     ("MAX_LINGER_MS", "ms to close after the goodbye", MAX_LINGER_MS),
     ("MAX_FETCH_WAIT_MS", "ms that a fetch waits", MAX_FETCH_WAIT_MS as u64),
     ("MAX_FETCH_BYTES", "payload of a fetch response", MAX_FETCH_BYTES as u64),
+    ("MAX_FETCHING_PER_SESSION", "partitions of fetches in flight", partitions(MAX_FETCHING_PER_SESSION)),
+    ("OWN_FETCHING_PER_SESSION", "of these while others have many", partitions(OWN_FETCHING_PER_SESSION)),
     ("MAX_UNSENT", "unsent answers", MAX_UNSENT as u64),
     ("MAX_UNSENT_OWN", "unsent answers without payload", MAX_UNSENT_OWN as u64),
     ("MAX_TOPICS", "topics", MAX_TOPICS as u64),
@@ -46,6 +52,9 @@ const INTERNAL: &[&str] = &[
     "MAILBOX_LEN",
     "MAX_OUTGOING",
     "MAX_HELD",
+    "FETCH_PARTITION_COST",
+    "MAX_FETCHING_PER_CORE",
+    "MAX_LOOKS_PER_TURN",
 ];
 
 #[test]
