@@ -3,7 +3,8 @@
 
 mod net_common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -141,15 +142,14 @@ impl Refusal for Response {
     }
 }
 
-/// A broker that may write buffered, and the first line of its complaints.
+/// A broker that may write buffered, and what it complained of until it listened.
 fn serve_buffered(dir: &TempDir) -> (Server, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringbolt"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--shards", "1", "--segment-size", "16MiB"]);
     command.args(MEMORY).args(["--allow-buffered", "--data"]).arg(dir.path().join("data"));
-    let mut server = Server::spawn(command.env("RUST_LOG", "off").stderr(Stdio::piped()));
-    let mut line = String::new();
-    BufReader::new(server.child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    (server, line)
+    let said = dir.path().join("said");
+    let server = Server::spawn(command.env("RUST_LOG", "off").stderr(File::create(&said).unwrap()));
+    (server, std::fs::read_to_string(said).unwrap())
 }
 
 /// A file system in memory has no direct I/O at all if it is a ramfs.
