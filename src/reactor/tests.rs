@@ -24,7 +24,7 @@ use crate::io::pool::Pool;
 use crate::io::ring::{Class, Ring, RingConfig};
 use crate::limits::{MAILBOX_LEN, MAX_HELD, MAX_OUTGOING, MIN_SEGMENT_LEN};
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
-use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Shards, Spares};
+use crate::session::{SessionConfig, Shards};
 use crate::shard::action::Action;
 use crate::shard::event::{ReplyTo, ShardRequest};
 use crate::shard::{Shard, ShardConfig};
@@ -117,19 +117,7 @@ fn net(
         low_chunks: 2,
         receive_chunks: 2,
     };
-    let session = SessionConfig {
-        core,
-        cores_of_shards,
-        boot: 1,
-        broker_id: [1; 16],
-        direct_threshold: 72 << 10,
-        max_unsent: 16 << 20,
-        max_unsent_own: 256 << 10,
-        fetching: Fetching::default(),
-        spares: Spares::default(),
-        listings: Listings::new(8 << 20),
-        counters: SessionCounters::default(),
-    };
+    let session = SessionConfig::for_tests(core, cores_of_shards);
     Net::new(ring, pool.clone(), listener, config, Rc::new(session)).unwrap()
 }
 

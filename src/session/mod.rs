@@ -70,6 +70,27 @@ pub struct SessionConfig {
     pub counters: SessionCounters,
 }
 
+#[cfg(test)]
+impl SessionConfig {
+    /// For sessions of core `core` of a broker with these shards, with the bounds
+    /// that a broker has; a test that is about others sets them.
+    pub fn for_tests(core: u16, cores_of_shards: Vec<u16>) -> SessionConfig {
+        SessionConfig {
+            core,
+            cores_of_shards,
+            boot: 1,
+            broker_id: [1; 16],
+            direct_threshold: crate::limits::DEFAULT_DIRECT_THRESHOLD as usize,
+            max_unsent: crate::limits::MAX_UNSENT,
+            max_unsent_own: crate::limits::MAX_UNSENT_OWN,
+            fetching: Fetching::default(),
+            spares: Spares::default(),
+            listings: Listings::new(8 << 20),
+            counters: SessionCounters::default(),
+        }
+    }
+}
+
 impl SessionConfig {
     fn shards(&self) -> u16 {
         self.cores_of_shards.len() as u16

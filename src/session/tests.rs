@@ -63,17 +63,13 @@ impl Shards for Recorder {
 
 fn config() -> Rc<SessionConfig> {
     Rc::new(SessionConfig {
-        core: 0,
-        cores_of_shards: vec![0, 0, 1, 1],
         boot: 3,
         broker_id: [9; 16],
         direct_threshold: 16 << 10,
         max_unsent: 1 << 20,
         max_unsent_own: 1 << 20,
-        fetching: Fetching::default(),
-        spares: Spares::default(),
         listings: Listings::new(1 << 20),
-        counters: SessionCounters::default(),
+        ..SessionConfig::for_tests(0, vec![0, 0, 1, 1])
     })
 }
 

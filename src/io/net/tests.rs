@@ -14,7 +14,7 @@ use ringbolt_wire::{
 use super::*;
 use crate::io::ring::RingConfig;
 use crate::limits::{CHUNK_LEN, MIN_FRAME_RATE};
-use crate::session::{Fetching, Listings, SessionCounters, Spares};
+use crate::session::Listings;
 use crate::shard::event::ShardRequest;
 
 const FRAME_TIMEOUT_US: u64 = 30_000_000;
@@ -99,17 +99,10 @@ impl Fixture {
         };
         change(&mut config);
         let session_config = Rc::new(SessionConfig {
-            core: 0,
-            cores_of_shards: vec![0],
-            boot: 1,
-            broker_id: [0; 16],
-            direct_threshold: 72 << 10,
             max_unsent: 1 << 20,
             max_unsent_own: 1 << 20,
-            fetching: Fetching::default(),
-            spares: Spares::default(),
             listings: Listings::new(1 << 20),
-            counters: SessionCounters::default(),
+            ..SessionConfig::for_tests(0, vec![0])
         });
         let listener = listeners.remove(0);
         let net = Net::new(&mut ring, pool.clone(), listener, config, session_config).unwrap();

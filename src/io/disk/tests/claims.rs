@@ -8,14 +8,20 @@ fn is_locked(dir: &Path, segment: u64) -> bool {
     File::open(dir.join(segment_name(SegmentSeq(segment)))).unwrap().try_lock_shared().is_err()
 }
 
+/// A disk with a segment that was written to.
+fn written(dir: &Path) -> Bench {
+    let mut bench = Bench::new(dir, direct());
+    bench.prepare(0).unwrap();
+    bench.write(0, 0, 1, 4096).unwrap();
+    bench
+}
+
 /// A broker is killed while a device is slow. What it had in flight must not land
 /// over what the next one has put there and acknowledged.
 #[test]
 fn a_segment_that_is_written_to_stays_locked_until_its_writes_have_ended() {
     let dir = folder();
-    let mut bench = Bench::new(dir.path(), direct());
-    bench.prepare(0).unwrap();
-    bench.write(0, 0, 1, 4096).unwrap();
+    let mut bench = written(dir.path());
     assert!(is_locked(dir.path(), 0));
     let piece = bench.pool.take().unwrap();
     bench.disk.write(&mut bench.ring, WriteToken(4096), SegmentSeq(0), 4096, piece.freeze());
@@ -32,9 +38,7 @@ fn a_segment_that_is_written_to_stays_locked_until_its_writes_have_ended() {
 #[test]
 fn a_segment_is_unlocked_by_a_disk_that_is_told_that_all_has_ended() {
     let dir = folder();
-    let mut bench = Bench::new(dir.path(), direct());
-    bench.prepare(0).unwrap();
-    bench.write(0, 0, 1, 4096).unwrap();
+    let mut bench = written(dir.path());
     let piece = bench.pool.take().unwrap();
     bench.disk.write(&mut bench.ring, WriteToken(4096), SegmentSeq(0), 4096, piece.freeze());
     assert!(bench.ring.quiesce());
@@ -46,9 +50,7 @@ fn a_segment_is_unlocked_by_a_disk_that_is_told_that_all_has_ended() {
 #[test]
 fn an_idle_segment_is_unlocked_at_the_end_though_a_spare_file_is_being_made() {
     let dir = folder();
-    let mut bench = Bench::new(dir.path(), direct());
-    bench.prepare(0).unwrap();
-    bench.write(0, 0, 1, 4096).unwrap();
+    let mut bench = written(dir.path());
     bench.disk.prepare(&mut bench.ring, SegmentSeq(1));
     assert!(bench.disk.in_flight() > 0);
     drop(bench);
