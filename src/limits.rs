@@ -55,6 +55,10 @@ pub const MAX_COMMIT_LEN: usize = 512 << 10;
 /// Unit in which stored data is read back, in bytes.
 pub const PAGE_LEN: usize = 256 << 10;
 
+/// Commits that a shard may be told to write at once, at most: more kept no disk
+/// busier.
+pub const MAX_COMMITS_IN_FLIGHT: usize = 16;
+
 /// Commits that may be sealed and wait for room in flight before producing
 /// is held back.
 pub const MAX_SEALED_COMMITS: usize = 16;

@@ -38,6 +38,7 @@ const INTERNAL: &[&str] = &[
     "CHUNK_LEN",
     "MAX_COMMIT_LEN",
     "PAGE_LEN",
+    "MAX_COMMITS_IN_FLIGHT",
     "MAX_SEALED_COMMITS",
     "MIN_SEGMENT_LEN",
     "MAX_SEGMENT_LEN",

@@ -254,6 +254,12 @@ impl Fleet {
         self.producers[index].fill(&mut self.ctx, now);
     }
 
+    /// Takes the memory of producer `index`'s last output back, when it was sent.
+    #[inline]
+    pub fn recycle(&mut self, index: usize, memory: Vec<u8>) {
+        self.producers[index].recycle(&mut self.ctx, memory);
+    }
+
     /// When producer `index` wants to be filled although nothing arrived.
     pub fn wake_at(&self, index: usize) -> Option<u64> {
         self.producers[index].wake_at(&self.ctx)

@@ -225,6 +225,7 @@ impl Run<'_> {
             due_until: u64::MAX,
             pauses: Pauses::default(),
             acked_end: vec![0; self.partitions.len()],
+            spares: Vec::new(),
             streams: 0,
             failure: None,
             ledger_error: None,

@@ -80,8 +80,8 @@ impl SendBuffer {
 
     /// Gives memory and length away, for a send.
     pub fn take(&mut self) -> (Vec<u8>, usize) {
-        let len = std::mem::take(&mut self.len);
-        (std::mem::take(&mut self.bytes), len)
+        let SendBuffer { bytes, len, .. } = std::mem::take(self);
+        (bytes, len)
     }
 
     /// A buffer on memory that was given away, with what is laid out in it.

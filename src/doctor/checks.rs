@@ -12,7 +12,7 @@ pub(super) use storage::DataDir;
 
 use super::Cores;
 use super::check::Check;
-use super::sys::Sys;
+use crate::io::probe::Sys;
 
 /// Everything, in the order in which it is reported.
 pub(super) fn all(sys: &Sys, data: &DataDir, cores: &Cores) -> Vec<Check> {

@@ -7,10 +7,8 @@
 
 mod check;
 mod checks;
-mod device;
 mod figures;
 mod plausible;
-mod sys;
 mod table;
 
 use std::path::PathBuf;
@@ -22,8 +20,8 @@ pub use check::{Check, Verdict};
 pub use figures::{Figure, FigureSet, Figures, UnknownFigure};
 
 use crate::io::pin::available_cpus;
+use crate::io::probe::Sys;
 use checks::DataDir;
-use sys::Sys;
 
 /// What is to be examined.
 #[derive(Clone, Debug)]

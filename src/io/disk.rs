@@ -4,8 +4,10 @@
 //! A failed or short write is reported and never tried again: what the kernel
 //! could not write it may have dropped. What the bytes mean is not known here.
 
+mod choice;
 mod claim;
 mod files;
+mod flush;
 mod mode;
 mod reader;
 mod spares;
@@ -32,8 +34,10 @@ use crate::limits::BLOCK_LEN;
 use crate::log::SegmentSeq;
 use crate::shard::action::{ReadToken, WriteToken};
 use crate::shard::event::{DiskFault, Event};
+use choice::Choice;
 pub use files::MAX_OPEN;
 use files::{Files, Found};
+use flush::{Flushes, PendingWrite};
 pub use mode::{FileMode, choose_mode, readable_mode};
 pub use reader::FolderReader;
 use spares::{Spares, Step};
@@ -50,6 +54,8 @@ pub struct DiskConfig {
     pub segment_len: u64,
     /// Past the kernel's cache, or through it.
     pub mode: FileMode,
+    /// Which writes share flushes.
+    pub sharing: Sharing,
     /// Spare files that are kept ready ahead of need. 1 is enough unless
     /// segments fill faster than they are zero-written.
     pub spares_ahead: usize,
@@ -59,17 +65,30 @@ pub struct DiskConfig {
 }
 
 impl DiskConfig {
-    /// One spare ahead, at most four.
+    /// One spare ahead, at most four; each write is flushed with itself.
     pub fn new(segment_len: u64, mode: FileMode) -> Self {
-        DiskConfig { segment_len, mode, spares_ahead: 1, spares_max: 4 }
+        DiskConfig { segment_len, mode, sharing: Sharing::Never, spares_ahead: 1, spares_max: 4 }
     }
+}
+
+/// Which writes are not flushed with themselves (`RWF_DSYNC`) but share a flush
+/// with others; see [`Flushes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// None.
+    Never,
+    /// Those that find so many others in flight.
+    From(usize),
+    /// The same, and the others as well while they are faster so; see [`Choice`].
+    Adaptive(usize),
 }
 
 /// What an operation in flight is for.
 #[derive(Debug)]
 enum Op {
-    Write { token: WriteToken, segment: SegmentSeq, len: usize, started_us: u64 },
+    Write { segment: SegmentSeq, write: PendingWrite },
     Read { token: ReadToken, segment: SegmentSeq, len: usize, started_us: u64 },
+    Flush { segment: SegmentSeq },
     Open { segment: SegmentSeq },
     Spare(Step),
 }
@@ -91,6 +110,10 @@ pub struct Disk {
     folder: ManuallyDrop<OwnedFd>,
     files: ManuallyDrop<Files>,
     spares: ManuallyDrop<Spares>,
+    /// Writes that are not durable yet.
+    writes: usize,
+    flushes: Flushes,
+    choice: Choice,
     ops: Slab<Op>,
     events: VecDeque<Event<'static, PoolBuffer>>,
     stats: DiskStats,
@@ -110,6 +133,9 @@ impl Disk {
             folder: ManuallyDrop::new(folder),
             files: ManuallyDrop::new(Files::new(&dir.segments)),
             spares: ManuallyDrop::new(Spares::new(&config, dir)),
+            writes: 0,
+            flushes: Flushes::default(),
+            choice: Choice::default(),
             ops: Slab::new(),
             events: VecDeque::new(),
             stats: DiskStats::default(),
@@ -227,12 +253,19 @@ impl Disk {
         let op = self.ops.remove(completion.token.value() as u32 as usize);
         let result = completion.result;
         match op {
-            Op::Write { token, segment, len, started_us } => {
-                self.files.ended(segment);
-                self.stats.wrote(len, clock::mono_us().saturating_sub(started_us));
-                let result = whole("write", result, len);
-                self.events.push_back(Event::Written { token, result });
-                self.spares.wrote(len);
+            Op::Write { segment, write } => match whole("write", result, write.len) {
+                Ok(()) if write.shares => self.flushes.landed(segment, write),
+                result => {
+                    self.written(segment, write, result);
+                    self.step_spares(ring);
+                }
+            },
+            Op::Flush { segment } => {
+                let (writes, result) = self.flushes.flushed(segment, whole("fdatasync", result, 0));
+                self.stats.flushes += 1;
+                for write in writes {
+                    self.written(segment, write, result.clone());
+                }
                 self.step_spares(ring);
             }
             Op::Read { token, segment, len, started_us } => {
@@ -250,6 +283,20 @@ impl Disk {
         }
     }
 
+    /// A write is durable, or has failed.
+    fn written(&mut self, segment: SegmentSeq, write: PendingWrite, result: Result<(), DiskFault>) {
+        self.files.ended(segment);
+        self.writes -= 1;
+        let now_us = clock::mono_us();
+        let took_us = now_us.saturating_sub(write.started_us);
+        self.stats.wrote(write.len, took_us);
+        if write.is_sample {
+            self.choice.took(write.shares, took_us, now_us);
+        }
+        self.events.push_back(Event::Written { token: write.token, result });
+        self.spares.wrote(write.len);
+    }
+
     /// The next event for the shard. To be called until there is none, after
     /// each call of another method.
     #[inline]
@@ -257,14 +304,25 @@ impl Disk {
         self.events.pop_front()
     }
 
-    /// When [`tick`](Self::tick) is due (monotonic, µs), if at all.
+    /// When [`tick`](Self::tick) is due (monotonic, µs) although no completion
+    /// came, if at all.
     #[inline]
     pub fn next_deadline(&self) -> Option<u64> {
         self.reopen_at
     }
 
-    /// Tries again what waits for descriptors.
+    /// Starts the flushes for the writes that have ended, and tries again what
+    /// waits for descriptors. To be called after the completions of each turn: so
+    /// writes that have ended together share a flush.
+    #[inline]
     pub fn tick(&mut self, ring: &mut Ring, now_us: u64) {
+        while let Some(segment) = self.flushes.next() {
+            let Found::Open(fd) = self.files.find(segment) else {
+                unreachable!("a file stays open until its writes are durable")
+            };
+            let token = self.track(Op::Flush { segment });
+            ring.fsync(token, fd, true);
+        }
         if self.reopen_at.take_if(|at| *at <= now_us).is_some() {
             for segment in std::mem::take(&mut self.unopened) {
                 self.open(ring, segment);
@@ -287,15 +345,18 @@ impl Disk {
         self.spares.ready()
     }
 
-    /// Operations in flight, those in the background included.
+    /// Operations in flight, those in the background and writes that wait for
+    /// their flush included.
     pub fn in_flight(&self) -> usize {
-        self.ops.len()
+        self.ops.len() + self.flushes.waiting()
     }
 
     /// Takes note that the ring has ended all operations, and that nobody will
     /// hear of them any more.
     pub fn all_ended(&mut self) {
         self.files.all_ended();
+        self.flushes.clear();
+        self.writes = 0;
         self.ops.clear();
     }
 
@@ -329,9 +390,17 @@ impl Disk {
             return self.events.push_back(Event::Written { token, result });
         }
         self.files.started(segment);
-        let op = Op::Write { token, segment, len: data.len(), started_us: clock::mono_us() };
-        let tracked = self.track(op);
-        ring.write(tracked, Target::Fd(fd), position, data, true);
+        let started_us = clock::mono_us();
+        let (shares, is_sample) = match self.config.sharing {
+            Sharing::Never => (false, false),
+            Sharing::From(few) => (self.writes >= few, false),
+            Sharing::Adaptive(few) if self.writes >= few => (true, false),
+            Sharing::Adaptive(_) => (self.choice.next_shares(started_us), true),
+        };
+        let write = PendingWrite { token, len: data.len(), started_us, shares, is_sample };
+        self.writes += 1;
+        let tracked = self.track(Op::Write { segment, write });
+        ring.write(tracked, Target::Fd(fd), position, data, !shares);
     }
 
     fn push_read(

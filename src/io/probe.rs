@@ -6,13 +6,17 @@
 //! opcode lists do not show flags. It knows nothing of speed: that is
 //! [`floor`](crate::io::floor).
 
+mod device;
 mod limits;
 mod mounts;
 mod ring;
 mod storage;
+mod sys;
 
+pub use device::Device;
 pub(in crate::io) use limits::seccomp_filtered;
 pub use limits::{Limit, Resource, effective_capability, limit};
 pub use mounts::{Mount, mount_of};
 pub use ring::{Feature, MissingFeature, RingSupport, probe_ring};
 pub use storage::{Alignment, ScratchFile, StorageError, StorageSupport, probe_storage};
+pub use sys::Sys;

@@ -265,14 +265,24 @@ impl<B: Buffer> OpenCommit<B> {
     }
 
     /// A commit around one batch of `batch_len` bytes that lies in `buffer` at
-    /// [`BLOCK_LEN`] already.
-    pub fn direct(mut buffer: B, batch_len: usize, base_offset: Offset, commit_time_us: u64) -> Self {
+    /// [`BLOCK_LEN`] already, and the batch's header with its place.
+    pub fn direct(
+        mut buffer: B,
+        batch_len: usize,
+        base_offset: Offset,
+        commit_time_us: u64,
+    ) -> (Self, BatchHeader) {
         let end = BLOCK_LEN + batch_len;
         let bytes = buffer.as_mut();
         bytes[COMMIT_HEADER_LEN..BLOCK_LEN].fill(0);
-        BatchHeader::set_placement(&mut bytes[BLOCK_LEN..end], base_offset, commit_time_us);
-        let heads_crc = crc32c(&bytes[BLOCK_LEN..BLOCK_LEN + BATCH_HEADER_LEN]);
-        OpenCommit { buffer, payload_offset: BLOCK_LEN, len: end, batches: 1, heads_crc, commit_time_us }
+        let header = BatchHeader::decode(&bytes[BLOCK_LEN..end]);
+        let header = header.expect("batches are checked before they are appended");
+        let header = header.placed(base_offset, commit_time_us);
+        bytes[BLOCK_LEN..BLOCK_LEN + BATCH_HEADER_LEN].copy_from_slice(header.as_bytes());
+        let heads_crc = crc32c(header.as_bytes());
+        let commit =
+            OpenCommit { buffer, payload_offset: BLOCK_LEN, len: end, batches: 1, heads_crc, commit_time_us };
+        (commit, header)
     }
 
     /// Whether a batch of `len` bytes still fits, up to `limit` bytes in all.
@@ -281,18 +291,30 @@ impl<B: Buffer> OpenCommit<B> {
         self.len + len <= limit.min(self.buffer.as_ref().len())
     }
 
-    /// Copies a batch behind the others and returns its position from the
-    /// commit's start.
+    /// The header that a batch gets when it is [appended](Self::append) next, and
+    /// its position from the commit's start.
     #[inline]
-    pub fn append(&mut self, batch: &[u8], base_offset: Offset) -> u32 {
-        let at = self.len;
-        let place = &mut self.buffer.as_mut()[at..at + batch.len()];
-        place.copy_from_slice(batch);
-        BatchHeader::set_placement(place, base_offset, self.commit_time_us);
-        self.heads_crc = crc32c_append(self.heads_crc, &place[..BATCH_HEADER_LEN]);
+    pub fn next_header(&self, batch: &[u8], base_offset: Offset) -> (BatchHeader, u32) {
+        let header = BatchHeader::decode(batch).expect("batches are checked before they are appended");
+        (header.placed(base_offset, self.commit_time_us), self.len as u32)
+    }
+
+    /// Copies a batch behind the others, with the header that
+    /// [`next_header`](Self::next_header) gave.
+    ///
+    /// What is needed of the header is to be read from there, and before this: to
+    /// read it where it was just written waits until the whole copy is in the
+    /// cache, and its memory seldom is before. That was 56 of 1000 ns per batch of
+    /// 1 KiB.
+    #[inline]
+    pub fn append(&mut self, header: &BatchHeader, batch: &[u8]) {
+        self.heads_crc = crc32c_append(self.heads_crc, header.as_bytes());
+        let place = &mut self.buffer.as_mut()[self.len..self.len + batch.len()];
+        let (head, rest) = place.split_at_mut(BATCH_HEADER_LEN);
+        head.copy_from_slice(header.as_bytes());
+        rest.copy_from_slice(&batch[BATCH_HEADER_LEN..]);
         self.len += batch.len();
         self.batches += 1;
-        at as u32
     }
 
     /// Bytes that the commit will have on disk.
@@ -305,14 +327,6 @@ impl<B: Buffer> OpenCommit<B> {
     #[inline]
     pub fn disk_len_with(&self, len: usize) -> usize {
         (self.len + len).next_multiple_of(BLOCK_LEN)
-    }
-
-    /// The header of the batch at a position that [`append`](Self::append)
-    /// returned, as it will lie on disk.
-    #[inline]
-    pub fn header_at(&self, at: u32) -> &BatchHeader {
-        let bytes = &self.buffer.as_ref()[at as usize..];
-        BatchHeader::decode(bytes).expect("batches are checked before they are appended")
     }
 
     /// Number of batches so far.

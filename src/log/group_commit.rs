@@ -24,6 +24,12 @@ pub struct Durable {
     _only_here: (),
 }
 
+/// How many of `max_in_flight` writes at once commits may use that have room for
+/// more batches.
+pub fn small_in_flight(max_in_flight: usize) -> usize {
+    max_in_flight.div_ceil(4)
+}
+
 /// An acknowledgement that waits for its commit.
 #[derive(Clone, Copy, Debug)]
 pub struct PendingAck {
@@ -252,7 +258,9 @@ impl<B: Buffer> GroupCommit<B> {
     /// use all of them.
     #[inline]
     pub fn should_seal(&self) -> bool {
-        self.has_open() && self.sealed.is_empty() && self.in_flight.len() < self.max_in_flight.div_ceil(4)
+        self.has_open()
+            && self.sealed.is_empty()
+            && self.in_flight.len() < small_in_flight(self.max_in_flight)
     }
 
     /// The next write, if a commit is sealed and there is room in flight. Its

@@ -153,11 +153,11 @@ impl Core {
         }
     }
 
-    /// Lets the disks try again what waits for descriptors.
+    /// Lets the disks start what follows from the completions of this turn.
     #[inline]
     pub(super) fn tick_disks(&mut self) {
         let now_us = self.now.mono_us;
-        for local in self.shards.iter_mut().filter(|local| local.disk.next_deadline().is_some()) {
+        for local in &mut self.shards {
             local.disk.tick(&mut self.ring, now_us);
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::limits::{
     BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_FRAME_TIMEOUT_MS, DEFAULT_HANDSHAKE_TIMEOUT_MS,
-    DEFAULT_MAX_CONNECTIONS, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_CORES, MAX_SEGMENT_LEN, MAX_SHARDS,
-    MIN_SEGMENT_LEN, PAGE_LEN,
+    DEFAULT_MAX_CONNECTIONS, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_COMMITS_IN_FLIGHT, MAX_CORES,
+    MAX_SEGMENT_LEN, MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN,
 };
 
 /// Least memory of a broker in bytes.
@@ -41,9 +41,14 @@ pub struct Config {
     pub retention_bytes: Option<u64>,
     /// Longest time that records are kept.
     pub retention_time: Option<Duration>,
-    /// Most commits that a shard writes at once, 1 to 16; those with room for
+    /// Most commits that a shard writes at once, 1 to [`MAX_COMMITS_IN_FLIGHT`]; those with room for
     /// more batches use a quarter of them.
     pub commits_in_flight: usize,
+    /// Writes in flight from which on another one shares a flush, at most
+    /// [`MAX_COMMITS_IN_FLIGHT`], which means that none does. `None`: a quarter of
+    /// `commits_in_flight`, and all while that is faster, where the device needs a
+    /// flush after a durable write, else that none does.
+    pub share_flushes_from: Option<usize>,
     /// Longest time that a commit waits for more batches, at most 100 ms.
     pub commit_delay: Duration,
     /// Time that a core without work looks on before it sleeps, at most 100 ms.
@@ -117,6 +122,7 @@ impl Config {
             // Against 4, medians of 5 pairs: 256 KiB batches 1.20, 64 x 1 1.10,
             // 64 x 16 0.97, 1 x 256 0.98, rate of 1 x 1 1.03.
             commits_in_flight: 16,
+            share_flushes_from: None,
             commit_delay: Duration::ZERO,
             idle_poll: Duration::from_micros(200),
             busy_poll: false,
@@ -155,8 +161,12 @@ impl Config {
         let wanted = format!("at least two segments, {} bytes", 2 * MIN_SEGMENT_LEN);
         range(is_valid, "retention-bytes", format!("{:?}", self.retention_bytes.unwrap_or(0)), wanted)?;
         let in_flight = self.commits_in_flight;
-        let wanted = "1 to 16 commits".to_owned();
-        range((1..=16).contains(&in_flight), "commits-in-flight", in_flight.to_string(), wanted)?;
+        let wanted = format!("1 to {MAX_COMMITS_IN_FLIGHT} commits");
+        let is_valid = (1..=MAX_COMMITS_IN_FLIGHT).contains(&in_flight);
+        range(is_valid, "commits-in-flight", in_flight.to_string(), wanted)?;
+        let from = self.share_flushes_from.unwrap_or(0);
+        let wanted = format!("at most {MAX_COMMITS_IN_FLIGHT} writes");
+        range(from <= MAX_COMMITS_IN_FLIGHT, "share-flushes-from", from.to_string(), wanted)?;
         let delay = self.commit_delay;
         let is_valid = delay <= Duration::from_millis(100);
         range(is_valid, "commit-delay", format!("{delay:?}"), "at most 100 ms".to_owned())?;
@@ -249,13 +259,14 @@ mod tests {
     fn values_out_of_range_are_named() {
         let good = Config::new("/x".into());
         good.check().unwrap();
-        let cases: [(&str, Config); 11] = [
+        let cases: [(&str, Config); 12] = [
             ("shards", Config { shards: Some(0), ..good.clone() }),
             ("cores", Config { cores: Some(vec![1, 1]), ..good.clone() }),
             ("memory", Config { memory: 1 << 20, ..good.clone() }),
             ("segment-size", Config { segment_size: Some((4 << 20) + 1), ..good.clone() }),
             ("retention-bytes", Config { retention_bytes: Some(1), ..good.clone() }),
             ("commits-in-flight", Config { commits_in_flight: 0, ..good.clone() }),
+            ("share-flushes-from", Config { share_flushes_from: Some(17), ..good.clone() }),
             ("commit-delay", Config { commit_delay: Duration::from_secs(1), ..good.clone() }),
             ("idle-poll", Config { idle_poll: Duration::from_secs(1), ..good.clone() }),
             ("direct-threshold", Config { direct_threshold: 10, ..good.clone() }),

@@ -12,14 +12,15 @@ use super::{Config, MemoryPlan, ServeError};
 use crate::catalog::Catalog;
 use crate::io::clock;
 use crate::io::datadir::{ShardDir, segment_name};
-use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, MAX_OPEN};
+use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, MAX_OPEN, Sharing};
 use crate::io::mailbox::Mailbox;
 use crate::io::net::{Net, NetConfig};
 use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
-use crate::io::probe::{Resource, limit};
+use crate::io::probe::{Device, Resource, Sys, limit};
 use crate::io::ring::{Ring, RingConfig};
-use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN};
+use crate::limits::{MAX_COMMITS_IN_FLIGHT, MAX_UNSENT, MAX_UNSENT_OWN};
+use crate::log::group_commit::small_in_flight;
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
 use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
@@ -120,6 +121,7 @@ impl CoreStart {
         let elapsed_ms = (clock::mono_us() - started) / 1000;
         tracing::info!(%shard, segments = dir.segments.len(), elapsed_ms, "recovered");
         let mut config = DiskConfig::new(self.superblock.segment_len, self.mode);
+        config.sharing = self.sharing(dir);
         config.spares_max = config.spares_max.max(self.config.preallocate);
         let mut disk =
             Disk::new(config, dir).map_err(ServeError::io(format!("opening {}", dir.path.display())))?;
@@ -134,6 +136,18 @@ impl CoreStart {
             }
         }
         Ok((log, disk))
+    }
+
+    /// More writes than small commits may use are in flight only where large batches
+    /// are: what counts for them is how many flushes there are, and for the others
+    /// when each begins.
+    fn sharing(&self, dir: &ShardDir) -> Sharing {
+        let needs_flushes = || Device::under(&Sys::default(), &dir.path).is_none_or(|d| d.needs_flushes());
+        match self.config.share_flushes_from {
+            Some(from) if from < MAX_COMMITS_IN_FLIGHT => Sharing::From(from),
+            None if needs_flushes() => Sharing::Adaptive(small_in_flight(self.config.commits_in_flight)),
+            _ => Sharing::Never,
+        }
     }
 
     fn assemble(

@@ -152,6 +152,12 @@ options! {
     /// batches use a quarter of them [default: 16]
     #[arg(long, value_name = "N")]
     commits_in_flight: usize,
+    /// Writes in flight from which on another one shares a flush with others
+    /// instead of having its own; 0: all share, 16: none does [default: a quarter
+    /// of --commits-in-flight, and all while that is faster; 16 if the device needs
+    /// no flush after a durable write]
+    #[arg(long, value_name = "N")]
+    share_flushes_from: usize,
     /// Longest time that a commit waits for more batches, up to 100ms: trades
     /// latency for size [default: 0s]
     #[arg(long, value_name = "TIME")]
@@ -211,6 +217,7 @@ impl Options {
             retention_bytes: self.retention_bytes.map(|b| b.0).or(default.retention_bytes),
             retention_time: self.retention_time.map(|t| t.0).or(default.retention_time),
             commits_in_flight: self.commits_in_flight.unwrap_or(default.commits_in_flight),
+            share_flushes_from: self.share_flushes_from.or(default.share_flushes_from),
             commit_delay: self.commit_delay.map_or(default.commit_delay, |t| t.0),
             idle_poll: self.idle_poll.map_or(default.idle_poll, |t| t.0),
             busy_poll: self.busy_poll.unwrap_or(default.busy_poll),

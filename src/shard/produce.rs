@@ -155,11 +155,11 @@ impl<P: BufferPool> Shard<P> {
         self.make_room(bytes.len(), now)?;
         let base_offset = self.state.partition(slot).end_offset;
         let open = self.commits.open().expect("make_room leaves a commit open");
-        let at = open.append(bytes, base_offset);
-        self.counters.copied_bytes += bytes.len() as u64;
-        let header = open.header_at(at);
+        let (header, at) = open.next_header(bytes, base_offset);
         let segment = self.segments.open.expect("a commit is opened in an open segment");
-        self.state.apply(slot, header, segment.segment, segment.position as u32 + at);
+        self.state.apply(slot, &header, segment.segment, segment.position as u32 + at);
+        open.append(&header, bytes);
+        self.counters.copied_bytes += bytes.len() as u64;
         self.wait_for_open_commit(slot, partition, base_offset, bytes.len(), to);
         Ok(())
     }
@@ -181,10 +181,10 @@ impl<P: BufferPool> Shard<P> {
         self.make_segment_room(BLOCK_LEN + len)?;
         let base_offset = self.state.partition(slot).end_offset;
         let commit_time_us = self.commits.commit_time(now.wall_us);
-        let commit = OpenCommit::direct(buffer, len, base_offset, commit_time_us);
+        let (commit, header) = OpenCommit::direct(buffer, len, base_offset, commit_time_us);
         let segment = self.segments.open.expect("there is room in the open segment");
         let position = segment.position as u32 + BLOCK_LEN as u32;
-        self.state.apply(slot, commit.header_at(BLOCK_LEN as u32), segment.segment, position);
+        self.state.apply(slot, &header, segment.segment, position);
         self.start_commit(commit, now);
         self.wait_for_open_commit(slot, partition, base_offset, len, Some(to));
         self.seal();

@@ -2,7 +2,7 @@
 //! connection and turn.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -20,12 +20,16 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 /// to sleep and waking up takes about as long.
 const TOO_SHORT_TO_SLEEP: u64 = 30_000;
 
+/// Bytes to be sent after which they are: most sends are done when they are
+/// submitted, and the next ones are made in the same memory.
+const SUBMIT_AT: usize = 256 << 10;
+
 struct Raw {
     fleet: Fleet,
     config: EngineConfig,
     net: NetRing,
     /// Producers to be filled and flushed in this turn.
-    dirty: Vec<usize>,
+    dirty: VecDeque<usize>,
     is_dirty: Vec<bool>,
     /// Producers that have something to do at a certain time.
     wakes: BinaryHeap<Reverse<(u64, usize)>>,
@@ -46,7 +50,7 @@ pub fn run(fleet: Fleet, config: EngineConfig) -> Result<Fleet, EngineError> {
         fleet,
         config,
         net,
-        dirty: Vec::with_capacity(producers),
+        dirty: VecDeque::with_capacity(producers),
         is_dirty: vec![false; producers],
         wakes: BinaryHeap::new(),
         armed: vec![u64::MAX; producers],
@@ -78,7 +82,7 @@ impl Raw {
     fn mark(&mut self, index: usize) {
         if !self.is_dirty[index] {
             self.is_dirty[index] = true;
-            self.dirty.push(index);
+            self.dirty.push_back(index);
         }
     }
 
@@ -134,22 +138,25 @@ impl Raw {
     }
 
     /// Lets every producer to which something happened make what it can send,
-    /// and sends it: one send per connection, whatever happened to it.
+    /// and sends it: one send per connection, whatever happened to it. The rest
+    /// waits for the next turn once there is much to be sent.
     fn flush(&mut self, now: u64) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for index in dirty.drain(..) {
+        let mut queued = 0;
+        while queued < SUBMIT_AT
+            && let Some(index) = self.dirty.pop_front()
+        {
             self.is_dirty[index] = false;
             self.fleet.fill(index, now);
             if self.net.can_send(index)
                 && let Some((memory, len)) = self.fleet.producers[index].take_output()
             {
+                queued += len;
                 self.net.send(index, memory, len);
             }
             if let Some(at) = self.fleet.wake_at(index) {
                 self.wake(index, at);
             }
         }
-        self.dirty = dirty;
     }
 
     fn take_events(&mut self, now: u64) {
@@ -183,7 +190,7 @@ fn tell(fleet: &mut Fleet, event: NetEvent<'_>, now: u64) -> (usize, bool) {
     match event {
         NetEvent::Received(index, bytes) => (index, fleet.received(index, &bytes, now)),
         NetEvent::Sent(index, buffer) => {
-            fleet.producers[index].recycle(buffer);
+            fleet.recycle(index, buffer);
             (index, true)
         }
         // Why matters little: it is made again, whatever it was.

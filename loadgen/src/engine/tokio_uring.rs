@@ -147,7 +147,7 @@ async fn write(shared: Rc<Shared>, stream: Rc<TcpStream>, index: usize) {
                 // The reader sees the end of the connection, too.
                 return;
             }
-            shared.fleet.borrow_mut().producers[index].recycle(bytes.into_inner());
+            shared.fleet.borrow_mut().recycle(index, bytes.into_inner());
         }
     }
 }

@@ -6,6 +6,7 @@ use ringbolt_wire::Offset;
 
 use crate::frame::FrameMaker;
 use crate::ledger::{Entry, LedgerError, LedgerSink, NO_OFFSET};
+use crate::send_buffer::SendBuffer;
 use crate::stats::{Clock, Recorder};
 
 /// What a run does just now.
@@ -108,6 +109,9 @@ pub struct Context {
     pub pauses: Pauses,
     /// By partition: offset after the last acknowledged record.
     pub acked_end: Vec<u64>,
+    /// Memory that was sent from, the latest last: what was sent a moment ago is
+    /// still in the processor's cache.
+    pub spares: Vec<SendBuffer>,
     /// Streams opened so far.
     pub streams: u32,
     /// The first thing that went wrong for good, in words.

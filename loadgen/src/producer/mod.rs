@@ -54,8 +54,6 @@ pub struct Producer {
     turn: usize,
     link: Option<Link>,
     out: SendBuffer,
-    /// Memory for the next output.
-    spare: SendBuffer,
     /// Frames laid out in the buffer that is being sent.
     sending: usize,
     /// Batches without a final answer.
@@ -98,7 +96,6 @@ impl Producer {
             turn: 0,
             link: None,
             out: SendBuffer::default(),
-            spare: SendBuffer::default(),
             sending: 0,
             unsettled: 0,
             again: 0,

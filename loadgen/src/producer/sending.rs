@@ -11,6 +11,10 @@ use crate::payload::Stamp;
 use crate::schedule::Schedule;
 use crate::send_buffer::SendBuffer;
 
+/// Bytes after which a closed loop makes no more until they are sent: large
+/// batches from memory that fits the processor's cache.
+const MOST_TO_SEND: usize = 512 << 10;
+
 impl Producer {
     /// Appends what can be sent now to the output.
     pub fn fill(&mut self, ctx: &mut Context, now: u64) {
@@ -68,6 +72,10 @@ impl Producer {
     fn send_new(&mut self, ctx: &mut Context, now: u64) {
         let open_loop = self.schedule.is_some();
         while self.budget != Some(0) {
+            // The rest follows when this is gone: each send gives an event.
+            if !open_loop && self.out.len() >= MOST_TO_SEND {
+                return;
+            }
             let due = self.schedule.as_ref().map_or(now, Schedule::due);
             if due > now || due >= ctx.due_until {
                 return;
@@ -154,6 +162,11 @@ impl Producer {
         let stream = &mut self.streams[batch.stream as usize];
         stream.sent();
         let place = stream.place;
+        if self.out.capacity() == 0
+            && let Some(memory) = ctx.spares.pop()
+        {
+            self.out = memory;
+        }
         let stamp = Stamp {
             run: ctx.parameters.run,
             producer: self.index,
@@ -203,16 +216,13 @@ impl Producer {
         if self.out.is_empty() {
             return None;
         }
-        let mut out = std::mem::replace(&mut self.out, std::mem::take(&mut self.spare));
-        self.sending = out.laid_out();
-        Some(out.take())
+        self.sending = self.out.laid_out();
+        Some(self.out.take())
     }
 
     /// Takes the memory of the last output back, when it was sent.
     #[inline]
-    pub fn recycle(&mut self, memory: Vec<u8>) {
-        if self.spare.capacity() < memory.capacity() {
-            self.spare = SendBuffer::again(memory, self.sending);
-        }
+    pub fn recycle(&mut self, ctx: &mut Context, memory: Vec<u8>) {
+        ctx.spares.push(SendBuffer::again(memory, self.sending));
     }
 }

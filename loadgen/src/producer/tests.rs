@@ -183,6 +183,7 @@ impl Case {
             due_until: u64::MAX,
             pauses: Pauses::default(),
             acked_end: vec![0; partitions as usize],
+            spares: Vec::new(),
             streams: 0,
             failure: None,
             ledger_error: None,
@@ -228,7 +229,7 @@ impl Case {
         self.fleet.fill(index, now);
         let Some((memory, len)) = self.fleet.producers[index].take_output() else { return };
         let (answers, kept) = self.broker.serve(&memory[..len]);
-        self.fleet.producers[index].recycle(memory);
+        self.fleet.recycle(index, memory);
         // In pieces, as a network would.
         for piece in answers.chunks(37) {
             assert!(self.fleet.received(index, piece, now), "{:?}", self.fleet.ctx.failure);

@@ -2,8 +2,8 @@
 
 use crate::doctor::Cores;
 use crate::doctor::check::{Check, Verdict};
-use crate::doctor::sys::Sys;
 use crate::io::pin::available_cpus;
+use crate::io::probe::Sys;
 
 pub(super) fn checks(sys: &Sys, cores: &Cores) -> Vec<Check> {
     vec![available(), siblings(sys, cores), governor(sys), idling(sys), clock(sys)]

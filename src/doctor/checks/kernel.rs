@@ -1,8 +1,8 @@
 //! Kernel version, limits of the process, memory settings.
 
 use crate::doctor::check::{Check, Verdict};
-use crate::doctor::sys::Sys;
 use crate::io::pin::available_cpus;
+use crate::io::probe::Sys;
 use crate::io::probe::{Resource, effective_capability, limit};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.

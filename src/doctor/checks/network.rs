@@ -1,7 +1,7 @@
 //! Settings of TCP.
 
 use crate::doctor::check::{Check, Verdict};
-use crate::doctor::sys::Sys;
+use crate::io::probe::Sys;
 
 /// Connections that wait to be accepted; the kernel's default since 5.4.
 const QUEUED_CONNECTIONS: u64 = 4096;

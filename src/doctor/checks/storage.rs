@@ -1,11 +1,10 @@
 //! The data directory, its file system and its device.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::doctor::check::{Check, Verdict};
-use crate::doctor::device::Device;
-use crate::doctor::sys::Sys;
+use crate::io::probe::Device;
+use crate::io::probe::Sys;
 use crate::io::probe::{Mount, StorageError, StorageSupport, mount_of, probe_storage};
 
 /// Requests that a device's queue should take: the commits in flight of some
@@ -29,8 +28,7 @@ impl DataDir {
     pub fn find(sys: &Sys, wanted: &Path) -> DataDir {
         let absolute = std::path::absolute(wanted).unwrap_or_else(|_| wanted.to_owned());
         let path = absolute.ancestors().find(|path| path.is_dir()).unwrap_or(&absolute).to_owned();
-        let number = std::fs::metadata(&path).map(|metadata| metadata.dev()).unwrap_or(0);
-        let device = Device::find(sys, libc::major(number), libc::minor(number));
+        let device = Device::under(sys, &path);
         DataDir { mount: mount_of(&path), device, support: probe_storage(&path), path }
     }
 
@@ -119,10 +117,14 @@ fn mount_options(data: &DataDir) -> Check {
 fn write_cache(data: &DataDir) -> Check {
     let device = data.device.as_ref();
     let found = device.and_then(|device| {
-        let state = if device.volatile_cache? { "write back (volatile)" } else { "write through" };
+        let state = match (device.volatile_cache?, device.fua) {
+            (false, _) => "write through",
+            (true, true) => "write back (volatile), with FUA",
+            (true, false) => "write back (volatile), without FUA",
+        };
         Some(format!("{state} ({})", device.name))
     });
-    Check::new("device write cache", "either; write through is faster")
+    Check::new("device write cache", "either; write through or FUA is faster")
         .found(found, Verdict::Ok)
         .why(
             "a volatile cache makes each commit cost a flush; a device whose cache survives the power has \

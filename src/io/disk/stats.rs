@@ -12,6 +12,8 @@ pub struct DiskStats {
     pub writes: u64,
     /// Their bytes.
     pub written_bytes: u64,
+    /// Flushes that have ended, of those that writes share.
+    pub flushes: u64,
     /// Reads that have ended.
     pub reads: u64,
     /// Their bytes.
@@ -29,6 +31,7 @@ impl Default for DiskStats {
         DiskStats {
             writes: 0,
             written_bytes: 0,
+            flushes: 0,
             reads: 0,
             read_bytes: 0,
             zeroed_bytes: 0,
@@ -55,6 +58,7 @@ impl DiskStats {
     pub fn add(&mut self, other: &DiskStats) {
         self.writes += other.writes;
         self.written_bytes += other.written_bytes;
+        self.flushes += other.flushes;
         self.reads += other.reads;
         self.read_bytes += other.read_bytes;
         self.zeroed_bytes += other.zeroed_bytes;
@@ -78,6 +82,7 @@ impl DiskStats {
         [
             ("disk_writes_total", self.writes),
             ("disk_written_bytes_total", self.written_bytes),
+            ("disk_flushes_total", self.flushes),
             ("disk_reads_total", self.reads),
             ("disk_read_bytes_total", self.read_bytes),
             ("disk_zeroed_bytes_total", self.zeroed_bytes),

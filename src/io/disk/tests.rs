@@ -2,6 +2,7 @@
 //! fault says why not.
 
 mod claims;
+mod flushes;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -90,6 +91,7 @@ impl Bench {
             assert_eq!(Disk::shard_of(completion.token), ShardId(3));
             self.disk.complete(&mut self.ring, completion);
         }
+        self.disk.tick(&mut self.ring, clock::mono_us());
     }
 
     fn event(&mut self) -> DiskEvent {

@@ -272,6 +272,13 @@ impl BatchHeader {
     /// First byte of the batch that the CRC covers.
     pub const CRC_START: usize = CRC_START;
 
+    /// This header with what the broker sets.
+    #[inline]
+    pub fn placed(&self, base_offset: Offset, commit_time_us: u64) -> BatchHeader {
+        let (base_offset, commit_time_us) = (base_offset.0.into(), commit_time_us.into());
+        BatchHeader { base_offset, commit_time_us, ..*self }
+    }
+
     /// Sets what the broker sets, in the batch at the start of `batch`.
     ///
     /// # Panics

@@ -1,5 +1,6 @@
 //! The block device under a directory, as `/sys` describes it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::sys::Sys;
@@ -19,6 +20,8 @@ pub struct Device {
     /// True when the device says that its cache loses its contents with the
     /// power; `None` when it does not say.
     pub volatile_cache: Option<bool>,
+    /// True when it makes a single write durable at once (FUA).
+    pub fua: bool,
     /// True when a hypervisor makes it up.
     pub emulated: bool,
 }
@@ -47,7 +50,20 @@ impl Device {
         });
         let emulated = hypervisor || path.to_string_lossy().contains("virtio");
         let volatile_cache = cache.map(|cache| cache == "write back");
-        Some(Device { name, lowest, volatile_cache, emulated })
+        let fua = sys.value::<u8>(format!("/sys/block/{name}/queue/fua")) == Some(1);
+        Some(Device { name, lowest, volatile_cache, fua, emulated })
+    }
+
+    /// The device that `path` lies on, as [`find`](Self::find).
+    pub fn under(sys: &Sys, path: &Path) -> Option<Device> {
+        let number = std::fs::metadata(path).ok()?.dev();
+        Device::find(sys, libc::major(number), libc::minor(number))
+    }
+
+    /// False when a durable write is one request to the device; true when the
+    /// kernel has to send a flush after it.
+    pub fn needs_flushes(&self) -> bool {
+        self.volatile_cache != Some(false) && !self.fua
     }
 }
 
@@ -133,6 +149,20 @@ mod tests {
         let found = Device::find(&tree(dir.path()), 8, 2).unwrap();
         assert_eq!((found.name.as_str(), found.volatile_cache), ("sda", Some(true)));
         assert_eq!(found.lowest, ["sda"]);
+        assert!(found.needs_flushes());
+    }
+
+    #[test]
+    fn a_device_with_fua_or_without_a_volatile_cache_needs_no_flushes() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = tree(dir.path());
+        assert!(!Device::find(&sys, 253, 0).unwrap().needs_flushes(), "write through");
+        let fua = |text: &str| {
+            std::fs::write(sys.path("/sys/devices/sda/queue/fua"), text).unwrap();
+            Device::find(&sys, 8, 2).unwrap()
+        };
+        assert!(fua("0\n").needs_flushes());
+        assert!(!fua("1\n").needs_flushes());
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! Writes that share flushes are answered when they are durable, and not before.
+
+use super::*;
+
+const WRITES: u64 = 8;
+const WRITE_LEN: usize = 16 << 10;
+
+fn sharing_from(from: usize) -> DiskConfig {
+    DiskConfig { sharing: Sharing::From(from), ..direct() }
+}
+
+impl Bench {
+    /// Asks for writes without waiting for any.
+    fn ask_for_writes(&mut self, segment: u64) {
+        for n in 0..WRITES {
+            let mut piece = self.pool.take().unwrap();
+            drop(piece.split_off(WRITE_LEN));
+            piece.fill(n as u8 + 1);
+            let (token, position) = (WriteToken(segment << 32 | n), n * WRITE_LEN as u64);
+            self.disk.write(&mut self.ring, token, SegmentSeq(segment), position, piece.freeze());
+        }
+    }
+
+    fn written(&mut self) -> WriteToken {
+        match self.event() {
+            Event::Written { token, result } => {
+                result.unwrap();
+                token
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn bench(path: &Path, config: DiskConfig) -> Bench {
+    let mut bench = Bench::new(path, config);
+    bench.pool = Pool::new(2 * WRITES as usize * CHUNK_LEN).unwrap();
+    bench
+}
+
+#[test]
+fn writes_beyond_a_few_share_flushes_and_each_is_answered_once() {
+    let dir = folder();
+    let mut bench = bench(dir.path(), sharing_from(2));
+    for segment in [1, 2] {
+        bench.prepare(segment).unwrap();
+    }
+    bench.settle();
+    for segment in [1, 2] {
+        bench.ask_for_writes(segment);
+    }
+    let all = 2 * WRITES;
+    let tokens: BTreeSet<_> = (0..all).map(|_| bench.written().0).collect();
+    assert_eq!(tokens.len() as u64, all);
+    bench.settle();
+    assert!(bench.disk.next_event().is_none());
+    let flushes = bench.disk.stats().flushes;
+    assert!((2..=all - 2).contains(&flushes), "{flushes} flushes of two files for {} writes", all - 2);
+    for (segment, n) in [(1, 0), (1, WRITES - 1), (2, WRITES - 1)] {
+        let read = bench.read(segment, n * WRITE_LEN as u64, WRITE_LEN).unwrap();
+        assert!(read.iter().all(|&byte| byte == n as u8 + 1));
+    }
+}
+
+/// A write alone has its own flush: nothing is to be waited for after it.
+#[test]
+fn few_writes_in_flight_are_flushed_with_themselves() {
+    let dir = folder();
+    let mut bench = bench(dir.path(), sharing_from(1));
+    bench.prepare(1).unwrap();
+    bench.settle();
+    for n in 0..4 {
+        bench.write(1, n * BLOCK_LEN as u64, 7, BLOCK_LEN).unwrap();
+    }
+    assert_eq!(bench.disk.stats().flushes, 0);
+}
+
+/// What has ended and is not flushed is still under way: a stop waits for it, and
+/// its file stays open.
+#[test]
+fn a_write_is_under_way_until_its_flush_has_ended() {
+    let dir = folder();
+    let mut bench = bench(dir.path(), sharing_from(0));
+    bench.prepare(1).unwrap();
+    bench.settle();
+    bench.ask_for_writes(1);
+    let before = bench.disk.in_flight();
+    // Without the flushes that a turn starts.
+    while bench.disk.flushes.waiting() < WRITES as usize {
+        bench.ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
+        while let Some(completion) = bench.ring.next_completion() {
+            bench.disk.complete(&mut bench.ring, completion);
+        }
+    }
+    assert!(bench.disk.next_event().is_none(), "nothing is durable yet");
+    assert_eq!((bench.disk.in_flight(), bench.disk.stats().writes), (before, 0));
+    assert!(bench.disk.files.give_up_idle().is_none(), "the file is in use");
+    bench.disk.tick(&mut bench.ring, 0);
+    let tokens: BTreeSet<_> = (0..WRITES).map(|_| bench.written().0).collect();
+    assert_eq!(tokens.len() as u64, WRITES);
+    assert_eq!((bench.disk.in_flight(), bench.disk.stats().flushes), (0, 1));
+}
