@@ -272,14 +272,17 @@ fn a_durable_write_is_flushed_when_it_completes() {
 
 #[test]
 fn a_shards_writes_are_flushed_in_buffered_mode_too() {
-    let dir = folder();
-    let path = dir.path().join(segment_name(SegmentSeq(0)));
-    // A hole: whatever is written needs blocks.
-    File::create(&path).unwrap().set_len(LEN).unwrap();
-    let mut bench = Bench::new(dir.path(), DiskConfig::new(LEN, FileMode::Buffered));
-    bench.write(0, 8192, 7, 4096).unwrap();
-    assert_eq!(extent_flags(&path) & DELALLOC, 0);
-    assert!(bench.read(0, 8192, 4096).unwrap().iter().all(|&byte| byte == 7));
+    for sharing in [Sharing::Never, Sharing::From(0)] {
+        let dir = folder();
+        let path = dir.path().join(segment_name(SegmentSeq(0)));
+        // A hole: whatever is written needs blocks.
+        File::create(&path).unwrap().set_len(LEN).unwrap();
+        let config = DiskConfig { sharing, ..DiskConfig::new(LEN, FileMode::Buffered) };
+        let mut bench = Bench::new(dir.path(), config);
+        bench.write(0, 8192, 7, 4096).unwrap();
+        assert_eq!(extent_flags(&path) & DELALLOC, 0, "{sharing:?}");
+        assert!(bench.read(0, 8192, 4096).unwrap().iter().all(|&byte| byte == 7));
+    }
 }
 
 #[test]
