@@ -46,7 +46,9 @@ fn help(name: &str) -> Option<&'static str> {
         "disk_reads_total" => "Reads from segments.",
         "disk_write_max_us" => "Longest time of a write to durability since the start, in microseconds.",
         "disk_write_p50_us" => "Median time of a write to durability since the start, in microseconds.",
-        "disk_flushes_total" => "Flushes of segments that several writes shared.",
+        "disk_flushes_total" => {
+            "Flushes of segments that were not part of a write: each is for all writes that had ended."
+        }
         "disk_write_p99_us" => "99th percentile of the time of a write to durability, in microseconds.",
         "disk_writes_total" => "Writes to segments, each durable when it is done.",
         "disk_written_bytes_total" => "Bytes written to segments.",

@@ -112,6 +112,9 @@ pub struct Disk {
     spares: ManuallyDrop<Spares>,
     /// Writes that are not durable yet.
     writes: usize,
+    /// The first write or flush that failed. After it nothing is durable any more:
+    /// the kernel may have dropped what it could not write, and tells of it once.
+    failed: Option<DiskFault>,
     flushes: Flushes,
     choice: Choice,
     ops: Slab<Op>,
@@ -134,6 +137,7 @@ impl Disk {
             files: ManuallyDrop::new(Files::new(&dir.segments)),
             spares: ManuallyDrop::new(Spares::new(&config, dir)),
             writes: 0,
+            failed: None,
             flushes: Flushes::default(),
             choice: Choice::default(),
             ops: Slab::new(),
@@ -242,6 +246,7 @@ impl Disk {
 
     /// Makes the segment's file a spare one.
     pub fn recycle(&mut self, ring: &mut Ring, segment: SegmentSeq) {
+        assert!(!self.flushes.has(segment), "what is recycled is durable");
         let fd = self.files.remove(segment);
         self.spares.recycle(segment, fd);
         self.step_spares(ring);
@@ -261,9 +266,9 @@ impl Disk {
                 }
             },
             Op::Flush { segment } => {
-                let (writes, result) = self.flushes.flushed(segment, whole("fdatasync", result, 0));
+                let result = whole("fdatasync", result, 0);
                 self.stats.flushes += 1;
-                for write in writes {
+                for write in self.flushes.flushed(segment) {
                     self.written(segment, write, result.clone());
                 }
                 self.step_spares(ring);
@@ -293,6 +298,10 @@ impl Disk {
         if write.is_sample {
             self.choice.took(write.shares, took_us, now_us);
         }
+        if self.failed.is_none() {
+            self.failed = result.err();
+        }
+        let result = self.failed.clone().map_or(Ok(()), Err);
         self.events.push_back(Event::Written { token: write.token, result });
         self.spares.wrote(write.len);
     }
@@ -392,6 +401,9 @@ impl Disk {
         self.files.started(segment);
         let started_us = clock::mono_us();
         let (shares, is_sample) = match self.config.sharing {
+            // The kernel tells of pages that it could not write once for each open
+            // file: two flushes at a time, and one would take the other's error.
+            _ if self.is_buffered() => (true, false),
             Sharing::Never => (false, false),
             Sharing::From(few) => (self.writes >= few, false),
             Sharing::Adaptive(few) if self.writes >= few => (true, false),

@@ -249,7 +249,9 @@ impl CoreStart {
 /// written just before a crash, and nobody was told that it is durable.
 fn sync_tail(dir: &ShardDir, log: &RecoveredLog) -> Result<(), ServeError> {
     let open = log.open.map(|(segment, _)| segment);
-    for segment in log.unsealed.iter().map(|unsealed| unsealed.segment).chain(open) {
+    // Its trailer may have been the last thing to be written.
+    let sealed = log.sealed.last().map(|sealed| sealed.segment);
+    for segment in log.unsealed.iter().map(|unsealed| unsealed.segment).chain(open).chain(sealed) {
         let path = dir.path.join(segment_name(segment));
         let synced = File::options().write(true).open(&path).and_then(|file| file.sync_data());
         synced.map_err(ServeError::io(format!("flushing {}", path.display())))?;

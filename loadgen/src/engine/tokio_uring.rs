@@ -147,7 +147,10 @@ async fn write(shared: Rc<Shared>, stream: Rc<TcpStream>, index: usize) {
                 // The reader sees the end of the connection, too.
                 return;
             }
-            shared.fleet.borrow_mut().recycle(index, bytes.into_inner());
+            let now = shared.clock.now();
+            let mut fleet = shared.fleet.borrow_mut();
+            fleet.recycle(index, bytes.into_inner());
+            fleet.fill(index, now);
         }
     }
 }

@@ -223,6 +223,9 @@ impl Producer {
     /// Takes the memory of the last output back, when it was sent.
     #[inline]
     pub fn recycle(&mut self, ctx: &mut Context, memory: Vec<u8>) {
-        ctx.spares.push(SendBuffer::again(memory, self.sending));
+        // Some are made anew with a connection, and those would pile up.
+        if ctx.spares.len() < ctx.parameters.producers as usize {
+            ctx.spares.push(SendBuffer::again(memory, self.sending));
+        }
     }
 }

@@ -16,7 +16,6 @@
 
 use crate::log::SegmentSeq;
 use crate::shard::action::WriteToken;
-use crate::shard::event::DiskFault;
 
 /// A write that is not durable yet.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +44,6 @@ struct FileFlush {
 pub(super) struct Flushes {
     /// Those of files with such writes; seldom more than two.
     files: Vec<FileFlush>,
-    /// The first flush that failed. After it no write is durable any more: the
-    /// kernel tells of an error once, and may have dropped what it could not write.
-    failed: Option<DiskFault>,
 }
 
 impl Flushes {
@@ -68,21 +64,19 @@ impl Flushes {
         Some(file.segment)
     }
 
-    /// A flush has ended: the writes that it was for, and what became of them.
-    pub(super) fn flushed(
-        &mut self,
-        segment: SegmentSeq,
-        result: Result<(), DiskFault>,
-    ) -> (Vec<PendingWrite>, Result<(), DiskFault>) {
+    /// A flush has ended: the writes that it was for.
+    pub(super) fn flushed(&mut self, segment: SegmentSeq) -> Vec<PendingWrite> {
         let at = self.files.iter().position(|file| file.segment == segment).expect("a flush that was begun");
         let writes = std::mem::take(&mut self.files[at].flushing);
         if self.files[at].landed.is_empty() {
             self.files.swap_remove(at);
         }
-        if self.failed.is_none() {
-            self.failed = result.err();
-        }
-        (writes, self.failed.clone().map_or(Ok(()), Err))
+        writes
+    }
+
+    /// Whether writes to the file wait.
+    pub(super) fn has(&self, segment: SegmentSeq) -> bool {
+        self.files.iter().any(|file| file.segment == segment)
     }
 
     /// Writes that wait.
@@ -118,10 +112,9 @@ mod tests {
         flushes.landed(file, write(3));
         assert_eq!(flushes.next(), None, "one at a time");
         assert_eq!(flushes.waiting(), 3);
-        let (writes, result) = flushes.flushed(file, Ok(()));
-        assert_eq!((tokens(&writes), result), (vec![1, 2], Ok(())));
+        assert_eq!(tokens(&flushes.flushed(file)), [1, 2]);
         assert_eq!(flushes.next(), Some(file));
-        assert_eq!(tokens(&flushes.flushed(file, Ok(())).0), [3]);
+        assert_eq!(tokens(&flushes.flushed(file)), [3]);
         assert_eq!((flushes.next(), flushes.waiting()), (None, 0));
     }
 
@@ -132,20 +125,7 @@ mod tests {
         flushes.landed(one, write(1));
         flushes.landed(other, write(2));
         assert_eq!((flushes.next(), flushes.next(), flushes.next()), (Some(one), Some(other), None));
-        assert_eq!(tokens(&flushes.flushed(other, Ok(())).0), [2]);
-        assert_eq!(tokens(&flushes.flushed(one, Ok(())).0), [1]);
-    }
-
-    #[test]
-    fn nothing_is_durable_after_a_flush_that_failed() {
-        let (mut flushes, file) = (Flushes::default(), SegmentSeq(7));
-        let fault = DiskFault { operation: "fdatasync", errno: libc::EIO, text: "I/O error".into() };
-        flushes.landed(file, write(1));
-        flushes.next();
-        flushes.landed(file, write(2));
-        assert_eq!(flushes.flushed(file, Err(fault.clone())).1, Err(fault.clone()));
-        flushes.next();
-        let (writes, result) = flushes.flushed(file, Ok(()));
-        assert_eq!((tokens(&writes), result), (vec![2], Err(fault)));
+        assert_eq!(tokens(&flushes.flushed(other)), [2]);
+        assert_eq!(tokens(&flushes.flushed(one)), [1]);
     }
 }

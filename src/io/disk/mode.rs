@@ -13,8 +13,8 @@ use crate::log::SegmentSeq;
 pub enum FileMode {
     /// `O_DIRECT`: from the broker's memory to the device.
     Direct,
-    /// Through the kernel's cache, each write flushed as by fdatasync(2) before
-    /// it completes (`RWF_DSYNC`). Slower, and the kernel copies everything once
+    /// Through the kernel's cache, each write followed by an fdatasync(2) before it
+    /// is answered. Slower, and the kernel copies everything once
     /// more.
     Buffered,
 }

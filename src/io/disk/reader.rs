@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,9 @@ impl FolderReader {
         // What is read would not be what is there in the end.
         wait_for_writes(&file, &path, PATIENCE)
             .map_err(|e| failed("wait for the writes of the broker before", &e))?;
+        if self.mode == FileMode::Buffered {
+            forget_cached(&file).map_err(|e| failed("read anew", &e))?;
+        }
         Ok(file)
     }
 }
@@ -51,6 +55,18 @@ impl SegmentReader for FolderReader {
         let read = file.read_exact_at(into, position).map_err(|e| failed("read", &e));
         *open = Some((segment, file));
         read
+    }
+}
+
+/// Lets the next reads come from the device: of pages that the kernel could not
+/// write it keeps what was to be written, and says so only once, perhaps to a
+/// broker before.
+fn forget_cached(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    // SAFETY: no memory; the descriptor is open as long as `file` is.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 

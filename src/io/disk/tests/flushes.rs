@@ -1,6 +1,7 @@
 //! Writes that share flushes are answered when they are durable, and not before.
 
 use super::*;
+use crate::io::ring::Held;
 
 const WRITES: u64 = 8;
 const WRITE_LEN: usize = 16 << 10;
@@ -99,4 +100,30 @@ fn a_write_is_under_way_until_its_flush_has_ended() {
     let tokens: BTreeSet<_> = (0..WRITES).map(|_| bench.written().0).collect();
     assert_eq!(tokens.len() as u64, WRITES);
     assert_eq!((bench.disk.in_flight(), bench.disk.stats().flushes), (0, 1));
+}
+
+/// The kernel tells of a failed flush once, and may have dropped what it could not
+/// write: a flush that succeeds later says nothing of it.
+#[test]
+fn nothing_is_durable_after_a_flush_that_failed() {
+    let dir = folder();
+    let mut bench = bench(dir.path(), sharing_from(0));
+    bench.prepare(1).unwrap();
+    bench.settle();
+    bench.ask_for_writes(1);
+    while bench.disk.flushes.waiting() < WRITES as usize || !bench.disk.ops.is_empty() {
+        bench.ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
+        while let Some(completion) = bench.ring.next_completion() {
+            bench.disk.complete(&mut bench.ring, completion);
+        }
+    }
+    let segment = bench.disk.flushes.next().unwrap();
+    let token = bench.disk.track(Op::Flush { segment });
+    let failed = Completion { token, result: -libc::EIO, flags: 0, held: Held::Nothing };
+    bench.disk.complete(&mut bench.ring, failed);
+    for _ in 0..WRITES {
+        let Event::Written { result: Err(fault), .. } = bench.event() else { panic!("it was answered") };
+        assert_eq!((fault.operation, fault.errno), ("fdatasync", libc::EIO));
+    }
+    assert_eq!(bench.write(1, 0, 7, BLOCK_LEN).unwrap_err().operation, "fdatasync");
 }
