@@ -50,7 +50,7 @@ fn help(name: &str) -> Option<&'static str> {
             "Flushes of segments that were not part of a write: each is for all writes that had ended."
         }
         "disk_write_p99_us" => "99th percentile of the time of a write to durability, in microseconds.",
-        "disk_writes_total" => "Writes to segments, each durable when it is done.",
+        "disk_writes_total" => "Writes to segments that have become durable.",
         "disk_written_bytes_total" => "Bytes written to segments.",
         "disk_zeroed_bytes_total" => "Bytes of zeroes written to segments that were made ahead.",
         "duplicate_batches_total" => {

@@ -13,21 +13,22 @@ const TRIAL_EVERY_US: u64 = 10_000;
 /// Least number of writes between two trials.
 const TRIAL_EVERY: u32 = 8;
 
-/// A write that took longer, in µs, counts as this: a device that pauses for once
-/// says nothing of flushes. What waits for a busy core waits for 4 ms.
-const LONGEST_US: u64 = 5000;
+/// Writes of the usual kind, and trials, after which the two are compared.
+const SAMPLES: (u64, u64) = (256, 32);
 
-/// Writes of the usual kind, and trials, after which own flushes are compared with
-/// shared ones.
-const OWN_SAMPLES: (u64, u64) = (256, 8);
-
-/// The same, before own flushes are returned to.
-const SHARED_SAMPLES: (u64, u64) = (64, 16);
-
-/// First time for which flushes are shared before the other kind is tried again,
-/// in µs: those that are held up hold up acknowledgements. It doubles.
+/// First time after a comparison before anything is tried again, in µs; it doubles
+/// as long as nothing changes. Beside a busy program each trial of a write's own
+/// flush holds up acknowledgements.
 const FIRST_PATIENCE_US: u64 = 1_000_000;
 const LONGEST_PATIENCE_US: u64 = 64_000_000;
+
+/// Shared flushes are tried when so many of so many writes with their own were held
+/// up, which means longer than so many µs: what waits for its turn on a busy core
+/// waits for a time slice, 3 to 4 ms. Not without a reason: one trial in a hundred
+/// writes brought 64 x 1 to 0.92 of the rate on quiet cores.
+const HELD_UP: u64 = 3;
+const HELD_UP_OF: u64 = 64;
+const HELD_UP_US: u64 = 2000;
 
 /// Own flushes that were given up again so soon, in µs, were returned to in error.
 const SOON_US: u64 = 10_000_000;
@@ -40,7 +41,7 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, us: u64) {
-        self.us += us.min(LONGEST_US);
+        self.us += us;
         self.count += 1;
     }
 
@@ -58,8 +59,14 @@ pub(super) struct Choice {
     shared: Sum,
     writes_since_trial: u32,
     trial_at_us: u64,
-    /// While flushes are shared: nothing is tried before this.
+    /// Nothing is tried before this.
     quiet_until_us: u64,
+    /// While flushes are not shared: there is a reason to try it.
+    is_suspicious: bool,
+    /// Writes with their own flush since that was last looked at, and how many of
+    /// them were held up.
+    looked_at: u64,
+    held_up: u64,
     patience_us: u64,
     /// When own flushes were last returned to.
     returned_at_us: Option<u64>,
@@ -74,6 +81,9 @@ impl Default for Choice {
             writes_since_trial: 0,
             trial_at_us: 0,
             quiet_until_us: 0,
+            is_suspicious: false,
+            looked_at: 0,
+            held_up: 0,
             patience_us: FIRST_PATIENCE_US,
             returned_at_us: None,
         }
@@ -85,8 +95,9 @@ impl Choice {
     #[inline]
     pub(super) fn next_shares(&mut self, now_us: u64) -> bool {
         self.writes_since_trial += 1;
-        let is_trial = self.writes_since_trial >= TRIAL_EVERY
-            && now_us >= self.trial_at_us.max(if self.shares { self.quiet_until_us } else { 0 });
+        let is_trial = (self.shares || self.is_suspicious)
+            && self.writes_since_trial >= TRIAL_EVERY
+            && now_us >= self.trial_at_us.max(self.quiet_until_us);
         if is_trial {
             self.writes_since_trial = 0;
             self.trial_at_us = now_us + TRIAL_EVERY_US;
@@ -97,43 +108,51 @@ impl Choice {
     /// Takes note of how long a write took until it was durable.
     #[inline]
     pub(super) fn took(&mut self, shared: bool, us: u64, now_us: u64) {
-        if self.shares && now_us < self.quiet_until_us {
+        if !self.shares && !shared {
+            self.watch(us);
+        }
+        if now_us < self.quiet_until_us || !(self.shares || self.is_suspicious) {
             return;
         }
         if shared {
-            self.shared.add(us)
+            self.shared.add(us);
         } else {
-            self.own.add(us)
+            self.own.add(us);
         }
         let (usual, tried) = if self.shares { (self.shared, self.own) } else { (self.own, self.shared) };
-        let (usually, trials) = if self.shares { SHARED_SAMPLES } else { OWN_SAMPLES };
-        if usual.count >= usually && tried.count >= trials {
+        if usual.count >= SAMPLES.0 && tried.count >= SAMPLES.1 {
             self.decide(now_us);
-            (self.own, self.shared) = (Sum::default(), Sum::default());
+        }
+    }
+
+    /// Looks for writes that were held up.
+    #[inline]
+    fn watch(&mut self, us: u64) {
+        self.looked_at += 1;
+        self.held_up += u64::from(us > HELD_UP_US);
+        if self.looked_at == HELD_UP_OF {
+            self.is_suspicious |= self.held_up >= HELD_UP;
+            (self.looked_at, self.held_up) = (0, 0);
         }
     }
 
     fn decide(&mut self, now_us: u64) {
         let (own, shared) = (self.own.mean(), self.shared.mean());
-        if !self.shares {
-            // By a quarter, so that chance does not decide.
-            if own > shared + shared / 4 {
-                let was_error = self.returned_at_us.is_some_and(|at| now_us < at + SOON_US);
-                self.patience_us = if was_error { self.longer() } else { FIRST_PATIENCE_US };
-                self.shares = true;
-                self.quiet_until_us = now_us + self.patience_us;
-            }
-        } else if own < shared {
-            self.shares = false;
-            self.returned_at_us = Some(now_us);
-        } else {
-            self.patience_us = self.longer();
-            self.quiet_until_us = now_us + self.patience_us;
+        // By a quarter, so that chance does not decide.
+        let shares = if self.shares { own >= shared } else { own > shared + shared / 4 };
+        let is_error = shares && !self.shares && self.returned_at_us.is_some_and(|at| now_us < at + SOON_US);
+        if shares == self.shares || is_error {
+            self.patience_us = (2 * self.patience_us).min(LONGEST_PATIENCE_US);
+        } else if shares {
+            self.patience_us = FIRST_PATIENCE_US;
         }
-    }
-
-    fn longer(&self) -> u64 {
-        (2 * self.patience_us).min(LONGEST_PATIENCE_US)
+        if self.shares && !shares {
+            self.returned_at_us = Some(now_us);
+        }
+        self.shares = shares;
+        self.is_suspicious = false;
+        self.quiet_until_us = now_us + self.patience_us;
+        (self.own, self.shared) = (Sum::default(), Sum::default());
     }
 }
 
@@ -167,16 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_tried_where_no_write_is_held_up() {
+        let (mut choice, mut now) = (Choice::default(), 0);
+        assert!(run(&mut choice, &mut now, 100, quiet).iter().all(|share| *share == 0.0));
+    }
+
+    /// A disk for which every flush takes long.
+    #[test]
     fn own_flushes_are_kept_where_they_are_faster_and_others_tried_seldom() {
         let (mut choice, mut now) = (Choice::default(), 0);
-        assert!(run(&mut choice, &mut now, 20, quiet).iter().all(|share| *share < 0.03));
+        let slow = |shared| 8000 + quiet(shared);
+        let shares = run(&mut choice, &mut now, 100, slow);
+        assert!(shares.iter().all(|share| *share < 0.03));
+        let tried: f64 = shares[50..].iter().map(|share| share * 5000.0).sum();
+        assert!((1.0..=64.0).contains(&tried), "{tried} of 250,000 writes were trials");
     }
 
     #[test]
     fn flushes_are_shared_within_a_moment_when_own_ones_are_held_up_and_not_for_ever() {
         let (mut choice, mut now) = (Choice::default(), 0);
+        run(&mut choice, &mut now, 100, quiet);
         let shares = run(&mut choice, &mut now, 200, busy);
-        assert!(shares[0] > 0.8, "{}", shares[0]);
+        assert!(shares[0] > 0.5, "{}", shares[0]);
         let own: f64 = shares[100..].iter().map(|share| (1.0 - share) * 5000.0).sum();
         assert!((1.0..=64.0).contains(&own), "{own} of 500,000 writes were held up");
         let shares = run(&mut choice, &mut now, 140, quiet);
@@ -189,7 +220,7 @@ mod tests {
         run(&mut choice, &mut now, 1, quiet);
         for _ in 0..50 {
             choice.took(false, 60_000, now);
-            assert!(run(&mut choice, &mut now, 1, quiet)[0] < 0.03);
+            assert_eq!(run(&mut choice, &mut now, 1, quiet)[0], 0.0);
         }
     }
 }
