@@ -39,6 +39,23 @@ fn bench(path: &Path, config: DiskConfig) -> Bench {
     bench
 }
 
+/// One whose writes to segment 1 have ended, all of them, and wait for the flush
+/// that the next turn starts.
+fn with_landed_writes(path: &Path) -> Bench {
+    let mut bench = bench(path, sharing_from(0));
+    bench.prepare(1).unwrap();
+    bench.settle();
+    bench.ask_for_writes(1);
+    while !bench.disk.ops.is_empty() {
+        bench.ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
+        while let Some(completion) = bench.ring.next_completion() {
+            bench.disk.complete(&mut bench.ring, completion);
+        }
+    }
+    assert_eq!(bench.disk.flushes.waiting(), WRITES as usize);
+    bench
+}
+
 #[test]
 fn writes_beyond_a_few_share_flushes_and_each_is_answered_once() {
     let dir = folder();
@@ -81,20 +98,9 @@ fn few_writes_in_flight_are_flushed_with_themselves() {
 #[test]
 fn a_write_is_under_way_until_its_flush_has_ended() {
     let dir = folder();
-    let mut bench = bench(dir.path(), sharing_from(0));
-    bench.prepare(1).unwrap();
-    bench.settle();
-    bench.ask_for_writes(1);
-    let before = bench.disk.in_flight();
-    // Without the flushes that a turn starts.
-    while bench.disk.flushes.waiting() < WRITES as usize {
-        bench.ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
-        while let Some(completion) = bench.ring.next_completion() {
-            bench.disk.complete(&mut bench.ring, completion);
-        }
-    }
+    let mut bench = with_landed_writes(dir.path());
     assert!(bench.disk.next_event().is_none(), "nothing is durable yet");
-    assert_eq!((bench.disk.in_flight(), bench.disk.stats().writes), (before, 0));
+    assert_eq!((bench.disk.in_flight(), bench.disk.stats().writes), (WRITES as usize, 0));
     assert!(bench.disk.files.give_up_idle().is_none(), "the file is in use");
     bench.disk.tick(&mut bench.ring, 0);
     let tokens: BTreeSet<_> = (0..WRITES).map(|_| bench.written().0).collect();
@@ -107,16 +113,7 @@ fn a_write_is_under_way_until_its_flush_has_ended() {
 #[test]
 fn nothing_is_durable_after_a_flush_that_failed() {
     let dir = folder();
-    let mut bench = bench(dir.path(), sharing_from(0));
-    bench.prepare(1).unwrap();
-    bench.settle();
-    bench.ask_for_writes(1);
-    while bench.disk.flushes.waiting() < WRITES as usize || !bench.disk.ops.is_empty() {
-        bench.ring.submit_and_wait(Some(Duration::from_secs(20))).unwrap();
-        while let Some(completion) = bench.ring.next_completion() {
-            bench.disk.complete(&mut bench.ring, completion);
-        }
-    }
+    let mut bench = with_landed_writes(dir.path());
     let segment = bench.disk.flushes.next().unwrap();
     let token = bench.disk.track(Op::Flush { segment });
     let failed = Completion { token, result: -libc::EIO, flags: 0, held: Held::Nothing };
