@@ -189,7 +189,7 @@ impl Broker {
             config.unregistered_memory = true;
         }
         if config.unregistered_memory {
-            pool.prefault().map_err(ServeError::io("finding memory"))?;
+            pool.prefault();
         }
         let start = Arc::new(CoreStart {
             superblock: *data.superblock(),

@@ -105,8 +105,7 @@ impl Pool {
             warm: AtomicUsize::new(0),
             pieces: (0..chunks).map(|_| AtomicU32::new(0)).collect(),
         });
-        let map_error = |source| PoolError::Map { bytes, source };
-        shared.warm_up_to(FIRST_CHUNKS).map_err(map_error)?;
+        shared.warm_up_to(FIRST_CHUNKS);
         warming::start(&shared).map_err(PoolError::Thread)?;
         Ok(Pool { shared })
     }
@@ -127,8 +126,8 @@ impl Pool {
     }
 
     /// Warms the memory now, where waiting for it is no matter.
-    pub fn prefault(&self) -> io::Result<()> {
-        self.shared.warm_up_to(self.chunks())
+    pub fn prefault(&self) {
+        self.shared.warm_up_to(self.chunks());
     }
 
     /// In which slice of the pool these bytes lie, which is the number of the

@@ -65,7 +65,7 @@ fn pieces_know_their_registered_buffer_and_strangers_do_not() {
 #[test]
 fn every_slice_of_the_pool_has_a_number_of_its_own() {
     let mut pool = pool(2 * SLICE_LEN / CHUNK_LEN + 3);
-    pool.prefault().unwrap();
+    pool.prefault();
     let mut counts = BTreeMap::new();
     let mut all = Vec::new();
     while all.len() < pool.chunks() {
@@ -103,6 +103,37 @@ fn chunks_can_be_taken_while_the_memory_gets_warm() {
         assert!(start.elapsed() < std::time::Duration::from_secs(60), "{pool:?}");
         std::thread::yield_now();
     }
+}
+
+/// The thread that warms the memory hardly ever gets a processor here. Nobody
+/// waits for what it holds meanwhile, least of all who needs memory.
+#[test]
+#[cfg_attr(miri, ignore = "the kernel's locks")]
+fn a_warming_that_gets_no_processor_holds_up_nobody() {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let worst = std::thread::scope(|scope| {
+        for cpu in crate::io::pin::available_cpus().unwrap() {
+            let stop = &stop;
+            scope.spawn(move || {
+                crate::io::pin::pin_thread(cpu).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let _pool = pool(600);
+        let start = std::time::Instant::now();
+        let mut worst = std::time::Duration::ZERO;
+        while start.elapsed() < std::time::Duration::from_secs(1) {
+            let asked = std::time::Instant::now();
+            // More than an allocator keeps: mapped and unmapped each time.
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(64 << 20)));
+            worst = worst.max(asked.elapsed());
+        }
+        stop.store(true, Ordering::Relaxed);
+        worst
+    });
+    assert!(worst < std::time::Duration::from_millis(250), "waited {worst:?} for memory");
 }
 
 #[test]

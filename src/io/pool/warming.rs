@@ -27,28 +27,23 @@ impl Shared {
     }
 
     /// Warms the next chunk and sets it free. False if all are warm.
-    fn warm_one(&self) -> io::Result<bool> {
+    fn warm_one(&self) -> bool {
         let Some(chunk) = self.claim_cold() else {
             self.warm.store(self.pieces.len(), Ordering::Release);
-            return Ok(false);
+            return false;
         };
-        let warmed = self.region.prefault(chunk as usize * CHUNK_LEN, CHUNK_LEN);
+        // Never touched, and this thread's alone until it is free.
+        self.region.prefault(chunk as usize * CHUNK_LEN, CHUNK_LEN);
         let freed = self.free.push(chunk);
         assert!(freed.is_ok(), "the queue has a place for each chunk");
-        warmed?;
         // Two threads may warm at once; the mark never goes back.
         self.warm.fetch_max(chunk as usize + 1, Ordering::Release);
-        Ok(true)
+        true
     }
 
     /// Warms chunks until so many are, or all.
-    pub(super) fn warm_up_to(&self, chunks: usize) -> io::Result<()> {
-        while self.warm.load(Ordering::Relaxed) < chunks {
-            if !self.warm_one()? {
-                break;
-            }
-        }
-        Ok(())
+    pub(super) fn warm_up_to(&self, chunks: usize) {
+        while self.warm.load(Ordering::Relaxed) < chunks && self.warm_one() {}
     }
 }
 
@@ -70,16 +65,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let weak = Arc::downgrade(shared);
     let warm = move || {
         yield_to_all();
-        while let Some(shared) = weak.upgrade() {
-            match shared.warm_one() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "the memory cannot be touched ahead of its use");
-                    return;
-                }
-            }
-        }
+        while weak.upgrade().is_some_and(|shared| shared.warm_one()) {}
     };
     std::thread::Builder::new().name("memory".to_owned()).spawn(warm).map(drop)
 }
