@@ -29,7 +29,7 @@ use crate::limits::{DEFAULT_SEGMENT_LEN, MAILBOX_LEN, MAX_SHARDS};
 use crate::log::recovery::RecoveryError;
 use crate::reactor::{Course, Message, ReactorError, Shared};
 use crate::shard::event::DiskFault;
-pub use config::{Config, ConfigError, MIN_MEMORY, MemoryPlan};
+pub use config::{Config, ConfigError, MIN_MEMORY, MemoryPlan, ShareFlushes};
 use core::{CoreStart, Go, Recovered};
 pub use options::{ByteCount, Cpus, Options, Span};
 use ringbolt_wire::ShardId;

@@ -12,9 +12,10 @@ pub struct BackoffConfig {
     pub cap: Duration,
 }
 
+/// What the protocol asks of clients that were not told how long to wait.
 impl Default for BackoffConfig {
     fn default() -> Self {
-        BackoffConfig { first: Duration::from_millis(5), cap: Duration::from_secs(1) }
+        BackoffConfig { first: Duration::from_millis(10), cap: Duration::from_secs(1) }
     }
 }
 

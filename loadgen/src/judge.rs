@@ -3,7 +3,7 @@
 //! what does not fit.
 //!
 //! Pure: knows neither files nor sockets. Memory grows with ranges, not with
-//! messages (see [`crate::runs`]).
+//! messages (see [`crate::ranges`]).
 
 use std::collections::HashSet;
 use std::iter::Peekable;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::ledger::{Entry, NO_OFFSET, StreamInfo};
 use crate::payload::Stamp;
-use crate::runs::{Run, RunList, compare};
+use crate::ranges::{SequenceRange, SequenceRanges, compare};
 
 /// Most findings that are told one by one.
 const MAX_FINDINGS: usize = 20;
@@ -122,10 +122,10 @@ struct Stream {
     /// From the ledger; `None` while it has not spoken of the stream.
     opened: Option<Opened>,
     sent_end: u64,
-    acked: RunList,
-    refused: Vec<Run>,
+    acked: SequenceRanges,
+    refused: Vec<SequenceRange>,
     /// From the broker.
-    seen: RunList,
+    seen: SequenceRanges,
     corrupted: u64,
     /// Run and producer index that the first intact value names; a value that
     /// names others is corrupted.
@@ -214,12 +214,12 @@ impl Judge {
             Entry::Acked { stream, first, count, offset } => {
                 if let Some(stream) = self.stream(*stream).filter(|_| *count > 0) {
                     stream.sent_end = stream.sent_end.max(first.saturating_add(*count));
-                    stream.acked.push(Run { first: *first, count: *count, offset: *offset });
+                    stream.acked.push(SequenceRange { first: *first, count: *count, offset: *offset });
                 }
             }
             Entry::Refused { stream, first, count, .. } => {
                 if let Some(stream) = self.stream(*stream).filter(|_| *count > 0) {
-                    stream.refused.push(Run { first: *first, count: *count, offset: NO_OFFSET });
+                    stream.refused.push(SequenceRange { first: *first, count: *count, offset: NO_OFFSET });
                 }
             }
             // Unknown is what is left of the sent ones.
@@ -332,8 +332,12 @@ impl Judge {
                 None => stream.corrupted += 1,
             }
         }
-        let run = Run { first: first.saturating_add(skip), count: end - base - skip, offset: base + skip };
-        stream.seen.push(run);
+        let found = SequenceRange {
+            first: first.saturating_add(skip),
+            count: end - base - skip,
+            offset: base + skip,
+        };
+        stream.seen.push(found);
         // Last: where this was interrupted, the records were not looked at.
         state.next = end;
     }
@@ -381,8 +385,8 @@ impl Judge {
     }
 }
 
-fn count(runs: impl IntoIterator<Item = impl std::borrow::Borrow<Run>>) -> u64 {
-    runs.into_iter().map(|run| run.borrow().count).sum()
+fn count(ranges: impl IntoIterator<Item = impl std::borrow::Borrow<SequenceRange>>) -> u64 {
+    ranges.into_iter().map(|range| range.borrow().count).sum()
 }
 
 impl Stream {
@@ -401,28 +405,29 @@ impl Stream {
         let (seen, duplicated) = self.seen.settle();
         let reordered = late - duplicated;
         if let Some(late) = first_late {
-            let Run { first, offset, .. } = late;
+            let SequenceRange { first, offset, .. } = late;
             verdict.find(|| format!("{name}: sequence {first} comes out of turn at offset {offset}"));
         }
 
         let (acked, _) = self.acked.settle();
-        let mut refused = RunList::default();
-        for run in self.refused {
-            refused.push(run);
+        let mut refused = SequenceRanges::default();
+        for range in self.refused {
+            refused.push(range);
         }
         let (refused, _) = refused.settle();
-        let bounds = Run { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
+        let bounds =
+            SequenceRange { first: opened.first, count: self.sent_end - opened.first, offset: NO_OFFSET };
 
         let acked_present = weigh_acked(verdict, &name, &acked, &seen, part);
         let (mut refused_present, mut sent_present, mut before) = (0, 0, 0);
         compare(refused.rising(), seen.rising(), |s| {
-            refused_present += if s.found.is_some() { s.run.count } else { 0 };
+            refused_present += if s.found.is_some() { s.range.count } else { 0 };
         });
-        for run in seen.rising() {
-            let from = run.first.clamp(bounds.first, bounds.end());
-            let to = run.end().clamp(bounds.first, bounds.end());
+        for range in seen.rising() {
+            let from = range.first.clamp(bounds.first, bounds.end());
+            let to = range.end().clamp(bounds.first, bounds.end());
             sent_present += to - from;
-            before += run.end().min(bounds.first).saturating_sub(run.first);
+            before += range.end().min(bounds.first).saturating_sub(range.first);
         }
         let beyond = count(seen.rising()) - sent_present - before;
         // A ledger that was not closed may lack the last sends.
@@ -455,33 +460,39 @@ impl Stream {
 /// Walks a stream's records whose offsets are known, next to others of which it
 /// tells where they must be: a stream's records lie in the order of their
 /// sequences.
-struct Known<I: Iterator<Item = Run>> {
-    runs: Peekable<I>,
+struct Known<I: Iterator<Item = SequenceRange>> {
+    ranges: Peekable<I>,
     start: u64,
 }
 
-impl<I: Iterator<Item = Run>> Known<I> {
-    fn new(runs: I) -> Known<I> {
-        Known { runs: runs.peekable(), start: 0 }
+impl<I: Iterator<Item = SequenceRange>> Known<I> {
+    fn new(ranges: I) -> Known<I> {
+        Known { ranges: ranges.peekable(), start: 0 }
     }
 
     /// Between which offsets the record of this sequence lies, which is higher
     /// than that of the last call, and none of the known ones.
     fn place_of(&mut self, sequence: u64) -> Range<u64> {
-        while let Some(run) = self.runs.next_if(|run| run.first < sequence) {
-            self.start = self.start.max(run.offset.saturating_add(run.count));
+        while let Some(range) = self.ranges.next_if(|range| range.first < sequence) {
+            self.start = self.start.max(range.offset.saturating_add(range.count));
         }
-        self.start..self.runs.peek().map_or(u64::MAX, |run| run.offset)
+        self.start..self.ranges.peek().map_or(u64::MAX, |range| range.offset)
     }
 }
 
 /// Compares what was acknowledged with what is there; returns how much of it is.
-fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunList, part: &Partition) -> u64 {
+fn weigh_acked(
+    verdict: &mut Verdict,
+    name: &str,
+    acked: &SequenceRanges,
+    seen: &SequenceRanges,
+    part: &Partition,
+) -> u64 {
     let mut present = 0;
-    let mut told = Known::new(acked.rising().filter(|run| run.offset != NO_OFFSET));
+    let mut told = Known::new(acked.rising().filter(|range| range.offset != NO_OFFSET));
     let mut there = Known::new(seen.rising());
     compare(acked.rising(), seen.rising(), |s| {
-        let Run { first, count, offset } = s.run;
+        let SequenceRange { first, count, offset } = s.range;
         if let Some(found) = s.found {
             present += count;
             if offset != NO_OFFSET && found != offset {
@@ -507,7 +518,7 @@ fn weigh_acked(verdict: &mut Verdict, name: &str, acked: &RunList, seen: &RunLis
         verdict.expired += expired;
         verdict.lost += lost;
         if lost > 0 {
-            let end = s.run.end();
+            let end = s.range.end();
             let why = if part.missing { ": the broker knows no such partition" } else { "" };
             verdict.find(|| format!("{name}: sequences {first}..{end} were acknowledged and are lost{why}"));
         }

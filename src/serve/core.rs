@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 
 use ringbolt_wire::ShardId;
 
-use super::{Config, MemoryPlan, ServeError};
+use super::{Config, MemoryPlan, ServeError, ShareFlushes};
 use crate::catalog::Catalog;
 use crate::io::clock;
 use crate::io::datadir::{ShardDir, segment_name};
@@ -19,7 +19,7 @@ use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
 use crate::io::probe::{Device, Resource, Sys, limit};
 use crate::io::ring::{Ring, RingConfig};
-use crate::limits::{MAX_COMMITS_IN_FLIGHT, MAX_UNSENT, MAX_UNSENT_OWN};
+use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN};
 use crate::log::group_commit::small_in_flight;
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
@@ -144,9 +144,11 @@ impl CoreStart {
     fn sharing(&self, dir: &ShardDir) -> Sharing {
         let needs_flushes = || Device::under(&Sys::default(), &dir.path).is_none_or(|d| d.needs_flushes());
         match self.config.share_flushes_from {
-            Some(from) if from < MAX_COMMITS_IN_FLIGHT => Sharing::From(from),
-            None if needs_flushes() => Sharing::Adaptive(small_in_flight(self.config.commits_in_flight)),
-            _ => Sharing::Never,
+            ShareFlushes::From(from) => Sharing::From(from),
+            ShareFlushes::Auto if needs_flushes() => {
+                Sharing::Adaptive(small_in_flight(self.config.commits_in_flight))
+            }
+            ShareFlushes::Auto | ShareFlushes::Never => Sharing::Never,
         }
     }
 

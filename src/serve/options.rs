@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::config::{Config, ConfigError};
+use super::config::{Config, ConfigError, ShareFlushes};
 
 /// A number of bytes, written like `512MiB` or `4096`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +61,21 @@ impl FromStr for Cpus {
     }
 }
 
+impl FromStr for ShareFlushes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(ShareFlushes::Auto),
+            "never" => Ok(ShareFlushes::Never),
+            number => match number.parse() {
+                Ok(writes) => Ok(ShareFlushes::From(writes)),
+                Err(_) => Err(format!("{number:?} is not auto, never or a number of writes")),
+            },
+        }
+    }
+}
+
 /// In the file, such a value is a string, or a number where that is plain.
 fn text_or_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -90,7 +105,7 @@ macro_rules! deserialize_from_text {
     )*};
 }
 
-deserialize_from_text!(ByteCount, Span, Cpus);
+deserialize_from_text!(ByteCount, Span, Cpus, ShareFlushes);
 
 macro_rules! options {
     ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
@@ -153,11 +168,11 @@ options! {
     #[arg(long, value_name = "N")]
     commits_in_flight: usize,
     /// Writes in flight from which on another one shares a flush with others
-    /// instead of having its own; 0: all share, 16: none does [default: a quarter
-    /// of --commits-in-flight, and all while that is faster; 16 if the device needs
-    /// no flush after a durable write]
+    /// instead of having its own; 0: all share, never: none does. auto: from a
+    /// quarter of --commits-in-flight on, and all while that is faster; never if
+    /// the device needs no flush after a durable write [default: auto]
     #[arg(long, value_name = "N")]
-    share_flushes_from: usize,
+    share_flushes_from: ShareFlushes,
     /// Longest time that a commit waits for more batches, up to 100ms: trades
     /// latency for size [default: 0s]
     #[arg(long, value_name = "TIME")]
@@ -217,7 +232,7 @@ impl Options {
             retention_bytes: self.retention_bytes.map(|b| b.0).or(default.retention_bytes),
             retention_time: self.retention_time.map(|t| t.0).or(default.retention_time),
             commits_in_flight: self.commits_in_flight.unwrap_or(default.commits_in_flight),
-            share_flushes_from: self.share_flushes_from.or(default.share_flushes_from),
+            share_flushes_from: self.share_flushes_from.unwrap_or(default.share_flushes_from),
             commit_delay: self.commit_delay.map_or(default.commit_delay, |t| t.0),
             idle_poll: self.idle_poll.map_or(default.idle_poll, |t| t.0),
             busy_poll: self.busy_poll.unwrap_or(default.busy_poll),
@@ -274,6 +289,17 @@ mod tests {
         let missing = Options::from_file(&dir.path().join("none")).unwrap_err();
         assert!(matches!(missing, ConfigError::Unreadable { .. }), "{missing}");
         assert!(matches!(Options::default().into_config(), Err(ConfigError::NoData)));
+    }
+
+    #[test]
+    fn shared_flushes_are_a_word_or_a_number() {
+        let file = |text| toml::from_str::<Options>(text).map(|o| o.share_flushes_from);
+        assert_eq!("auto".parse(), Ok(ShareFlushes::Auto));
+        assert_eq!(file("share-flushes-from = \"never\""), Ok(Some(ShareFlushes::Never)));
+        assert_eq!(file("share-flushes-from = 3"), Ok(Some(ShareFlushes::From(3))));
+        for bad in ["", "none", "-1", "1.5"] {
+            assert!(bad.parse::<ShareFlushes>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

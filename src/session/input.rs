@@ -360,8 +360,7 @@ impl Session {
             return Err(bad_batch(BatchError::Truncated { len, have: batch.len() }));
         }
         if len < batch.len() {
-            let text = format!("{} bytes follow the record batch", batch.len() - len);
-            return Err(Refused::Answered(ErrorResponse::new(ErrorCode::MalformedBatch, text)));
+            return Err(bad_batch(BatchError::TrailingBytes(batch.len() - len)));
         }
         Ok((shard_of(batch_header.partition(), self.config.shards()), min_copies))
     }

@@ -271,7 +271,7 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn commit_buffer(&mut self, len: usize) -> Option<P::Buffer> {
-        let rest = self.rest.take();
+        let rest = self.commit_rest.take();
         let long_enough = |buffer: &P::Buffer, len: usize| buffer.as_ref().len() >= len;
         if let Some(rest) = rest {
             if long_enough(&rest, len.max(MIN_REST_LEN)) {

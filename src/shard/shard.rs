@@ -79,8 +79,8 @@ pub struct Shard<P: BufferPool> {
     /// Partitions of each topic, on whatever shard.
     pub(super) topics: FxHashMap<TopicId, u32>,
     pub(super) commits: GroupCommit<P::Buffer>,
-    /// Memory for the next commit.
-    pub(super) rest: Option<P::Buffer>,
+    /// What the last commit left of its buffer: memory for the next one.
+    pub(super) commit_rest: Option<P::Buffer>,
     /// When the open commit was started (monotonic, µs).
     pub(super) opened_at_us: u64,
     pub(super) segments: Segments,
@@ -159,7 +159,7 @@ impl<P: BufferPool> Shard<P> {
             pool,
             state,
             topics: FxHashMap::default(),
-            rest: None,
+            commit_rest: None,
             opened_at_us: 0,
             segments,
             fetches: Fetches::default(),
@@ -243,7 +243,7 @@ impl<P: BufferPool> Shard<P> {
             && (self.segments.has_room_or_next(self.state.footer_len_with_one_more())
                 || self.segments.disk_is_full()
                 || self.stopping)
-            && (self.rest.is_some()
+            && (self.commit_rest.is_some()
                 || self.commits.has_open()
                 || self.pool.available() > 0
                 || self.reader.tail.bytes() > 0
@@ -356,8 +356,8 @@ impl<P: BufferPool> Shard<P> {
         let (segment, position) = (open.segment, open.position);
         let (len, rest) = self.commits.seal(segment, position);
         open.position += len;
-        if rest.is_some() && self.rest.is_none() {
-            self.rest = rest;
+        if rest.is_some() && self.commit_rest.is_none() {
+            self.commit_rest = rest;
         }
     }
 

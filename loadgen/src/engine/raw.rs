@@ -21,7 +21,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 const TOO_SHORT_TO_SLEEP: u64 = 30_000;
 
 /// Bytes to be sent after which they are: most sends are done when they are
-/// submitted, and the next ones are made in the same memory.
+/// submitted, and the next ones are made in the same memory. With it and the bound
+/// per connection (`sending`), 4 producers of 256 KiB batches had 1.15 of the rate,
+/// 64 x 16 1.01.
 const SUBMIT_AT: usize = 256 << 10;
 
 struct Raw {

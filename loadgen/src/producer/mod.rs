@@ -85,7 +85,8 @@ impl Producer {
         budget: Option<u64>,
     ) -> Producer {
         let place = |partition| Place { partition, ..Place::default() };
-        let streams: Vec<Stream> = partitions.into_iter().map(|p| Stream::new(place(p))).collect();
+        let seed = |p: PartitionId| u64::from(index) << 32 | u64::from(p.index);
+        let streams: Vec<Stream> = partitions.into_iter().map(|p| Stream::new(place(p), seed(p))).collect();
         assert!(!streams.is_empty(), "a producer writes somewhere");
         Producer {
             index,

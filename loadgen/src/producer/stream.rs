@@ -1,6 +1,8 @@
 //! One producer's messages to one partition: their numbers, and what has to be
 //! sent again.
 
+use ringbolt_client::backoff::{Backoff, BackoffConfig};
+
 use crate::frame::Place;
 
 /// A record batch on its way.
@@ -49,18 +51,13 @@ pub struct Stream {
     /// To be sent again.
     again: Vec<Batch>,
     again_at: u64,
-    /// Refusals in a row.
-    refusals: u32,
+    backoff: Backoff,
 }
 
-/// First wait before a retry, in ns; it doubles with each refusal in a row.
-const FIRST_WAIT: u64 = 1_000_000;
-/// Longest wait before a retry, in ns.
-const LONGEST_WAIT: u64 = 250_000_000;
-
 impl Stream {
-    /// A stream that is not opened yet.
-    pub fn new(place: Place) -> Stream {
+    /// A stream that is not opened yet. Streams with other seeds retry at other
+    /// times.
+    pub fn new(place: Place, seed: u64) -> Stream {
         Stream {
             ledger: 0,
             place,
@@ -70,7 +67,7 @@ impl Stream {
             in_flight: 0,
             again: Vec::new(),
             again_at: 0,
-            refusals: 0,
+            backoff: Backoff::new(BackoffConfig::default(), seed),
         }
     }
 
@@ -96,7 +93,7 @@ impl Stream {
     #[inline]
     pub fn settled(&mut self) {
         self.in_flight -= 1;
-        self.refusals = 0;
+        self.backoff.reset();
     }
 
     /// Notes a refusal after which `batch` is to be sent again, at the earliest
@@ -105,9 +102,7 @@ impl Stream {
         self.in_flight -= 1;
         // One wait for all that were refused together.
         if self.again.is_empty() {
-            let doubled = FIRST_WAIT << self.refusals.min(8);
-            self.refusals += 1;
-            self.again_at = now + wait.max(doubled.min(LONGEST_WAIT));
+            self.again_at = now + wait.max(1000 * self.backoff.next_us());
         }
         self.again.push(batch);
     }

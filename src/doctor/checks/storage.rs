@@ -157,7 +157,8 @@ fn interrupts(sys: &Sys, data: &DataDir) -> Check {
         .found((!cores.is_empty()).then(|| format!("core {text}")), Verdict::Ok)
         .why("there a worker of the kernel's sends the flush once a write is done, unless the device has FUA or \
               no volatile cache; behind a busy thread it waits some milliseconds")
-        .how("move what is busy (serve --busy-poll, load generators, other programs) to other cores")
+        .how("move what is busy (serve --busy-poll, load generators, other programs) to other cores, or the \
+              interrupt: echo MASK > /proc/irq/N/smp_affinity, which managed interrupts refuse")
 }
 
 fn queue_depth(sys: &Sys, data: &DataDir) -> Check {
