@@ -197,6 +197,22 @@ pub fn batch(partition: PartitionId, values: &[&[u8]]) -> Vec<u8> {
     builder.finish(partition, ProducerId::NONE, Epoch(0), Sequence(0))
 }
 
+/// The batch with a bit of its last record turned over.
+pub fn damaged(good: &[u8]) -> Vec<u8> {
+    let mut damaged = good.to_vec();
+    *damaged.last_mut().unwrap() ^= 1;
+    damaged
+}
+
+/// The batch with a number of records that it does not have, and a CRC that fits.
+pub fn miscounted(good: &[u8]) -> Vec<u8> {
+    let mut lying = good.to_vec();
+    lying[28..32].copy_from_slice(&1000u32.to_le_bytes());
+    let crc = ringbolt_wire::crc32c(&lying[24..]);
+    lying[20..24].copy_from_slice(&crc.to_le_bytes());
+    lying
+}
+
 pub fn produce_frame(correlation: u64, batch: &[u8]) -> Vec<u8> {
     [&produce_head(correlation, 1, batch.len() as u32)[..], batch].concat()
 }
