@@ -22,12 +22,16 @@ const EVERY: Duration = Duration::from_millis(4);
 const SAMPLES: usize = 500;
 
 /// Measurements with hostile peers; there is one more without, before, between and
-/// after them, so that what the machine does to everybody is in both.
+/// after them. Of each kind the median counts: a disk that stands still for a tenth
+/// of a second, whoever is connected, does not.
 const ROUNDS: usize = 3;
 
-/// What is compared, of all measurements of a kind together. The p99 with hostile
-/// peers is the fifteenth longest wait.
+/// What is compared. The p99 is the fifth longest wait.
 const PERCENTILES: [usize; 3] = [50, 90, 99];
+
+/// What two cores add now and then that the broker, its disk, the producer and the
+/// hostile peers share.
+const NOISE: Duration = Duration::from_millis(1);
 
 /// Peers that are connected and say nothing.
 const SILENT: usize = 10_000;
@@ -36,7 +40,10 @@ const SILENT: usize = 10_000;
 fn hostile_peers_do_not_double_the_p99_of_others() {
     ringbolt::io::process::raise_open_files().unwrap();
     let dir = TempDir::new().unwrap();
-    let server = Server::start(&dir, &["--memory", "96MiB", "--handshake-timeout", "300s"]);
+    // Flushes by workers of the broker's own: the kernel's, on the disk's interrupt
+    // core, wait there for the hostile peers' processor time, and not for the broker.
+    let options = ["--memory", "96MiB", "--handshake-timeout", "300s", "--share-flushes-from", "0"];
+    let server = Server::start(&dir, &options);
     let mut writer = Writer::new(server.addr);
     // Something to fetch for those that do not read.
     (0..20).for_each(|_| writer.produce(200_000));
@@ -44,23 +51,26 @@ fn hostile_peers_do_not_double_the_p99_of_others() {
     let mut usual = Vec::new();
     let mut with = Vec::new();
     for _ in 0..ROUNDS {
-        usual.extend(writer.measure());
+        usual.push(writer.measure());
         let hostile = Hostile::begin(server.addr, writer.partition);
-        with.extend(writer.measure());
+        with.push(writer.measure());
         let done = hostile.end();
         assert!(done.iter().all(|&count| count > 0), "some peers did nothing: {done:?}");
+        wait_until("all are gone", || writer.peer.stat("connections") == 1);
     }
-    usual.extend(writer.measure());
-    let [usual, with] = [usual, with].map(percentiles);
+    usual.push(writer.measure());
     println!("{PERCENTILES:?}: {usual:?}, with hostile peers {with:?}");
-    assert!((0..PERCENTILES.len()).all(|i| with[i] <= 2 * usual[i]), "{usual:?}, then {with:?}");
+    let [usual, with] = [usual, with].map(medians);
+    assert!((0..PERCENTILES.len()).all(|i| with[i] <= 2 * usual[i] + NOISE), "{usual:?}, then {with:?}");
     writer.read_back();
 }
 
-/// Percentiles of all these waits.
-fn percentiles(mut waits: Vec<Duration>) -> [Duration; 3] {
-    waits.sort_unstable();
-    PERCENTILES.map(|percent| waits[waits.len() * percent / 100 - 1])
+/// Of each percentile the median.
+fn medians(mut measured: Vec<[Duration; 3]>) -> [Duration; 3] {
+    std::array::from_fn(|i| {
+        measured.sort_unstable_by_key(|percentiles| percentiles[i]);
+        measured[measured.len() / 2][i]
+    })
 }
 
 /// The producer that is measured: each record is another one.
@@ -85,9 +95,9 @@ impl Writer {
         self.written.push(value);
     }
 
-    /// The times to an acknowledgement, at a fixed rate. A batch that had to wait
-    /// for the one before it counts from when it should have been sent.
-    fn measure(&mut self) -> Vec<Duration> {
+    /// Percentiles of the time to an acknowledgement, at a fixed rate. A batch that
+    /// had to wait for the one before it counts from when it should have been sent.
+    fn measure(&mut self) -> [Duration; 3] {
         let started = Instant::now();
         let one = |i| {
             let intended = started + EVERY * i;
@@ -102,7 +112,9 @@ impl Writer {
             self.produce(1024);
             since.elapsed()
         };
-        (0..SAMPLES as u32).map(one).collect()
+        let mut waits: Vec<Duration> = (0..SAMPLES as u32).map(one).collect();
+        waits.sort_unstable();
+        PERCENTILES.map(|percent| waits[SAMPLES * percent / 100 - 1])
     }
 
     /// All that was acknowledged is there, in order, and nothing else.

@@ -156,6 +156,8 @@ pub struct Net {
     dirty: Vec<u32>,
     /// Connections whose receive ended for want of a buffer.
     starved: Vec<u32>,
+    /// Connections that have ended, and are to be closed.
+    ended: VecDeque<u32>,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
@@ -186,6 +188,10 @@ enum Op {
     Send,
     Close,
 }
+
+/// Deadlines of connections that are looked at in a turn of the loop, at most: the
+/// next turn follows at once.
+const TIMERS_AT_ONCE: usize = 64;
 
 const OPS: [Op; 5] = [Op::Accept, Op::Receive, Op::Direct, Op::Send, Op::Close];
 const OP_BITS: u32 = 3;
@@ -226,6 +232,7 @@ impl Net {
             free: Vec::new(),
             dirty: Vec::new(),
             starved: Vec::new(),
+            ended: VecDeque::new(),
             queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(listener),
@@ -259,7 +266,7 @@ impl Net {
             Op::Receive => self.received(key, &completion, host),
             Op::Send => self.sent(key, completion.result, completion.held, host),
             Op::Direct => self.received_direct(key, completion.result, completion.held, host),
-            Op::Accept => self.accepted(&completion, host),
+            Op::Accept => self.accepted(key, &completion, host),
             Op::Close => {}
         }
     }
@@ -317,7 +324,8 @@ impl Net {
         if !self.starved.is_empty() {
             self.feed_starved(host);
         }
-        if self.has_turn() {
+        let has_more_to_close = self.close_ended(host);
+        if has_more_to_close || self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
         self.timers.next()
@@ -375,7 +383,8 @@ impl Net {
 
     fn run_timers<H: Host>(&mut self, host: &mut H) {
         let now = host.now().mono_us;
-        while let Some((key, timer)) = self.timers.pop_due(now) {
+        for _ in 0..TIMERS_AT_ONCE {
+            let Some((key, timer)) = self.timers.pop_due(now) else { break };
             match timer {
                 Timer::Turn => {}
                 Timer::Accept => {
@@ -491,7 +500,7 @@ impl Net {
         let stands = |c: &Connection| reads_not(c).or_else(|| is_low.then(|| Net::half_since(c)).flatten());
         let mut standing: Vec<(u64, u32)> = (0..self.slots.len() as u32)
             .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
-            .filter(|(_, c)| c.life != Life::Ending)
+            .filter(|(_, c)| !c.is_over())
             .filter_map(|(slot, c)| Some((stands(c)?, slot)))
             .collect();
         standing.sort_unstable();

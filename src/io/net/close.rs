@@ -11,6 +11,11 @@ use crate::limits::MAX_LINGER_MS;
 
 const LINGER_US: u64 = MAX_LINGER_MS * 1000;
 
+/// Sockets that are closed in a turn of the loop, at most. Closing takes the kernel
+/// 10 µs: while 10,000 clients left together, a producer's p99 was 5 to 10 ms with
+/// all that had ended in a turn closed in it, and is 3 to 4 ms.
+const CLOSES_AT_ONCE: usize = 8;
+
 impl Net {
     /// The socket failed.
     pub(super) fn lost<H: Host>(&mut self, slot: u32, errno: i32, host: &mut H) {
@@ -22,7 +27,7 @@ impl Net {
     /// Gives a connection up: nothing more is sent, everything is cancelled.
     pub(super) fn end<H: Host>(&mut self, slot: u32, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.life == Life::Ending {
+        if connection.is_over() {
             return;
         }
         let key = connection.key;
@@ -53,7 +58,10 @@ impl Net {
                 self.shut(slot, host);
             }
             Life::Lingering if connection.ended => self.end(slot, host),
-            Life::Ending if connection.is_idle() => self.free(slot, host),
+            Life::Ending if connection.is_idle() => {
+                connection.life = Life::Ended;
+                self.ended.push_back(slot);
+            }
             _ => {}
         }
     }
@@ -80,9 +88,14 @@ impl Net {
         self.mark(slot);
     }
 
-    fn free<H: Host>(&mut self, slot: u32, host: &mut H) {
-        let connection = self.remove(slot, host);
-        let key = connection.key;
-        host.ring().close(Op::Close.token(key), Target::Fd(connection.socket.into_raw_fd()));
+    /// Frees slots and sockets of connections that have ended. Returns whether
+    /// there are more of them.
+    pub(super) fn close_ended<H: Host>(&mut self, host: &mut H) -> bool {
+        for slot in self.ended.drain(..self.ended.len().min(CLOSES_AT_ONCE)).collect::<Vec<_>>() {
+            let connection = self.remove(slot, host);
+            let key = connection.key;
+            host.ring().close(Op::Close.token(key), Target::Fd(connection.socket.into_raw_fd()));
+        }
+        !self.ended.is_empty()
     }
 }

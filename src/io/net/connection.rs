@@ -83,6 +83,8 @@ pub(super) enum Life {
     Lingering,
     /// Everything was cancelled; the last completions are awaited.
     Ending,
+    /// They have come; the socket is in the list of those to be closed.
+    Ended,
 }
 
 /// The receive that is under way.
@@ -159,7 +161,7 @@ impl Connection {
                     && self.direct.allows_shared()
             }
             Life::Lingering => !self.ended,
-            Life::Ending => false,
+            Life::Ending | Life::Ended => false,
         }
     }
 
@@ -167,6 +169,11 @@ impl Connection {
     pub fn wants_direct(&self) -> bool {
         let is_large = matches!(self.session.input(), Input::Large { .. });
         self.life == Life::Open && !self.ended && is_large && self.direct.is_wanted()
+    }
+
+    /// Whether it was given up.
+    pub fn is_over(&self) -> bool {
+        matches!(self.life, Life::Ending | Life::Ended)
     }
 
     /// Whether the kernel works on anything of this connection.

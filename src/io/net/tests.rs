@@ -111,20 +111,26 @@ impl Fixture {
         Fixture { net, host, pool, addr }
     }
 
+    /// A turn of the loop. Returns whether anything had happened.
+    fn turn(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(completion) = self.host.ring.next_completion() {
+            if completion.token.class() == Class::Net {
+                worked = true;
+                self.net.complete(completion, &mut self.host);
+            }
+        }
+        self.net.tick(&mut self.host);
+        self.net.settle(&mut self.host);
+        self.host.ring.submit_and_wait(Some(Duration::from_millis(10))).unwrap();
+        worked
+    }
+
     /// Turns of the loop until nothing has happened for a while.
     fn settle(&mut self) {
         let mut quiet = 0;
         while quiet < 3 {
-            quiet += 1;
-            while let Some(completion) = self.host.ring.next_completion() {
-                if completion.token.class() == Class::Net {
-                    quiet = 0;
-                    self.net.complete(completion, &mut self.host);
-                }
-            }
-            self.net.tick(&mut self.host);
-            self.net.settle(&mut self.host);
-            self.host.ring.submit_and_wait(Some(Duration::from_millis(10))).unwrap();
+            quiet = if self.turn() { 0 } else { quiet + 1 };
         }
     }
 
@@ -361,4 +367,27 @@ fn a_batch_that_does_not_end_is_told_so_when_memory_is_short() {
     drop((taken, half));
     fixture.settle();
     assert_eq!(fixture.net.counters.open, 0);
+}
+
+/// Whoever is connected waits for no more than a few of those who come, or leave,
+/// all at once.
+#[test]
+fn a_crowd_that_comes_or_leaves_takes_its_turns() {
+    let mut f = Fixture::new(|_| {});
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
+    let mut most = 0;
+    while f.net.counters().open < 100 {
+        let before = f.net.counters().open;
+        f.turn();
+        most = most.max(f.net.counters().open - before);
+    }
+    assert!(most <= 8, "{most} were accepted in a turn");
+    drop(crowd);
+    most = 0;
+    while f.net.counters().open > 0 {
+        let before = f.net.counters().open;
+        f.turn();
+        most = most.max(before - f.net.counters().open);
+    }
+    assert!(most <= 8, "{most} were closed in a turn");
 }

@@ -14,7 +14,7 @@ pub enum Feature {
     /// Provided buffers through a shared ring.
     BufferRings,
     /// One accept for all connections.
-    MultishotAccept,
+    Accept,
     /// One receive per connection for all its bytes.
     MultishotRecv,
     /// The other operations on sockets.
@@ -44,7 +44,7 @@ impl Feature {
     pub const ALL: [Feature; 14] = [
         Feature::TimedWait,
         Feature::BufferRings,
-        Feature::MultishotAccept,
+        Feature::Accept,
         Feature::MultishotRecv,
         Feature::Sockets,
         Feature::AsyncCancel,
@@ -81,9 +81,7 @@ impl Feature {
     fn facts(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Feature::BufferRings => ("buffer rings", "5.19", "idle connections hold no receive buffer"),
-            Feature::MultishotAccept => {
-                ("multishot accept", "5.19", "one operation accepts every connection")
-            }
+            Feature::Accept => ("accept", "5.5", "connections come in a few at a time"),
             Feature::MultishotRecv => {
                 ("multishot receive", "6.0", "one operation receives all of a connection's bytes")
             }

@@ -144,11 +144,12 @@ impl Ring {
 
 /// Sockets.
 impl Ring {
-    /// Accepts connections until it fails: each completion carries a new
-    /// descriptor. Re-arm when no more are to come. The sockets are blocking
-    /// ones: on others the kernel answers EAGAIN where it should wait.
-    pub fn accept_multi(&mut self, token: Token, listener: Target) -> OpId {
-        let entry = on!(listener, |f| opcode::AcceptMulti::new(f).flags(libc::SOCK_CLOEXEC).build());
+    /// Accepts a connection: the result is a new descriptor. The sockets are
+    /// blocking ones: on others the kernel answers EAGAIN where it should wait.
+    pub fn accept(&mut self, token: Token, listener: Target) -> OpId {
+        let no_addr = (std::ptr::null_mut(), std::ptr::null_mut());
+        let entry =
+            on!(listener, |f| opcode::Accept::new(f, no_addr.0, no_addr.1).flags(libc::SOCK_CLOEXEC).build());
         // SAFETY: no memory: the peer's address is not asked for.
         unsafe { self.push_raw(entry, token) }
     }

@@ -120,17 +120,18 @@ impl Bench<'_> {
         let addr = listener.local_addr().map_err(failed("listening on loopback"))?;
         let mut peer = TcpStream::connect(addr).map_err(failed("connecting on loopback"))?;
 
-        let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC);
+        let no_addr = std::ptr::null_mut();
+        let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), no_addr, std::ptr::null_mut())
+            .flags(libc::SOCK_CLOEXEC);
         let accepted = self.submit(accept.build()).map_err(failed("accepting"))?;
-        let Some((fd @ 0.., flags)) = accepted.first().copied() else {
+        let Some((fd @ 0.., _)) = accepted.first().copied() else {
             return Ok(());
         };
         // SAFETY: the descriptor is new, and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        self.note(Feature::MultishotAccept, cqueue::more(flags));
+        self.note(Feature::Accept, true);
         // What is left running is cancelled below.
-        let mut running = usize::from(cqueue::more(flags));
-        running += self.receive(&socket, &mut peer).map_err(failed("receiving"))?;
+        let mut running = self.receive(&socket, &mut peer).map_err(failed("receiving"))?;
         running += self.poll(&peer).map_err(failed("polling"))?;
         self.cancel(running).map_err(failed("cancelling"))
     }
