@@ -42,7 +42,6 @@ done
 SERVER_CORE=0 LOAD_CORE=1
 VALUE_LEN=1024
 MEMORY_MIB=512
-COUNT=0
 
 say() { echo "$*" >&2; }
 die() { say "compare.sh: $*"; exit 2; }
@@ -78,6 +77,7 @@ trap 'exit 130' INT TERM
 median() { sort -g | awk '{v[NR]=$1} END {if (!NR) {print "nan"; exit} print (v[int((NR+1)/2)]+v[int(NR/2)+1])/2}'; }
 calc() { awk "BEGIN {printf \"%.6g\", ($*)}"; }
 wants() { [[ ,$ROWS, == *,$1,* ]]; }
+drop_caches() { { sync && echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null || say "  caches were not dropped (not root)"; }
 
 # ---- the floor ---------------------------------------------------------------
 
@@ -112,11 +112,12 @@ broker_stop() {
     BROKER=
 }
 
-# load FILTER OPTION...: loads the broker and picks a figure.
+# load FILTER OPTION...: loads the broker and picks a figure. A topic of its own
+# for every measurement, unless TOPIC says which, so that none reads another's past.
 load() {
     local filter=$1
     shift
-    generate "$filter" --addr "$ADDR" "$@"
+    generate "$filter" --addr "$ADDR" --topic "${TOPIC:-t$(date +%s%N)}" "$@"
 }
 
 # echo_load OPTION...: loads a bare echo peer instead; messages per second.
@@ -202,46 +203,56 @@ row() {
     say "  $1: $2 (target $3 $4) $met"
 }
 
-# A topic of its own for every measurement, so that none reads another's past.
-# Not printed but set: what a subshell counts is forgotten.
-fresh_topic() { COUNT=$((COUNT + 1)); TOPIC=t$COUNT; }
+# rounds LABEL MEASUREMENT...: in each round runs the measurements, functions that
+# print a number, in their order; the numbers are collected under their names.
+rounds() {
+    local label=$1 name value line i
+    shift
+    for name; do : >"$WORK/$name.v"; done
+    for ((i = 1; i <= ROUNDS; i++)); do
+        line=
+        for name; do
+            value=$($name)
+            echo "$value" >>"$WORK/$name.v"
+            line+=", ${name//_/ } $value"
+        done
+        say "  $label, round $i: ${line#, }"
+    done
+}
+
+# ratio SUBJECT REFERENCE: the median of the rounds' ratios.
+ratio() { paste "$WORK/$1.v" "$WORK/$2.v" | awk '{printf "%.6g\n", $1 / $2}' | median; }
+
+# middle NAME [FORMAT]: the median of the rounds.
+middle() { median <"$WORK/$1.v" | awk -v f="${2:-%s}" '{printf f, $1}'; }
 
 producers() { (($1 == 1)) && echo '1 producer' || echo "$1 producers"; }
 
 # shape CLIENTS WINDOW ECHO_TARGET REDIS_TARGET REDIS_RATE
 shape() {
-    local name=$1x$2 echo redis ringbolt i
-    : >"$WORK/echo.r" ; : >"$WORK/redis.r" ; : >"$WORK/abs"
-    for ((i = 0; i < ROUNDS; i++)); do
-        echo=$(floor "$name" ".loopback_echo_per_s[\"$name\"] // .loopback_echo_per_s")
-        redis=$(redis_load "$1" "$2" "$5" | awk '{print $1}')
-        fresh_topic
-        ringbolt=$(load .acked_per_s --topic "$TOPIC" --producers "$1" --in-flight "$2")
-        say "  $name round $((i + 1)): echo $echo/s, redis $redis/s, ringbolt $ringbolt/s"
-        calc "$ringbolt / $echo" >>"$WORK/echo.r"; echo >>"$WORK/echo.r"
-        calc "$ringbolt / $redis" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
-        echo "$ringbolt" >>"$WORK/abs"
-    done
-    local per_s
-    per_s=$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')
-    row "$(producers $1), $2 in flight, to echo of the same shape" "$(median <"$WORK/echo.r")" '>=' "$3" "$per_s"
-    row "$(producers $1), $2 in flight, to Redis" "$(median <"$WORK/redis.r")" '>=' "$4" "$per_s"
+    local clients=$1 window=$2 rate=$5 per_s
+    echo_per_s() { echo_floor "${clients}x$window"; }
+    redis_per_s() { redis_load "$clients" "$window" "$rate" | awk '{print $1}'; }
+    ringbolt_per_s() { load .acked_per_s --producers "$clients" --in-flight "$window"; }
+    rounds "$clients x $window" echo_per_s redis_per_s ringbolt_per_s
+    per_s=$(middle ringbolt_per_s %.0f/s)
+    row "$(producers "$clients"), $window in flight, to echo of the same shape" "$(ratio ringbolt_per_s echo_per_s)" \
+        '>=' "$3" "$per_s"
+    row "$(producers "$clients"), $window in flight, to Redis" "$(ratio ringbolt_per_s redis_per_s)" '>=' "$4" "$per_s"
 }
+
+# echo_floor SHAPE: what the bare client reaches, messages per second.
+echo_floor() { floor "$1" ".loopback_echo_per_s[\"$1\"] // .loopback_echo_per_s"; }
 
 # generator CLIENTS WINDOW: what the load generator reaches where no broker is
 # in its way, to what the bare client that measures the floor does.
 generator() {
-    local name=$1x$2 bare own i
-    : >"$WORK/own.r" ; : >"$WORK/abs"
-    for ((i = 0; i < ROUNDS; i++)); do
-        bare=$(floor "$name" ".loopback_echo_per_s[\"$name\"] // .loopback_echo_per_s")
-        own=$(echo_load --producers "$1" --in-flight "$2")
-        say "  $name round $((i + 1)): bare client $bare/s, loadgen $own/s"
-        calc "$own / $bare" >>"$WORK/own.r"; echo >>"$WORK/own.r"
-        echo "$own" >>"$WORK/abs"
-    done
-    row "loadgen on a bare echo, $1 x $2, to doctor's echo of the same shape" "$(median <"$WORK/own.r")" '>=' 0.90 \
-        "$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')"
+    local clients=$1 window=$2
+    bare_client_per_s() { echo_floor "${clients}x$window"; }
+    loadgen_per_s() { echo_load --producers "$clients" --in-flight "$window"; }
+    rounds "$clients x $window" bare_client_per_s loadgen_per_s
+    row "loadgen on a bare echo, $1 x $2, to doctor's echo of the same shape" \
+        "$(ratio loadgen_per_s bare_client_per_s)" '>=' 0.90 "$(middle loadgen_per_s %.0f/s)"
 }
 
 if wants generator; then
@@ -260,27 +271,30 @@ shared_rows() {
     return 1
 }
 
+# share_broker [OPTION...]: starts it.
+share_broker() { broker_start "$WORK/data" --preallocate 40 --retention-bytes 8GiB "$@"; }
+
 if shared_rows; then
     say "preparing a broker"
-    broker_start "$WORK/data" --preallocate 40 --retention-bytes 8GiB
+    share_broker
 fi
 
 if wants 1x1; then
     say "1 producer, 1 in flight"
-    : >"$WORK/floor.r" ; : >"$WORK/redis.r" ; : >"$WORK/abs"
-    for ((i = 0; i < ROUNDS; i++)); do
-        floor_us=$(floor dsync_4k_us,loopback_rtt_us '.dsync_4k_us.p50 + .loopback_rtt_us.p50')
-        redis_us=$(redis_load 1 1 3000 | awk '{print $2}')
-        fresh_topic
-        ringbolt_us=$(load .latency_us.p50 --topic "$TOPIC" --producers 1 --in-flight 1)
-        say "  round $((i + 1)): disk + wire $floor_us us, redis $redis_us us, ringbolt $ringbolt_us us"
-        calc "$ringbolt_us / $floor_us" >>"$WORK/floor.r"; echo >>"$WORK/floor.r"
-        calc "$ringbolt_us / $redis_us" >>"$WORK/redis.r"; echo >>"$WORK/redis.r"
-        echo "$ringbolt_us" >>"$WORK/abs"
-    done
-    us=$(median <"$WORK/abs" | awk '{printf "%.0f µs", $1}')
-    row "1 producer, 1 in flight: ack p50 to disk + wire" "$(median <"$WORK/floor.r")" '<=' 1.15 "$us"
-    row "1 producer, 1 in flight: ack p50 to Redis" "$(median <"$WORK/redis.r")" '<=' 0.75 "$us"
+    disk_and_wire_us() { floor dsync_4k_us,loopback_rtt_us '.dsync_4k_us.p50 + .loopback_rtt_us.p50'; }
+    redis_us() { redis_load 1 1 3000 | awk '{print $2}'; }
+    ringbolt_us() { load .latency_us.p50 --producers 1 --in-flight 1; }
+    rounds "1 x 1" disk_and_wire_us redis_us ringbolt_us
+    us=$(middle ringbolt_us '%.0f µs')
+    row "1 producer, 1 in flight: ack p50 to disk + wire" "$(ratio ringbolt_us disk_and_wire_us)" '<=' 1.15 "$us"
+    row "1 producer, 1 in flight: ack p50 to Redis" "$(ratio ringbolt_us redis_us)" '<=' 0.75 "$us"
+    broker_stop
+    share_broker --idle-poll 0s
+    rounds "1 x 1, without polling" disk_and_wire_us ringbolt_us
+    row "the same to disk + wire, with --idle-poll 0s: both sleep" "$(ratio ringbolt_us disk_and_wire_us)" '<=' 1.15 \
+        "$(middle ringbolt_us '%.0f µs')"
+    broker_stop
+    share_broker
 fi
 
 if wants 64x1; then say "64 producers, 1 in flight"; shape 64 1 0.70 1.9 40000; fi
@@ -289,63 +303,51 @@ if wants 1x256; then say "1 producer, 256 in flight"; shape 1 256 0.30 8 80000; 
 
 if wants batches; then
     say "4 producers, batches of 256, 8 in flight"
-    : >"$WORK/disk.r" ; : >"$WORK/cpu" ; : >"$WORK/copy" ; : >"$WORK/abs"
-    for ((i = 0; i < ROUNDS; i++)); do
-        disk=$(floor seq_dsync_mb_per_s .seq_dsync_mb_per_s)
+    : >"$WORK/cpu.v" ; : >"$WORK/copy.v"
+    disk_mb_per_s() { floor seq_dsync_mb_per_s .seq_dsync_mb_per_s; }
+    ringbolt_mb_per_s() {
+        local copied acked cpu start end
         copied=$(counter copied_bytes_total) acked=$(counter acked_bytes_total)
         cpu=$(broker_cpu) start=$(date +%s.%N)
-        # Bytes of batches on the disk are what the disk's figure speaks of.
-        fresh_topic
-        ringbolt=$(load .mb_per_s --topic "$TOPIC" --producers 4 --batch 256 --in-flight 8)
+        # Bytes of record values, which are less than those of batches on the disk.
+        load .mb_per_s --producers 4 --batch 256 --in-flight 8
         end=$(date +%s.%N)
-        calc "$ringbolt / $disk" >>"$WORK/disk.r"; echo >>"$WORK/disk.r"
-        calc "($(broker_cpu) - $cpu) / ($end - $start)" >>"$WORK/cpu"; echo >>"$WORK/cpu"
-        calc "($(counter copied_bytes_total) - $copied) / ($(counter acked_bytes_total) - $acked)" >>"$WORK/copy"
-        echo >>"$WORK/copy"
-        echo "$ringbolt" >>"$WORK/abs"
-        say "  round $((i + 1)): disk $disk MB/s, ringbolt $ringbolt MB/s"
-    done
-    mb=$(median <"$WORK/abs" | awk '{printf "%.0f MB/s", $1}')
-    row "4 producers, batches of 256 KiB, 8 in flight, to the disk" "$(median <"$WORK/disk.r")" '>=' 0.90 "$mb"
-    row "the same: share of the broker's core" "$(median <"$WORK/cpu")" '<=' 0.75
-    row "the same: bytes copied per byte acknowledged" "$(median <"$WORK/copy")" '<=' 0.1
+        { calc "($(broker_cpu) - $cpu) / ($end - $start)"; echo; } >>"$WORK/cpu.v"
+        { calc "($(counter copied_bytes_total) - $copied) / ($(counter acked_bytes_total) - $acked)"; echo; } \
+            >>"$WORK/copy.v"
+    }
+    rounds "large batches" disk_mb_per_s ringbolt_mb_per_s
+    row "4 producers, batches of 256 KiB, 8 in flight, to the disk" "$(ratio ringbolt_mb_per_s disk_mb_per_s)" '>=' \
+        0.90 "$(middle ringbolt_mb_per_s '%.0f MB/s')"
+    row "the same: share of the broker's core" "$(middle cpu)" '<=' 0.75
+    row "the same: bytes copied per byte acknowledged" "$(middle copy)" '<=' 0.1
 fi
 
 if wants partitions; then
     say "10,000 partitions"
-    : >"$WORK/part.r" ; : >"$WORK/abs"
-    fresh_topic
-    many=$TOPIC
-    for ((i = 0; i < ROUNDS; i++)); do
-        fresh_topic
-        one=$(load .acked_per_s --topic "$TOPIC" --producers 64 --in-flight 1)
-        all=$(load .acked_per_s --topic "$many" --producers 64 --in-flight 1 --partitions 10000)
-        say "  round $((i + 1)): one partition $one/s, 10,000 partitions $all/s"
-        calc "$all / $one" >>"$WORK/part.r"; echo >>"$WORK/part.r"
-        echo "$all" >>"$WORK/abs"
-    done
-    row "10,000 partitions to one (64 producers, 1 in flight)" "$(median <"$WORK/part.r")" '>=' 0.85 \
-        "$(median <"$WORK/abs" | awk '{printf "%.0f/s", $1}')"
+    one_partition_per_s() { load .acked_per_s --producers 64 --in-flight 1; }
+    # The same topic each time, since making it is not what is measured.
+    many=t$(date +%s%N)
+    partitions_per_s() { TOPIC=$many load .acked_per_s --producers 64 --in-flight 1 --partitions 10000; }
+    rounds "10,000" one_partition_per_s partitions_per_s
+    row "10,000 partitions to one (64 producers, 1 in flight)" "$(ratio partitions_per_s one_partition_per_s)" '>=' 0.85 \
+        "$(middle partitions_per_s %.0f/s)"
 fi
 
 if wants fetch; then
     say "fetch"
-    fresh_topic
-    topic=$TOPIC
     # 4 GiB: eight times the broker's memory, so that reading from the start
     # finds nothing of it there.
-    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic "$topic" --producers 4 --batch 256 --in-flight 8 \
+    "$LOADGEN" run --addr "$ADDR" --core $LOAD_CORE --topic fetched --producers 4 --batch 256 --in-flight 8 \
         --size $VALUE_LEN --count $((4 << 20)) --quiet >/dev/null || die "there is nothing to fetch"
-    for ((i = 0; i < ROUNDS; i++)); do
-        tail=$(load .fetched.mb_per_s --topic "$topic" --read tail)
-        echo "$tail" >>"$WORK/tail"
-        sync && echo 3 >/proc/sys/vm/drop_caches || say "  caches were not dropped (not root)"
-        cold=$(load .fetched.mb_per_s --topic "$topic" --read cold)
-        echo "$cold" >>"$WORK/cold"
-        say "  round $((i + 1)): tail $tail MB/s, cold $cold MB/s"
-    done
-    row "fetch of 256 KiB responses, one consumer, tail (GB/s)" "$(calc "$(median <"$WORK/tail") / 1000")" '>=' 1
-    row "the same, cold, caches dropped (GB/s)" "$(calc "$(median <"$WORK/cold") / 1000")" '>=' 0.6
+    tail_mb_per_s() { TOPIC=fetched load .fetched.mb_per_s --read tail; }
+    cold_mb_per_s() {
+        drop_caches
+        TOPIC=fetched load .fetched.mb_per_s --read cold
+    }
+    rounds "fetch" tail_mb_per_s cold_mb_per_s
+    row "fetch of 256 KiB responses, one consumer, tail (GB/s)" "$(calc "$(middle tail_mb_per_s) / 1000")" '>=' 1
+    row "the same, cold, caches dropped (GB/s)" "$(calc "$(middle cold_mb_per_s) / 1000")" '>=' 0.6
 fi
 
 if wants idle; then
@@ -373,8 +375,7 @@ if wants connections; then
     # beside the connections, and before them without, so that what this costs
     # is not counted.
     broker_start "$WORK/idle"
-    fresh_topic
-    load .acked --topic "$TOPIC" --producers 1 --rate 1 >/dev/null
+    load .acked --producers 1 --rate 1 >/dev/null
     # What is warmed in the background is not theirs either.
     before=0 high=$(broker_rss)
     for ((i = 0; i < 30; i++)); do
@@ -383,7 +384,7 @@ if wants connections; then
         before=$high high=$(broker_rss)
     done
     before=$high
-    load .acked --topic "$TOPIC" --producers 1 --rate 1 --idle 10000 >/dev/null &
+    load .acked --producers 1 --rate 1 --idle 10000 >/dev/null &
     idle=$!
     held=0
     while kill -0 $idle 2>/dev/null; do
@@ -415,15 +416,15 @@ if wants start; then
         note_hwm
         kill -9 "$BROKER" && wait "$BROKER" 2>/dev/null || true
         kill -9 $killer && wait $killer 2>/dev/null || true
-        sync && echo 3 >/proc/sys/vm/drop_caches || say "  caches were not dropped (not root)"
+        drop_caches
         begin=$(date +%s.%N)
         broker_start "$WORK/big"
         "$RINGBOLT" topic describe big --addr "$ADDR" >/dev/null
         took=$(calc "$(date +%s.%N) - $begin")
         say "  round $((i + 1)): $took s"
-        echo "$took" >>"$WORK/start"
+        echo "$took" >>"$WORK/start.v"
     done
-    row "start after SIGKILL, $LOG_GIB GiB in the log (s)" "$(median <"$WORK/start")" '<=' 1.5
+    row "start after SIGKILL, $LOG_GIB GiB in the log (s)" "$(middle start)" '<=' 1.5
     broker_stop
 fi
 
