@@ -8,15 +8,18 @@
 //! [`raw`], and hence `--engine auto` takes it.
 //!
 //! Messages per second against the echo peer, as a share of what the doctor's
-//! bare client reaches in the same shape; medians of pairs measured in turn on
-//! a 2-core VM (`loadgen run --echo --engine E --core 1 --peer-core 0` against
+//! bare client reaches in the same shape; medians of five pairs measured in turn
+//! on a 2-core VM (`loadgen run --echo --engine E --core 1 --peer-core 0` against
 //! `ringbolt doctor --only SHAPE`):
 //!
 //! | connections x in flight | raw, 1 KiB values | raw, 1 KiB frames | tokio-uring, 1 KiB values | tokio-uring, 1 KiB frames |
 //! |---|---|---|---|---|
-//! | 64 x 1 | 0.93 | 0.89 | 0.75 | 0.75 |
-//! | 64 x 16 | 0.67 to 0.77 | 0.78 | 0.62 to 0.69 | 0.76 |
-//! | 1 x 256 | 0.61 to 0.81 | 0.73 to 0.87 | 0.53 to 0.72 | 0.55 to 0.77 |
+//! | 64 x 1 | 0.90 | 0.95 | 0.76 | 0.74 |
+//! | 64 x 16 | 0.75 | 0.72 | 0.63 | 0.68 |
+//! | 1 x 256 | 0.85 | 0.76 | 0.92 | 0.80 |
+//!
+//! At 1 x 256 the echo has two speeds, 1.3 and 2.2 million a second, whichever
+//! client asks, so that the last row tells little.
 //!
 //! A frame is 160 bytes longer than its value; `--size 864` makes it as long as
 //! the doctor's message. What remains in the pipelined shapes is the difference
