@@ -95,6 +95,32 @@ fn a_start_waits_for_the_writes_that_a_killed_broker_has_left_in_flight() {
     assert_eq!(Peer::greeted(server.addr).read_all(partition, ZERO), [b"a"]);
 }
 
+/// A start that waits for a killed broker's writes is stopped at once all the same.
+#[test]
+fn a_start_that_waits_can_be_stopped() {
+    let dir = TempDir::new().unwrap();
+    let mut server = Server::start(&dir, &["--memory", "96MiB"]);
+    Peer::greeted(server.addr).topic("t", 1);
+    let segment = dir.path().join("data/shard-000").join(segment_name(SegmentSeq(0)));
+    server.kill();
+    let held = std::fs::File::open(&segment).unwrap();
+    held.lock().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringbolt"))
+        .args(["serve", "--memory", "96MiB", "--listen", "127.0.0.1:0", "--data"])
+        .arg(dir.path().join("data"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "it waits");
+    let asked = Instant::now();
+    signal(&child, "-TERM");
+    let status = ended(&mut child);
+    assert!(status.success() && asked.elapsed() < Duration::from_secs(1), "{status} {:?}", asked.elapsed());
+    drop(held);
+    Server::start(&dir, &["--memory", "96MiB"]);
+}
+
 #[test]
 fn a_second_broker_and_a_taken_port_are_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
