@@ -1,5 +1,8 @@
-//! Every bound of the broker in one place, each with the reason for its
-//! number, and asserted against the others at compile time.
+//! The bounds that what comes from outside can meet, and those that depend on
+//! each other, in one place: each with the reason for its number, and asserted
+//! against the others at compile time. A bound that concerns one part alone (how
+//! many connections the metrics have, how many accepts a turn of the loop) stands
+//! there; how the memory is divided stands in `serve/config.rs`.
 
 /// Unit of everything on disk, in bytes: what O_DIRECT on a 4 KiB-sector
 /// device can write whole.
@@ -101,6 +104,13 @@ pub const MAX_CORES: usize = MAX_SHARDS as usize;
 
 /// Most connections at once, unless told otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 20_000;
+
+/// Segments of a shard that are open files at a time.
+pub const MAX_OPEN_SEGMENTS: usize = 64;
+
+/// Open files that are neither connections nor segments: rings, locks, folders,
+/// the metrics' connections.
+pub const OPEN_FILES_OF_PROCESS: usize = 256;
 /// Time that a connection has for its hello, in ms, unless told otherwise.
 pub const DEFAULT_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// A frame that takes longer than this to come must come at [`MIN_FRAME_RATE`],

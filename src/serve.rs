@@ -20,7 +20,7 @@ use crate::catalog::Catalog;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
 use crate::io::disk::{FileMode, choose_mode};
 use crate::io::mailbox::{Post, mailboxes};
-use crate::io::net::{ListenError, bind};
+use crate::io::net::{ListenError, bind, try_address};
 use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
 use crate::io::probe::{MissingFeature, StorageError, probe_ring};
@@ -159,6 +159,7 @@ impl Broker {
         config.check()?;
         // A taken address is found out before anything is touched, and whoever
         // watches is answered while logs are recovered.
+        try_address(config.listen)?;
         let admin = config.admin.map(AdminListener::bind).transpose()?;
         let admin = admin.map(Admin::start).transpose()?;
         probe_ring()?.require()?;
@@ -167,9 +168,17 @@ impl Broker {
         let shards = config.shards.unwrap_or_else(|| asked.len().min(usize::from(MAX_SHARDS)) as u16);
         let segment_len = config.segment_size.unwrap_or(DEFAULT_SEGMENT_LEN);
         let layout = Layout { shards, segment_len };
+        if let Some(&cpu) = asked.iter().find(|cpu| !available.contains(cpu)) {
+            return Err(PinError::Unavailable { cpu, available }.into());
+        }
+        if DataDir::is_new(&config.data)? {
+            // What a directory is made with stays: not if it is good for nothing.
+            MemoryPlan::new(config.memory, asked.len().min(usize::from(shards)), usize::from(shards))?;
+        }
         let data = DataDir::open(&config.data, layout)?;
         let shards = data.shards().len();
         warn_of_fixed(&config, shards, data.superblock().segment_len);
+        warn_of_least(&config, shards, data.superblock().segment_len);
         // A core without shards would only pass on.
         let cpus = asked[..asked.len().min(shards)].to_vec();
         let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
@@ -337,6 +346,15 @@ fn warn_of_fixed(config: &Config, shards: usize, segment_size: u64) {
     }
     if let Some(asked) = config.segment_size.filter(|asked| *asked != segment_size) {
         tracing::warn!(asked, segment_size, "--segment-size has no effect: {made}");
+    }
+}
+
+/// What recovery starts from and what is written to stay, however little is to be
+/// kept.
+fn warn_of_least(config: &Config, shards: usize, segment_size: u64) {
+    let least = 2 * segment_size * shards as u64;
+    if let Some(asked) = config.retention_bytes.filter(|asked| *asked < least) {
+        tracing::warn!(asked, least, "--retention-bytes is less than two segments per shard, which are kept");
     }
 }
 

@@ -27,7 +27,7 @@ fn page_of_use() -> Vec<&'static str> {
 /// broker listens and has its data: other tests have theirs at the same time.
 fn shell(line: &str, dir: &TempDir, addr: &str) -> Command {
     let data = dir.path().join("data");
-    let line = line.replace("/tmp/ringbolt-data", data.to_str().unwrap());
+    let line = line.replace("/var/tmp/ringbolt-data", data.to_str().unwrap());
     let wrapper = r#"ringbolt() {
         case $1 in
             serve) exec "$BIN" "$@" --listen "$ADDR" --segment-size 16MiB ;;
@@ -46,17 +46,20 @@ fn the_readme_can_be_followed_line_by_line() {
     let expected = [
         "cargo build --release --workspace",
         "export PATH=$PWD/target/release:$PATH",
-        "ringbolt serve --data /tmp/ringbolt-data &",
+        "ringbolt serve --data /var/tmp/ringbolt-data &",
         "ringbolt topic create orders --partitions 4",
         "ringbolt topic describe orders",
         r"printf 'one\ntwo\nthree\n' | ringbolt produce orders --key customer-7",
         "ringbolt consume orders",
         "ringbolt consume orders --from end --follow",
         "ringbolt stats",
+        // Done below in other words, as each line has a shell of its own.
+        "kill %1; wait",
         // Has tests of its own, tests/doctor.rs.
-        "ringbolt doctor --data /tmp/ringbolt-data",
-        "ringbolt log inspect /tmp/ringbolt-data",
-        "ringbolt log verify /tmp/ringbolt-data",
+        "ringbolt doctor --data /var/tmp/ringbolt-data",
+        "ringbolt log inspect /var/tmp/ringbolt-data",
+        "ringbolt log verify /var/tmp/ringbolt-data",
+        "ringbolt serve --data /var/tmp/ringbolt-data &",
     ];
     let page = page_of_use();
     assert_eq!(page[..expected.len()], expected, "the page has changed: so must this test");
@@ -89,9 +92,11 @@ fn the_readme_can_be_followed_line_by_line() {
     let consumed = consumed.good();
     assert!(["one", "two", "three", "news"].iter().all(|value| consumed.lines().any(|line| line == *value)));
     assert_eq!(server.stop().code(), Some(0));
-    let inspected = run(10).good();
+    let inspected = run(11).good();
     assert!(inspected.contains("orders"), "{inspected}");
-    assert!(run(11).good().ends_with("sound\n"));
+    assert!(run(12).good().ends_with("sound\n"));
+    let mut server = Server::spawn(&mut shell(page[13].trim_end_matches(" &"), &dir, "127.0.0.1:0"));
+    assert_eq!(server.stop().code(), Some(0));
 }
 
 /// Produces until one that follows from the end has found it, and returns what

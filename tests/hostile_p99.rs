@@ -29,9 +29,9 @@ const ROUNDS: usize = 3;
 /// What is compared. The p99 is the fifth longest wait.
 const PERCENTILES: [usize; 3] = [50, 90, 99];
 
-/// What two cores add now and then that the broker, its disk, the producer and the
-/// hostile peers share.
-const NOISE: Duration = Duration::from_millis(1);
+/// What two cores add to the longest waits now and then, which the broker, its disk,
+/// the producer and the hostile peers share.
+const NOISE: [Duration; 3] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(1)];
 
 /// Peers that are connected and say nothing.
 const SILENT: usize = 10_000;
@@ -61,7 +61,7 @@ fn hostile_peers_do_not_double_the_p99_of_others() {
     usual.push(writer.measure());
     println!("{PERCENTILES:?}: {usual:?}, with hostile peers {with:?}");
     let [usual, with] = [usual, with].map(medians);
-    assert!((0..PERCENTILES.len()).all(|i| with[i] <= 2 * usual[i] + NOISE), "{usual:?}, then {with:?}");
+    assert!((0..PERCENTILES.len()).all(|i| with[i] <= 2 * usual[i] + NOISE[i]), "{usual:?}, then {with:?}");
     writer.read_back();
 }
 

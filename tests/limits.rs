@@ -56,6 +56,8 @@ const INTERNAL: &[&str] = &[
     "FETCH_PARTITION_COST",
     "MAX_FETCHING_PER_CORE",
     "MAX_LOOKS_PER_TURN",
+    "MAX_OPEN_SEGMENTS",
+    "OPEN_FILES_OF_PROCESS",
 ];
 
 #[test]

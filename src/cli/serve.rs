@@ -1,12 +1,13 @@
 //! `ringbolt serve`: runs a broker until it is told to stop.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 
+use crate::io::probe::{Mount, mount_of};
 use crate::io::process::{StopSignals, raise_open_files};
 use crate::serve::{Broker, BrokerHandle, Options, ServeError};
 
@@ -45,6 +46,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
 fn serve(args: ServeArgs) -> Result<(), ServeError> {
     let file = args.config.as_deref().map(Options::from_file).transpose()?;
     let config = args.options.or(file.unwrap_or_default()).into_config()?;
+    let data = config.data.clone();
     let io_error = |what: &str| {
         let what = what.to_owned();
         move |source| ServeError::Io { what, source }
@@ -58,14 +60,7 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
         .map_err(io_error("starting a thread"))?;
     raise_open_files().map_err(io_error("raising the limit of open files"))?;
     let broker = Broker::start_with(config, |handle| *lock(&reachable) = Some(handle))?;
-    if broker.is_buffered() {
-        // Not through the log, which may be told to leave warnings out.
-        eprintln!(
-            "ringbolt: WARNING: the data directory's file system has no O_DIRECT. As --allow-buffered permits, \
-             records are written through the kernel's page cache, which is slower. Every acknowledgement still \
-             waits for the flush to the device."
-        );
-    }
+    warn_of_storage(&data, broker.is_buffered());
     let mut lines = format!("listening on {}\n", broker.addr());
     if let Some(addr) = broker.admin_addr() {
         lines += &format!("admin on {addr}\n");
@@ -74,6 +69,32 @@ fn serve(args: ServeArgs) -> Result<(), ServeError> {
     // Nobody may be listening to this: not a reason to end.
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     broker.wait()
+}
+
+/// Says what the storage takes from the guarantees, or from the speed. Not through
+/// the log, which may be told to leave warnings out.
+fn warn_of_storage(data: &Path, is_buffered: bool) {
+    let mount = mount_of(data);
+    if mount.as_ref().is_some_and(Mount::in_memory) {
+        eprintln!(
+            "ringbolt: WARNING: the data directory lies in memory ({}): whatever is acknowledged goes when the \
+             machine stops. Put it on a disk.",
+            mount.as_ref().map_or("", |mount| &mount.fs)
+        );
+    }
+    if mount.as_ref().is_some_and(Mount::without_barriers) {
+        eprintln!(
+            "ringbolt: WARNING: the data directory's file system is mounted without barriers: it never flushes \
+             the device, and what was acknowledged can go with the power. Mount it with barrier=1."
+        );
+    }
+    if is_buffered {
+        eprintln!(
+            "ringbolt: WARNING: the data directory's file system has no O_DIRECT. As --allow-buffered permits, \
+             records are written through the kernel's page cache, which is slower. Every acknowledgement still \
+             waits for the flush to the device."
+        );
+    }
 }
 
 /// Stops the broker at the first signal, and ends the process at the second.

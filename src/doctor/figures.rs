@@ -148,20 +148,21 @@ pub struct Figures {
     pub expected_ack_us: Option<f64>,
 }
 
-/// Measures what the options choose, one figure after the other; `progress` is
-/// told each one's name before it begins.
+/// Measures what the options choose into `figures`, one after the other;
+/// `progress` is told each one's name before it begins. What was measured before
+/// an error stays.
 pub(super) fn measure(
     options: &Options,
     dir: &std::path::Path,
     cores: &Cores,
+    figures: &mut Figures,
     progress: &mut dyn FnMut(&str),
-) -> Result<Figures, FloorError> {
+) -> Result<(), FloorError> {
     let conditions =
         Conditions { duration: options.duration, server_core: cores.server, client_core: cores.client };
     let chosen = &options.figures.0;
     let long = chosen.contains(&Figure::SeqDsync) && options.duration >= Duration::from_millis(500);
     let mut disk = None;
-    let mut figures = Figures::default();
     for &figure in chosen {
         let on_disk =
             matches!(figure, Figure::Dsync4k | Figure::Dsync64k | Figure::Write4k | Figure::SeqDsync);
@@ -184,13 +185,13 @@ pub(super) fn measure(
                 progress("loopback_busy_rtt_us");
                 figures.loopback_busy_rtt_us = Some(round_trip(Wait::BusyPoll, &conditions)?);
             }
-            (figure, Some(disk)) => measure_disk(figure, disk, &conditions, &mut figures, progress)?,
+            (figure, Some(disk)) => measure_disk(figure, disk, &conditions, figures, progress)?,
             (_, None) => unreachable!("the file is made above for every figure of the disk"),
         }
     }
     let ack = figures.dsync_4k_us.zip(figures.loopback_rtt_us);
     figures.expected_ack_us = ack.map(|(disk, wire)| ((disk.p50 + wire.p50) * 10.0).round() / 10.0);
-    Ok(figures)
+    Ok(())
 }
 
 fn measure_disk(

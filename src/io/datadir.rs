@@ -117,6 +117,11 @@ impl DataDir {
         Ok(DataDir { path: path.to_owned(), superblock, shards, _lock: Some(lock) })
     }
 
+    /// Whether [`open`](Self::open) would make the directory.
+    pub fn is_new(path: &Path) -> Result<bool, DataDirError> {
+        Ok(!exists(&path.join(SUPERBLOCK))?)
+    }
+
     /// Opens the directory for looking only: nothing in it is changed. Refused
     /// while a broker serves from it.
     pub fn open_read_only(path: &Path) -> Result<DataDir, DataDirError> {

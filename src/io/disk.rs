@@ -35,7 +35,6 @@ use crate::log::SegmentSeq;
 use crate::shard::action::{ReadToken, WriteToken};
 use crate::shard::event::{DiskFault, Event};
 use choice::Choice;
-pub use files::MAX_OPEN;
 use files::{Files, Found};
 use flush::{Flushes, PendingWrite};
 pub use mode::{FileMode, choose_mode, readable_mode};

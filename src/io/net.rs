@@ -37,7 +37,7 @@ use crate::session::{Input, SessionConfig, Shards, Violation};
 use crate::shard::action::Reply;
 use crate::time::Now;
 use connection::{Connection, Life, Slot, Stashed};
-pub use listener::{ListenError, bind};
+pub use listener::{ListenError, bind, try_address};
 use timers::{Timer, Timers};
 
 /// What connections need of their core.

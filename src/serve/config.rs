@@ -169,7 +169,7 @@ impl Config {
         let wanted = format!("a multiple of {PAGE_LEN} from {MIN_SEGMENT_LEN} to {MAX_SEGMENT_LEN}");
         range(is_valid, "segment-size", segment.to_string(), wanted)?;
         let is_valid = self.retention_bytes.is_none_or(|bytes| bytes >= 2 * MIN_SEGMENT_LEN);
-        let wanted = format!("at least two segments, {} bytes", 2 * MIN_SEGMENT_LEN);
+        let wanted = format!("at least two of the smallest segments, {} bytes", 2 * MIN_SEGMENT_LEN);
         range(is_valid, "retention-bytes", format!("{:?}", self.retention_bytes.unwrap_or(0)), wanted)?;
         let in_flight = self.commits_in_flight;
         let wanted = format!("1 to {MAX_COMMITS_IN_FLIGHT} commits");

@@ -12,23 +12,20 @@ use super::{Config, MemoryPlan, ServeError, ShareFlushes};
 use crate::catalog::Catalog;
 use crate::io::clock;
 use crate::io::datadir::{ShardDir, segment_name};
-use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, MAX_OPEN, Sharing};
+use crate::io::disk::{Disk, DiskConfig, FileMode, FolderReader, Sharing};
 use crate::io::mailbox::Mailbox;
 use crate::io::net::{Net, NetConfig};
 use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
 use crate::io::probe::{Device, Resource, Sys, limit};
 use crate::io::ring::{Ring, RingConfig};
-use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN};
+use crate::limits::{MAX_OPEN_SEGMENTS, MAX_UNSENT, MAX_UNSENT_OWN, OPEN_FILES_OF_PROCESS};
 use crate::log::group_commit::small_in_flight;
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
 use crate::reactor::{Core, Idle, LocalShard, Message, Place, Reactor, Shared};
 use crate::session::{Fetching, Listings, SessionConfig, SessionCounters, Spares};
 use crate::shard::{Shard, ShardConfig};
-
-/// Open files of a broker beside its connections and its segments.
-const OPEN_FILES_OF_PROCESS: u64 = 256;
 
 /// Connections that are served however few files may be open.
 const MIN_CONNECTIONS: usize = 64;
@@ -227,7 +224,7 @@ impl CoreStart {
     fn max_connections(&self) -> usize {
         let wanted = self.config.max_connections;
         let Some(files) = limit(Resource::OpenFiles).soft else { return wanted };
-        let own = OPEN_FILES_OF_PROCESS + MAX_OPEN as u64 * self.dirs.len() as u64;
+        let own = (OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * self.dirs.len()) as u64;
         let left = usize::try_from(files.saturating_sub(own)).unwrap_or(usize::MAX);
         wanted.min(left.max(MIN_CONNECTIONS))
     }

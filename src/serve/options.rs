@@ -156,8 +156,8 @@ options! {
     /// [default: 0; one is always made ahead in the background]
     #[arg(long, value_name = "N")]
     preallocate: usize,
-    /// Most bytes of segments to keep, over all shards; the oldest are recycled
-    /// [default: no limit]
+    /// Most bytes of segments to keep, over all shards; the oldest are recycled.
+    /// Each shard keeps two segments whatever this says [default: no limit]
     #[arg(long, value_name = "BYTES")]
     retention_bytes: ByteCount,
     /// Longest time to keep records, like 7days [default: no limit]

@@ -21,7 +21,7 @@ pub fn is_run_elsewhere() -> bool {
     let test = thread.name().filter(|name| *name != "main");
     let works = unshare().arg("true").output().is_ok_and(|output| output.status.success());
     let (Some(test), true) = (test, works) else {
-        eprintln!("SKIPPED, NOTHING WAS TESTED: mounting a file system needs root, or user namespaces");
+        skipped("mounting a file system needs root, or user namespaces");
         return true;
     };
     let program = std::env::current_exe().expect("this program has a file");
@@ -34,4 +34,14 @@ pub fn is_run_elsewhere() -> bool {
         String::from_utf8_lossy(&run.stderr)
     );
     true
+}
+
+/// Says that a test has tested nothing. Not by eprintln!, of which the harness shows
+/// nothing when a test passes.
+pub fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let _ = std::io::Write::write_fmt(
+        &mut std::io::stderr(),
+        format_args!("SKIPPED, NOTHING WAS TESTED: {test}: {why}\n"),
+    );
 }

@@ -4,15 +4,13 @@ use crate::doctor::check::{Check, Verdict};
 use crate::io::pin::available_cpus;
 use crate::io::probe::Sys;
 use crate::io::probe::{Resource, effective_capability, limit};
+use crate::limits::{DEFAULT_MAX_CONNECTIONS, MAX_OPEN_SEGMENTS, OPEN_FILES_OF_PROCESS};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.
 const CAP_IPC_LOCK: u32 = 14;
 
 /// `serve --memory` unless told otherwise, in bytes.
 const DEFAULT_MEMORY: u64 = 512 << 20;
-
-/// Descriptors for 10,000 connections and the rest.
-const OPEN_FILES: u64 = 16 << 10;
 
 pub(super) fn version(sys: &Sys) -> Vec<Check> {
     let release = sys.sysctl("kernel.osrelease");
@@ -70,8 +68,10 @@ pub(super) fn limits() -> Vec<Check> {
     let locked = limit(Resource::LockedMemory);
     let exempt = effective_capability(CAP_IPC_LOCK);
     let found = if exempt { format!("{locked}, lifted by CAP_IPC_LOCK") } else { locked.to_string() };
-    let needed = DEFAULT_MEMORY * available_cpus().map_or(1, |cpus| cpus.len() as u64);
+    let cores = available_cpus().map_or(1, |cpus| cpus.len());
+    let needed = DEFAULT_MEMORY * cores as u64;
     let files = limit(Resource::OpenFiles);
+    let wanted_files = (DEFAULT_MAX_CONNECTIONS + OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * cores) as u64;
     vec![
         Check::new("RLIMIT_MEMLOCK", format!("{needed} or more (--memory once per core)"))
             .found(Some(found), Verdict::advice_unless(exempt || locked.allows(needed)))
@@ -80,9 +80,9 @@ pub(super) fn limits() -> Vec<Check> {
                 "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; CAP_IPC_LOCK; \
                   without, serve runs on unregistered memory",
             ),
-        Check::new("RLIMIT_NOFILE", format!("{OPEN_FILES} or more"))
-            .found(Some(files), Verdict::advice_unless(files.allows(OPEN_FILES)))
-            .why("each connection and each segment is an open file")
+        Check::new("RLIMIT_NOFILE", format!("{wanted_files} or more (--max-connections, and 64 per shard)"))
+            .found(Some(files), Verdict::advice_unless(files.allows(wanted_files)))
+            .why("each connection is an open file, and so are a shard's latest segments; with less, fewer connect")
             .how("ulimit -n 65536; LimitNOFILE=65536 in a systemd unit"),
     ]
 }

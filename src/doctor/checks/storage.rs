@@ -39,14 +39,12 @@ impl DataDir {
 
     /// True when the file system keeps its contents in memory.
     pub fn in_memory(&self) -> bool {
-        self.mount.as_ref().is_some_and(|mount| matches!(mount.fs.as_str(), "tmpfs" | "ramfs" | "devtmpfs"))
+        self.mount.as_ref().is_some_and(Mount::in_memory)
     }
 
     /// True when the mount options forbid flushes.
     pub fn without_barriers(&self) -> bool {
-        self.mount.as_ref().is_some_and(|mount| {
-            mount.options.split(',').any(|option| matches!(option, "nobarrier" | "barrier=0"))
-        })
+        self.mount.as_ref().is_some_and(Mount::without_barriers)
     }
 }
 

@@ -10,10 +10,8 @@ use rustc_hash::FxHashMap;
 
 use super::Waiting;
 use super::claim::{claim, give_up};
+use crate::limits::MAX_OPEN_SEGMENTS;
 use crate::log::SegmentSeq;
-
-/// Most open segments of a shard: with the most shards, 16,384 descriptors.
-pub const MAX_OPEN: usize = 64;
 
 /// Where a segment stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,7 +152,7 @@ impl Files {
     }
 
     fn evict(&mut self, keep: SegmentSeq) -> Option<OwnedFd> {
-        if self.open <= MAX_OPEN { None } else { self.close_idle(Some(keep)) }
+        if self.open <= MAX_OPEN_SEGMENTS { None } else { self.close_idle(Some(keep)) }
     }
 
     /// The file that was used the longest ago and is not in use, to be closed

@@ -34,13 +34,18 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
+/// Finds out whether anybody listens on an address. SO_REUSEPORT would share the
+/// port with another broker of the same user, and each would get some of the
+/// connections.
+pub fn try_address(addr: SocketAddr) -> Result<(), ListenError> {
+    std::net::TcpListener::bind(addr).map(drop).map_err(|source| ListenError { addr, source })
+}
+
 /// Opens `count` sockets that listen on the same address, and says which: port
 /// 0 becomes a free one. Fails if anybody else listens there.
 pub fn bind(addr: SocketAddr, count: usize) -> Result<(Vec<OwnedFd>, SocketAddr), ListenError> {
     let error = |source| ListenError { addr, source };
-    // SO_REUSEPORT would share the port with another broker of the same user,
-    // and each would get some of the connections: this finds out.
-    drop(std::net::TcpListener::bind(addr).map_err(error)?);
+    try_address(addr)?;
     let first = open(addr).map_err(error)?;
     let bound = local_addr(&first).map_err(error)?;
     let mut sockets = vec![first];

@@ -391,3 +391,25 @@ fn a_crowd_that_comes_or_leaves_takes_its_turns() {
     }
     assert!(most <= 8, "{most} were closed in a turn");
 }
+
+/// Nothing is sent to whoever reads nothing, and that for 30 s and no longer.
+#[test]
+fn a_peer_that_reads_nothing_for_30_s_is_closed_and_one_that_reads_late_is_not() {
+    let mut f = Fixture::new(|_| {});
+    let mut peers = [f.peer(), f.peer()];
+    let mut pings = Vec::new();
+    Request::Ping.encode(&mut pings, 2, 0);
+    let pings = pings.repeat(10_000);
+    for (slot, peer) in peers.iter_mut().enumerate() {
+        while f.net.slots[slot].get().send.is_none() {
+            peer.send(&pings);
+            f.settle();
+        }
+    }
+    f.pass(29_000_000);
+    assert_eq!(f.net.counters().open, 2);
+    assert!(peers[1].answers().len() > 1000);
+    f.pass(2_000_000);
+    assert_eq!((f.net.counters().open, f.net.counters().slow_readers), (1, 1));
+    assert!(f.net.slots[0].connection.is_none(), "the one that has read nothing");
+}

@@ -15,6 +15,18 @@ pub struct Mount {
     pub options: String,
 }
 
+impl Mount {
+    /// True when the file system keeps its contents in memory.
+    pub fn in_memory(&self) -> bool {
+        matches!(self.fs.as_str(), "tmpfs" | "ramfs" | "devtmpfs")
+    }
+
+    /// True when the options forbid flushes.
+    pub fn without_barriers(&self) -> bool {
+        self.options.split(',').any(|option| matches!(option, "nobarrier" | "barrier=0"))
+    }
+}
+
 /// Finds the mount that `path` (which must exist) lies on; `None` where
 /// `/proc` is missing.
 pub fn mount_of(path: &Path) -> Option<Mount> {
