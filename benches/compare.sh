@@ -23,6 +23,8 @@
 # things: installing redis-server where it is missing (Debian's apt), and
 # dropping the kernel's caches. Server processes run on core 0, load on core 1.
 set -euo pipefail
+# A measurement that fails within $(...) ends the script.
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
 ROUNDS=5 SECONDS_EACH=3 DATA= LOG_GIB=8
@@ -64,7 +66,7 @@ fi
 RINGBOLT=$BIN/ringbolt LOADGEN=$BIN/loadgen
 
 WORK=$(mktemp -d "${DATA:-.}/ringbolt-compare-XXXXXX")
-BROKER= REDIS=
+BROKER= REDIS= TOPIC=
 cleanup() {
     [[ -z $BROKER ]] || { kill -9 "$BROKER" 2>/dev/null && wait "$BROKER" 2>/dev/null; } || true
     [[ -z $REDIS ]] || { kill -9 "$REDIS" 2>/dev/null && wait "$REDIS" 2>/dev/null; } || true
@@ -185,7 +187,7 @@ redis_load() {
     redis_start
     taskset -c $LOAD_CORE redis-benchmark -p "$REDIS_PORT" -c "$1" -P "$2" -n "$count" --precision 3 --csv \
         XADD stream '*' value "$PAYLOAD" 2>/dev/null | tail -n 1 | tr -d '"' |
-        awk -F, '{print $(NF-6), $(NF-3) * 1000}'
+        awk -F, 'NF >= 7 {print $(NF-6), $(NF-3) * 1000}'
     redis_stop
 }
 
@@ -197,11 +199,14 @@ TABLE=$WORK/table
 # row NAME MEASURED COMPARISON TARGET: COMPARISON is `<=` or `>=`.
 row() {
     local met
+    is_number "${2#-}" || die "$1: '$2' is no number"
     met=$(awk -v v="$2" -v op="$3" -v t="$4" 'BEGIN {
         print (op == "<=" ? v + 0 <= t + 0 : v + 0 >= t + 0) && v != "nan" ? "yes" : "**no**"}')
     printf '| %s | %s %s | %.3g | %s | %s |\n' "$1" "$3" "$4" "$2" "${5:-}" "$met" >>"$TABLE"
     say "  $1: $2 (target $3 $4) $met"
 }
+
+is_number() { [[ $1 =~ ^[0-9]+([.][0-9]+)?(e[+-]?[0-9]+)?$ ]]; }
 
 # rounds LABEL MEASUREMENT...: in each round runs the measurements, functions that
 # print a number, in their order; the numbers are collected under their names.
@@ -213,6 +218,7 @@ rounds() {
         line=
         for name; do
             value=$($name)
+            is_number "$value" || die "$name gave '$value'"
             echo "$value" >>"$WORK/$name.v"
             line+=", ${name//_/ } $value"
         done

@@ -157,7 +157,9 @@ pub struct Net {
     /// Connections whose receive ended for want of a buffer.
     starved: Vec<u32>,
     /// Connections that have ended, and are to be closed.
-    ended: VecDeque<u32>,
+    ended: VecDeque<close::Ended>,
+    /// Connections opened since some were closed.
+    opened: usize,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
@@ -233,6 +235,7 @@ impl Net {
             dirty: Vec::new(),
             starved: Vec::new(),
             ended: VecDeque::new(),
+            opened: 0,
             queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(listener),
@@ -471,8 +474,8 @@ impl Net {
     }
 
     fn move_away<H: Host>(&mut self, slot: u32, core: u16, host: &mut H) {
-        let connection = self.remove(slot, host);
-        let Connection { socket, mut session, .. } = *connection;
+        let Connection { socket, mut session, registered, .. } = *self.take_out(slot);
+        self.free(slot, registered, host);
         host.hand_over(core, Handover { socket, bytes: session.take_stash() });
     }
 
@@ -500,7 +503,7 @@ impl Net {
         let stands = |c: &Connection| reads_not(c).or_else(|| is_low.then(|| Net::half_since(c)).flatten());
         let mut standing: Vec<(u64, u32)> = (0..self.slots.len() as u32)
             .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
-            .filter(|(_, c)| !c.is_over())
+            .filter(|(_, c)| c.life != Life::Ending)
             .filter_map(|(slot, c)| Some((stands(c)?, slot)))
             .collect();
         standing.sort_unstable();

@@ -15,8 +15,7 @@ fn published_values_are_met() {
     assert_eq!(crc32c(&rising), 0x46dd_794e);
 }
 
-/// Every length through the thresholds at which implementations change their
-/// way, at every alignment within 16 bytes.
+/// Every length of small input, at every alignment within 16 bytes.
 #[test]
 fn every_length_and_alignment_agrees_with_both() {
     let bytes: Vec<u8> = (0..2048_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -25,6 +24,23 @@ fn every_length_and_alignment_agrees_with_both() {
             let part = &bytes[start..start + len];
             let both = (::crc32c::crc32c(part), crc_fast::crc32_iscsi(part));
             assert_eq!((crc32c(part), crc32c(part)), both, "{len} bytes from {start}");
+        }
+    }
+}
+
+/// Around the lengths at which implementations change their way for large input, and
+/// up to the longest batch.
+#[test]
+fn large_input_agrees_with_both() {
+    let bytes: Vec<u8> =
+        (0..(1 << 20) + 100_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    for near in [768, 1536, 8192, 24_576, 49_152, 65_536, 262_144, 1 << 20] {
+        for len in near - 9..near + 9 {
+            let part = &bytes[len % 8..][..len];
+            let both = (::crc32c::crc32c(part), crc_fast::crc32_iscsi(part));
+            assert_eq!((crc32c(part), crc32c(part)), both, "{len} bytes");
+            let (a, b) = part.split_at(len / 3);
+            assert_eq!(crc32c_append(crc32c(a), b), both.0, "{len} bytes in two pieces");
         }
     }
 }

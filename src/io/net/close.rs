@@ -2,16 +2,25 @@
 //! what is under way, and only when the kernel has let go of everything, free
 //! slot and socket.
 
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
-use super::connection::{Life, Receive, Stashed};
+use super::connection::{Connection, Life, Receive, Stashed};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::Target;
 use crate::limits::MAX_LINGER_MS;
 
 const LINGER_US: u64 = MAX_LINGER_MS * 1000;
 
-/// Sockets that are closed in a turn of the loop, at most. Closing takes the kernel
+/// A connection that is gone but for its socket and its slot's place.
+pub(super) struct Ended {
+    slot: u32,
+    key: u64,
+    socket: OwnedFd,
+    registered: bool,
+}
+
+/// Sockets that are closed in a turn of the loop, beside as many as were opened in
+/// it. Closing takes the kernel
 /// 10 µs: while 10,000 clients left together, a producer's p99 was 5 to 10 ms with
 /// all that had ended in a turn closed in it, and is 3 to 4 ms.
 const CLOSES_AT_ONCE: usize = 8;
@@ -27,7 +36,7 @@ impl Net {
     /// Gives a connection up: nothing more is sent, everything is cancelled.
     pub(super) fn end<H: Host>(&mut self, slot: u32, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.is_over() {
+        if connection.life == Life::Ending {
             return;
         }
         let key = connection.key;
@@ -59,8 +68,8 @@ impl Net {
             }
             Life::Lingering if connection.ended => self.end(slot, host),
             Life::Ending if connection.is_idle() => {
-                connection.life = Life::Ended;
-                self.ended.push_back(slot);
+                let Connection { key, socket, registered, .. } = *self.take_out(slot);
+                self.ended.push_back(Ended { slot, key, socket, registered });
             }
             _ => {}
         }
@@ -88,13 +97,14 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Frees slots and sockets of connections that have ended. Returns whether
-    /// there are more of them.
+    /// Closes sockets of connections that have ended, and frees their slots: more of
+    /// them than connections were opened since the last time. Returns whether some
+    /// are left.
     pub(super) fn close_ended<H: Host>(&mut self, host: &mut H) -> bool {
-        for slot in self.ended.drain(..self.ended.len().min(CLOSES_AT_ONCE)).collect::<Vec<_>>() {
-            let connection = self.remove(slot, host);
-            let key = connection.key;
-            host.ring().close(Op::Close.token(key), Target::Fd(connection.socket.into_raw_fd()));
+        for _ in 0..std::mem::take(&mut self.opened) + CLOSES_AT_ONCE {
+            let Some(Ended { slot, key, socket, registered }) = self.ended.pop_front() else { break };
+            self.free(slot, registered, host);
+            host.ring().close(Op::Close.token(key), Target::Fd(socket.into_raw_fd()));
         }
         !self.ended.is_empty()
     }

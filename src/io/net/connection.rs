@@ -83,8 +83,6 @@ pub(super) enum Life {
     Lingering,
     /// Everything was cancelled; the last completions are awaited.
     Ending,
-    /// They have come; the socket is in the list of those to be closed.
-    Ended,
 }
 
 /// The receive that is under way.
@@ -161,7 +159,7 @@ impl Connection {
                     && self.direct.allows_shared()
             }
             Life::Lingering => !self.ended,
-            Life::Ending | Life::Ended => false,
+            Life::Ending => false,
         }
     }
 
@@ -169,11 +167,6 @@ impl Connection {
     pub fn wants_direct(&self) -> bool {
         let is_large = matches!(self.session.input(), Input::Large { .. });
         self.life == Life::Open && !self.ended && is_large && self.direct.is_wanted()
-    }
-
-    /// Whether it was given up.
-    pub fn is_over(&self) -> bool {
-        matches!(self.life, Life::Ending | Life::Ended)
     }
 
     /// Whether the kernel works on anything of this connection.
@@ -219,29 +212,34 @@ impl Net {
             queued: false,
         }));
         self.counters.open += 1;
+        self.opened += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);
         self.timers.push(now + self.config.handshake_timeout_us, key, Timer::Handshake);
         self.mark(slot);
         slot
     }
 
-    /// Takes a connection out of its slot, on which nothing is under way.
-    pub(super) fn remove<H: Host>(&mut self, slot: u32, host: &mut H) -> Box<Connection> {
+    /// Takes a connection out of its slot, on which nothing is under way, with all
+    /// that is counted of it but the connection itself. The slot is to be
+    /// [freed](Self::free).
+    pub(super) fn take_out(&mut self, slot: u32) -> Box<Connection> {
         let place = &mut self.slots[slot as usize];
-        let connection = place.connection.take().expect("only an open connection is removed");
+        let connection = place.connection.take().expect("only an open connection is taken out");
         assert!(connection.is_idle(), "the kernel still works on this connection");
-        if connection.registered
-            && let Err(error) = host.ring().submitter().register_files_update(slot, &[-1])
-        {
+        place.generation = (place.generation + 1) & GENERATION_MASK;
+        self.stashed.replace(connection.stashed, Stashed::default());
+        self.unsent_own -= connection.unsent_own;
+        connection
+    }
+
+    /// Frees a slot for the next connection.
+    pub(super) fn free<H: Host>(&mut self, slot: u32, registered: bool, host: &mut H) {
+        if registered && let Err(error) = host.ring().submitter().register_files_update(slot, &[-1]) {
             // It stays open until the next connection takes its place.
             tracing::warn!(%error, "a socket cannot be taken back from io_uring");
         }
-        place.generation = (place.generation + 1) & GENERATION_MASK;
         self.free.push(slot);
-        self.stashed.replace(connection.stashed, Stashed::default());
-        self.unsent_own -= connection.unsent_own;
         self.counters.open -= 1;
         self.config.connections.fetch_sub(1, Ordering::Relaxed);
-        connection
     }
 }

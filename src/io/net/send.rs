@@ -1,7 +1,7 @@
 //! Answers out: one send per connection at a time, everything that waits in
 //! it.
 
-use super::connection::Send;
+use super::connection::{Life, Send};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::{Held, SendParts};
 use crate::limits::MAX_SEND_STALL_MS;
@@ -14,7 +14,7 @@ impl Net {
     #[inline]
     pub(super) fn start_send<H: Host>(&mut self, slot: u32, host: &mut H) {
         let connection = self.slots[slot as usize].get();
-        if connection.send.is_some() || connection.is_over() {
+        if connection.send.is_some() || connection.life == Life::Ending {
             return;
         }
         let Some(output) = connection.session.take_output() else { return };
@@ -45,7 +45,7 @@ impl Net {
         let send = connection.send.take().expect("a completion belongs to a send");
         self.mark(slot);
         let connection = self.slots[slot as usize].get();
-        if connection.is_over() {
+        if connection.life == Life::Ending {
             return;
         }
         let count = match result {

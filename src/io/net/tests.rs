@@ -79,6 +79,8 @@ struct Fixture {
     host: TestHost,
     pool: Pool,
     addr: SocketAddr,
+    /// When the last turn said that the next one is due.
+    due_us: Option<u64>,
 }
 
 impl Fixture {
@@ -108,7 +110,7 @@ impl Fixture {
         let net = Net::new(&mut ring, pool.clone(), listener, config, session_config).unwrap();
         let now = Now { mono_us: 1_000_000, wall_us: 0 };
         let host = TestHost { ring, now, is_open: true, stalled: Vec::new(), requests: Vec::new() };
-        Fixture { net, host, pool, addr }
+        Fixture { net, host, pool, addr, due_us: None }
     }
 
     /// A turn of the loop. Returns whether anything had happened.
@@ -121,7 +123,7 @@ impl Fixture {
             }
         }
         self.net.tick(&mut self.host);
-        self.net.settle(&mut self.host);
+        self.due_us = self.net.settle(&mut self.host);
         self.host.ring.submit_and_wait(Some(Duration::from_millis(10))).unwrap();
         worked
     }
@@ -375,21 +377,70 @@ fn a_batch_that_does_not_end_is_told_so_when_memory_is_short() {
 fn a_crowd_that_comes_or_leaves_takes_its_turns() {
     let mut f = Fixture::new(|_| {});
     let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    let mut most = 0;
+    let mut turns = 0;
     while f.net.counters().open < 100 {
         let before = f.net.counters().open;
         f.turn();
-        most = most.max(f.net.counters().open - before);
+        assert!(f.net.counters().open <= before + 8, "eight are accepted in a turn");
+        turns += 1;
+        assert!(turns < 1000, "{} were accepted", f.net.counters().open);
     }
-    assert!(most <= 8, "{most} were accepted in a turn");
     drop(crowd);
-    most = 0;
-    while f.net.counters().open > 0 {
+    for turns in 0.. {
         let before = f.net.counters().open;
+        if before == 0 {
+            break;
+        }
         f.turn();
-        most = most.max(before - f.net.counters().open);
+        assert!(f.net.counters().open + 8 >= before, "eight are closed in a turn");
+        let waits = !f.net.ended.is_empty();
+        assert!(!waits || f.due_us.is_some_and(|due| due <= f.host.now.mono_us), "the next turn is due");
+        assert!(turns < 1000, "{before} are still open");
     }
-    assert!(most <= 8, "{most} were closed in a turn");
+}
+
+/// Those who left count until they are closed, so more are closed than opened.
+#[test]
+fn those_who_left_make_room_for_those_who_come() {
+    let mut f = Fixture::new(|_| {});
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
+    f.settle();
+    drop(crowd);
+    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
+    let mut most = 0;
+    while f.net.counters().accepted < 200 {
+        let (open, accepted) = (f.net.counters().open, f.net.counters().accepted);
+        f.turn();
+        let came = f.net.counters().accepted - accepted;
+        let left = open + came - f.net.counters().open;
+        assert!(left >= came || f.net.ended.is_empty(), "{came} came, {left} left");
+        most = most.max(left.saturating_sub(came));
+    }
+    assert!(most > 0, "the list of those who left never shrank");
+    drop(crowd);
+}
+
+/// Deadlines of many connections at once are looked at in several turns, each due
+/// at once.
+#[test]
+fn many_deadlines_take_their_turns() {
+    let mut f = Fixture::new(|_| {});
+    let crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
+    f.settle();
+    f.host.now.mono_us += 20_000_000;
+    let mut turns = 0;
+    while f.net.session_config().counters.violations.get() < 200 {
+        let before = f.net.session_config().counters.violations.get();
+        f.net.tick(&mut f.host);
+        let due = f.net.settle(&mut f.host);
+        let told = f.net.session_config().counters.violations.get();
+        assert!(told - before <= 64, "{} in a turn", told - before);
+        assert!(told == 200 || due.is_some_and(|due| due <= f.host.now.mono_us), "the next turn is due");
+        turns += 1;
+        assert!(turns < 100);
+    }
+    assert!(turns >= 4);
+    drop(crowd);
 }
 
 /// Nothing is sent to whoever reads nothing, and that for 30 s and no longer.

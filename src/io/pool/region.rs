@@ -79,18 +79,22 @@ impl Region {
         Ok(Region { base, len })
     }
 
-    /// Has the kernel find the pages of `len` bytes from `at`, which must be
-    /// zero and nobody else's.
+    /// Has the kernel find the pages of `len` bytes from `at`.
     ///
     /// By writing to each page. `MADV_POPULATE_WRITE` would hold the lock on the
     /// whole address space meanwhile, and a core that allocates wait for it: for
     /// seconds, where the thread that warms has the lowest priority and other
     /// programs keep the processors busy. A page fault locks this mapping only
     /// (since Linux 6.4).
-    pub(super) fn prefault(&self, at: usize, len: usize) {
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these bytes meanwhile, and they are zero, or may
+    /// become so.
+    pub(super) unsafe fn prefault(&self, at: usize, len: usize) {
         assert!(at + len <= self.len, "outside the region");
         for page in (at..at + len).step_by(SMALLEST_PAGE) {
-            // SAFETY: within the mapping, and the caller alone has these bytes.
+            // SAFETY: within the mapping, and the caller promises that nobody else
+            // has these bytes.
             unsafe { self.at(page).as_ptr().write_volatile(0) };
         }
     }
@@ -117,7 +121,9 @@ impl Region {
         Ok(Region { base, len, align })
     }
 
-    pub(super) fn prefault(&self, _at: usize, _len: usize) {}
+    /// # Safety
+    /// None is needed here; see the other one.
+    pub(super) unsafe fn prefault(&self, _at: usize, _len: usize) {}
 }
 
 #[cfg(miri)]

@@ -32,8 +32,9 @@ impl Shared {
             self.warm.store(self.pieces.len(), Ordering::Release);
             return false;
         };
-        // Never touched, and this thread's alone until it is free.
-        self.region.prefault(chunk as usize * CHUNK_LEN, CHUNK_LEN);
+        // SAFETY: `claim_cold` gives out each chunk once, and nobody else can have it
+        // until it is set free below; never touched, it is zero.
+        unsafe { self.region.prefault(chunk as usize * CHUNK_LEN, CHUNK_LEN) };
         let freed = self.free.push(chunk);
         assert!(freed.is_ok(), "the queue has a place for each chunk");
         // Two threads may warm at once; the mark never goes back.

@@ -13,7 +13,7 @@ pub enum Feature {
     TimedWait,
     /// Provided buffers through a shared ring.
     BufferRings,
-    /// One accept for all connections.
+    /// Accepting a connection.
     Accept,
     /// One receive per connection for all its bytes.
     MultishotRecv,
