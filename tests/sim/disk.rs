@@ -311,11 +311,6 @@ impl Disk {
         self.fail_next_write = true;
     }
 
-    /// From now on reads fail as often as that; 0 for never.
-    pub fn set_read_fails_one_in(&mut self, one_in: u64) {
-        self.habits.read_fails_one_in = one_in;
-    }
-
     pub fn has_pending_writes(&self) -> bool {
         !self.writes.is_empty()
     }

@@ -62,7 +62,7 @@ impl Profile {
             disk: DiskHabits {
                 write_us: rng.pick(&[20, 100, 1_000]),
                 slow_one_in: rng.pick(&[20, 200, 5_000]),
-                read_fails_one_in: 0,
+                read_fails_one_in: rng.pick(&[0, 0, 0, 300]),
             },
             habits: Self::habits(rng),
             nameless: rng.below(3) as usize,
