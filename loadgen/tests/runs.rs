@@ -78,6 +78,32 @@ impl Files {
     }
 }
 
+/// The whole numbers in the first row of `table` whose header begins with `column`.
+fn row_below(text: &str, column: &str) -> Vec<u64> {
+    let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with(column)).skip(1);
+    let row =
+        lines.find(|line| line.contains(|c: char| c.is_ascii_digit())).unwrap_or_else(|| panic!("{text}"));
+    // Thousands are one space apart, columns at least two.
+    let cells = row.split("  ").filter(|cell| !cell.trim().is_empty());
+    cells.map(|cell| cell.replace(' ', "").parse().unwrap_or_else(|_| panic!("{row}"))).collect()
+}
+
+#[test]
+fn without_arguments_a_broker_is_started_loaded_judged_from_its_disk_and_removed() {
+    let dir = directory();
+    let output = Command::new(env!("CARGO_BIN_EXE_loadgen")).current_dir(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let read_back = text.find("everything is read back from its disk");
+    let verdict = text.find("every acknowledged message is there, once, in order, and undamaged");
+    assert!(read_back.is_some() && read_back < verdict, "{text}");
+    let counts = row_below(&text, "acknowledged   lost");
+    assert!(counts[0] > 1000, "{text}");
+    assert!(counts[1..].iter().all(|&count| count == 0), "{text}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 #[test]
 fn an_echo_run_reports_every_promised_figure() {
     for engine in ["raw", "tokio-uring"] {
