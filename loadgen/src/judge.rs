@@ -37,7 +37,7 @@ pub struct Verdict {
     pub corrupted: u64,
     /// Acknowledged at one offset, and there at another.
     pub misplaced: u64,
-    /// There, although never sent or refused for good.
+    /// There, although never sent or refused.
     pub phantom: u64,
     /// Offsets that no record has, between records that are there.
     pub holes: u64,
@@ -53,7 +53,7 @@ pub struct Verdict {
     /// Unknown, and not found, but not everything that their partition ever held
     /// was read.
     pub unknown_unread: u64,
-    /// Refused for good.
+    /// Refused, for good or until their producer gave up.
     pub refused: u64,
     /// Acknowledged, but not found, and where they should be retention had removed
     /// everything before it was read.

@@ -1,8 +1,9 @@
 //! Error codes and the four outcomes of a request.
 
 /// What became of a request, from its sender's point of view. Every request
-/// ends in exactly one of these, under the same names in protocol, client and
-/// load generator.
+/// ends in exactly one of these, under the same names in protocol and client.
+/// The load generator counts durable as `acked`, both kinds of rejected as
+/// `refused`, and unknown as `unknown`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
     /// Carried out; what it wrote is on disk.

@@ -54,7 +54,8 @@ pub enum Entry {
         /// Offset of the first, the others following densely; or [`NO_OFFSET`].
         offset: u64,
     },
-    /// Refused for good, and sure not to have been carried out.
+    /// Refused, for good or until its producer gave up, and sure not to have been
+    /// carried out.
     Refused {
         /// Which stream.
         stream: u32,

@@ -49,9 +49,9 @@ pub struct Tally {
     pub sent: u64,
     /// Acknowledged.
     pub acked: u64,
-    /// Refused for good.
+    /// Refused, for good or until their producer gave up: not carried out.
     pub refused: u64,
-    /// Given up without an answer.
+    /// Given up when an attempt had got no answer.
     pub unknown: u64,
     /// Batches sent again.
     pub retries: u64,

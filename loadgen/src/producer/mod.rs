@@ -299,7 +299,7 @@ impl Producer {
         let stream = &mut self.streams[batch.stream as usize];
         if error.is_retryable() && stream.usable == Use::Open {
             self.again += u32::from(!stream.has_again());
-            stream.refused(batch, now, u64::from(error.retry_after_ms) * 1_000_000);
+            stream.refused(batch, error.code, now, u64::from(error.retry_after_ms) * 1_000_000);
             self.refusal = Some(error.clone());
             return;
         }
@@ -307,10 +307,11 @@ impl Producer {
         ctx.fail(|| format!("producer {} was refused on partition {partition}: {error}", self.index));
         self.settle(batch, now);
         self.given_up(ctx, batch, Some(error.code));
-        self.stop_stream(ctx, batch.stream, Some(error.code));
+        self.stop_stream(ctx, batch.stream);
     }
 
-    /// Books a batch that is not tried any more.
+    /// Books a batch that is not tried any more; `code` is what its last attempt
+    /// was refused with, if that was answered.
     fn given_up(&mut self, ctx: &mut Context, batch: Batch, code: Option<u16>) {
         let stream = self.streams[batch.stream as usize].ledger;
         let (first, count) = (batch.first, u64::from(batch.count));
@@ -327,13 +328,13 @@ impl Producer {
     }
 
     /// Uses a stream no more; what waits in it to be sent again is given up.
-    fn stop_stream(&mut self, ctx: &mut Context, number: u32, code: Option<u16>) {
+    fn stop_stream(&mut self, ctx: &mut Context, number: u32) {
         let stream = &mut self.streams[number as usize];
         stream.usable = Use::Stopped;
         self.again -= u32::from(stream.has_again());
         for batch in stream.take_again() {
             self.unsettled -= 1;
-            self.given_up(ctx, batch, code);
+            self.given_up(ctx, batch, batch.refusal);
         }
         self.stopped = self.streams.iter().all(|s| s.usable == Use::Stopped);
     }
@@ -349,8 +350,7 @@ impl Producer {
                 }
             }
         }
-        // Without a code: whatever was refused last may have been done before.
-        (0..self.streams.len() as u32).for_each(|number| self.stop_stream(ctx, number, None));
+        (0..self.streams.len() as u32).for_each(|number| self.stop_stream(ctx, number));
         assert_eq!(self.unsettled, 0, "every batch has an outcome");
         self.stopped = true;
     }
@@ -399,7 +399,7 @@ impl Producer {
         }
         let partition = self.streams[number as usize].place.partition;
         ctx.fail(|| format!("producer {} cannot open partition {partition}: {error}", self.index));
-        self.stop_stream(ctx, number, None);
+        self.stop_stream(ctx, number);
     }
 }
 

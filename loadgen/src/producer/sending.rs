@@ -111,7 +111,7 @@ impl Producer {
         let usual = u64::from(ctx.parameters.batch);
         let count = self.budget.map_or(usual, |left| left.min(usual)) as u32;
         let first = self.streams[number].next;
-        let batch = Batch { stream: number as u32, count, first, due, doubtful: false };
+        let batch = Batch { stream: number as u32, count, first, due, doubtful: false, refusal: None };
         self.put(ctx, batch).then_some(batch)
     }
 

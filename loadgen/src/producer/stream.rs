@@ -18,6 +18,8 @@ pub struct Batch {
     pub due: u64,
     /// An attempt got no answer, so a refusal of another one proves nothing.
     pub doubtful: bool,
+    /// Error code of the last refusal after which it is to be sent again.
+    pub refusal: Option<u16>,
 }
 
 /// Whether a stream can be used.
@@ -96,15 +98,15 @@ impl Stream {
         self.backoff.reset();
     }
 
-    /// Notes a refusal after which `batch` is to be sent again, at the earliest
-    /// `wait` ns from `now`.
-    pub fn refused(&mut self, batch: Batch, now: u64, wait: u64) {
+    /// Notes a refusal with this error code after which `batch` is to be sent
+    /// again, at the earliest `wait` ns from `now`.
+    pub fn refused(&mut self, batch: Batch, code: u16, now: u64, wait: u64) {
         self.in_flight -= 1;
         // One wait for all that were refused together.
         if self.again.is_empty() {
             self.again_at = now + wait.max(1000 * self.backoff.next_us());
         }
-        self.again.push(batch);
+        self.again.push(Batch { refusal: Some(code), ..batch });
     }
 
     /// Notes that a batch's connection is gone.

@@ -108,7 +108,7 @@ fn put_course(out: &mut String, report: &Report) {
         ("schedule lag, highest (µs)", lag.max),
         ("record batches sent again", report.retries as f64),
         ("connections made again", report.reconnects as f64),
-        ("messages refused for good", report.refused as f64),
+        ("messages refused and given up", report.refused as f64),
         ("messages with an unknown outcome", report.unknown as f64),
         ("messages that were due and never sent", report.due_not_sent as f64),
     ] {
@@ -259,7 +259,7 @@ mod tests {
         for (name, value) in [
             ("schedule lag, 99th percentile (µs)", 42),
             ("schedule lag, highest (µs)", 43),
-            ("messages refused for good", 44),
+            ("messages refused and given up", 44),
             ("record batches sent again", 45),
             ("connections made again", 46),
             ("messages with an unknown outcome", 41),

@@ -56,7 +56,7 @@ pub struct Report {
     pub invalid_reason: Option<String>,
     /// Records sent, warm-up included.
     pub sent: u64,
-    /// Records refused for good.
+    /// Records refused, for good or until their producer gave up.
     pub refused: u64,
     /// Record batches sent again.
     pub retries: u64,

@@ -57,7 +57,7 @@ pub fn results(report: &Report) -> String {
     for (count, what) in [
         (report.retries, "record batches sent again"),
         (report.reconnects, "connections made again"),
-        (report.refused, "messages refused for good"),
+        (report.refused, "messages refused and given up"),
         (report.unknown, "messages with an unknown outcome"),
         (report.due_not_sent, "messages that were due and never sent"),
     ] {
