@@ -71,6 +71,8 @@ pub struct Verdict {
     /// Whether every run of the ledger was ended in an orderly way. If not,
     /// sent and acknowledged may be higher than the ledger knows.
     pub complete: bool,
+    /// The part of each run of the ledger, in their order there.
+    pub runs: Vec<RunVerdict>,
     /// The first findings, in words.
     pub findings: Vec<String>,
 }
@@ -94,9 +96,55 @@ impl Verdict {
         faults.iter().chain(&more).all(|&n| n == 0)
     }
 
+    /// What a [`RunVerdict`] counts, in the order of its fields.
+    fn counts(&self) -> [u64; 6] {
+        let unknown = self.unknown_present + self.unknown_absent + self.unknown_unread;
+        [self.acked, self.lost, self.duplicated, self.reordered, self.corrupted, unknown]
+    }
+
     fn find(&mut self, finding: impl FnOnce() -> String) {
         if self.findings.len() < MAX_FINDINGS {
             self.findings.push(finding());
+        }
+    }
+}
+
+/// One run's part in the counts of the same names of a [`Verdict`]. A spot that
+/// cannot be read is in the verdict's `corrupted` alone, as nobody knows whose
+/// records were there.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct RunVerdict {
+    /// The run's random number.
+    pub run: u64,
+    /// Whether it was ended in an orderly way.
+    pub ended: bool,
+    /// See [`Verdict`].
+    pub acked: u64,
+    /// See [`Verdict`].
+    pub lost: u64,
+    /// See [`Verdict`].
+    pub duplicated: u64,
+    /// See [`Verdict`].
+    pub reordered: u64,
+    /// See [`Verdict`].
+    pub corrupted: u64,
+    /// See [`Verdict`].
+    pub unknown: u64,
+}
+
+impl RunVerdict {
+    /// Takes over what one of the run's streams has added to a verdict's counts.
+    fn add(&mut self, before: [u64; 6], after: [u64; 6]) {
+        let own = [
+            &mut self.acked,
+            &mut self.lost,
+            &mut self.duplicated,
+            &mut self.reordered,
+            &mut self.corrupted,
+            &mut self.unknown,
+        ];
+        for (own, (before, after)) in own.into_iter().zip(before.into_iter().zip(after)) {
+            *own += after - before;
         }
     }
 }
@@ -142,6 +190,12 @@ struct Opened {
 struct RunState {
     number: u64,
     ended: bool,
+}
+
+impl RunState {
+    fn without_streams(&self) -> RunVerdict {
+        RunVerdict { run: self.number, ended: self.ended, ..RunVerdict::default() }
+    }
 }
 
 #[derive(Default)]
@@ -366,6 +420,7 @@ impl Judge {
             corrupted: self.corrupted,
             expired_allowed: self.expired_allowed,
             complete: !self.runs.is_empty() && self.runs.iter().all(|run| run.ended),
+            runs: self.runs.iter().map(RunState::without_streams).collect(),
             findings: self.findings,
             holes: self.partitions.values().map(|p| p.holes).sum(),
             vanished: self.partitions.values().map(|p| p.vanished).sum(),
@@ -376,7 +431,12 @@ impl Judge {
         for (key, stream) in streams {
             let part = self.partitions.entry(key.1).or_default();
             match stream.opened.and_then(|opened| Some((opened, self.runs.get(opened.run)?))) {
-                Some((opened, run)) => stream.weigh(&mut verdict, key, opened, run, part),
+                Some((opened, run)) => {
+                    let before = verdict.counts();
+                    stream.weigh(&mut verdict, key, opened, run, part);
+                    let after = verdict.counts();
+                    verdict.runs[opened.run].add(before, after);
+                }
                 None => verdict.foreign += count(stream.seen.rising()) + count(stream.seen.late()),
             }
         }

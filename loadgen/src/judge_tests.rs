@@ -327,6 +327,25 @@ fn strangers_records_are_counted_apart() {
 }
 
 #[test]
+fn of_two_runs_only_the_one_that_lost_something_is_said_to_have() {
+    let mut case = Case::new().sent(4).acked(0, 4, NO_OFFSET).ended().there(0, 4);
+    let (run, producer) = (RUN + 1, ProducerId(10));
+    case.judge.entry(&Entry::RunStarted(Box::new(RunInfo { run, ..RunInfo::default() })));
+    let epoch = Epoch(1);
+    let stream = StreamInfo { index: 3, partition: PARTITION, producer, epoch, first_sequence: 0 };
+    case.judge.entry(&Entry::StreamOpened(stream));
+    // Three of the five that were acknowledged are there, and the run was cut off.
+    let mut case = case.sent(7).acked(0, 5, NO_OFFSET);
+    let stamp = |sequence| Stamp { run, producer: 3, partition: 0, sequence, sent_ns: 0 };
+    case.give(0, (0..3).map(stamp).collect(), producer);
+    let v = case.verdict();
+    let first = RunVerdict { run: RUN, ended: true, acked: 4, ..RunVerdict::default() };
+    let second = RunVerdict { run, acked: 5, lost: 2, unknown: 2, ..RunVerdict::default() };
+    assert_eq!(v.runs, [first, second]);
+    assert_eq!((v.acked, v.lost, v.unknown), (9, 2, 2));
+}
+
+#[test]
 fn a_batch_that_begins_before_the_position_counts_once() {
     let mut case = Case::new().sent(4).acked(0, 4, 0).ended().there(0, 2);
     case.next_offset = 0;

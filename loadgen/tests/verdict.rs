@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use loadgen::admin::Admin;
 use ringbolt::serve::{Broker, Config};
+use ringbolt_wire::Request;
 use serde_json::Value;
 
 struct Rig {
@@ -68,6 +70,34 @@ fn a_broker_that_cannot_be_reached_is_not_convicted() {
     for key in ["sent", "acked", "lost", "duplicated", "reordered", "corrupted", "unknown", "refused"] {
         assert!(verdict[key].is_number(), "{key}: {verdict}");
     }
+}
+
+#[test]
+fn each_run_of_a_ledger_answers_for_its_own_losses() {
+    let rig = Rig::start(|_| {});
+    for (topic, count) in [("kept", "1000"), ("deleted", "500")] {
+        assert!(
+            rig.run(&["--topic", topic, "--count", count, "--producers", "2"]).status().unwrap().success()
+        );
+    }
+    let mut admin = Admin::connect(rig.addr.parse().unwrap()).unwrap();
+    admin.ask(&Request::DeleteTopic { name: "deleted".to_owned() }).unwrap();
+    let (code, verdict, said) = rig.verify_aloud(&[]);
+    assert_eq!(
+        (code, &verdict["acked"], &verdict["lost"]),
+        (Some(1), &1500.into(), &500.into()),
+        "{verdict}"
+    );
+    let runs = verdict["runs"].as_array().unwrap();
+    let of = |key: &str| runs.iter().map(|run| run[key].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(
+        (of("acked"), of("lost"), of("unknown")),
+        (vec![1000, 500], vec![0, 500], vec![0, 0]),
+        "{verdict}"
+    );
+    assert!(runs.iter().all(|run| run["ended"] == true), "{verdict}");
+    assert!(of("run")[0] != of("run")[1], "{verdict}");
+    assert!(said.lines().any(|line| line.contains("run ") && line.contains("closed")), "{said}");
 }
 
 #[test]

@@ -227,6 +227,20 @@ pub fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::RunVerdict;
+
+    #[test]
+    fn the_runs_of_a_ledger_have_a_row_each_when_there_are_several() {
+        let run = RunVerdict { acked: 1234, ended: true, ..RunVerdict::default() };
+        let one = Verdict { acked: 1234, runs: vec![run.clone()], ..Verdict::default() };
+        assert_eq!(judgement(&one).matches("1 234").count(), 1);
+        let more = RunVerdict { acked: 4321, lost: 77, ..run.clone() };
+        let two = Verdict { acked: 5555, lost: 77, runs: vec![run, more], ..Verdict::default() };
+        let told = judgement(&two);
+        for (count, times) in [("5 555", 1), ("1 234", 1), ("4 321", 1), ("77", 2)] {
+            assert_eq!(told.matches(count).count(), times, "{count}: {told}");
+        }
+    }
 
     #[test]
     fn a_verdict_on_a_ledger_that_was_not_closed_says_so() {

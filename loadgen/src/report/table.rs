@@ -4,7 +4,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use super::{Quantiles, Report, conclusion, number};
-use crate::judge::Verdict;
+use crate::judge::{RunVerdict, Verdict};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -90,6 +90,9 @@ pub fn judgement(verdict: &Verdict) -> String {
     let mut out = table(&columns.map(|(name, _)| name));
     out.add_row(columns.map(|(_, count)| number(count as f64)));
     let mut out = out.to_string();
+    if verdict.runs.len() > 1 {
+        out = format!("{out}\n{}", runs(&verdict.runs));
+    }
     for (count, what) in [
         (verdict.misplaced, "messages are at another offset than was acknowledged"),
         (verdict.phantom, "messages are there that were refused or never sent"),
@@ -114,4 +117,20 @@ pub fn judgement(verdict: &Verdict) -> String {
         out = format!("{out}\n  {finding}");
     }
     format!("{out}\n{}", conclusion(verdict))
+}
+
+/// What became of the messages of each run of a ledger.
+fn runs(runs: &[RunVerdict]) -> Table {
+    let mut out =
+        table(&["run", "acknowledged", "lost", "duplicated", "reordered", "corrupted", "unknown", "closed"]);
+    for (place, run) in (1..).zip(runs) {
+        let mut row = vec![place.to_string()];
+        row.extend(
+            [run.acked, run.lost, run.duplicated, run.reordered, run.corrupted, run.unknown]
+                .map(|count| number(count as f64)),
+        );
+        row.push(if run.ended { "yes" } else { "no" }.to_owned());
+        out.add_row(row);
+    }
+    out
 }
