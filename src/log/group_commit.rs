@@ -14,6 +14,7 @@ use ringbolt_wire::{Offset, PartitionId};
 use super::commit::{ClosedCommit, CommitPlace, OpenCommit};
 use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::Buffer;
+use crate::limits::DEFAULT_DIRECT_THRESHOLD;
 use crate::shard::action::WriteToken;
 use crate::shard::event::ReplyTo;
 
@@ -69,6 +70,7 @@ struct Sealed<B> {
     segment: SegmentSeq,
     position: u64,
     closed: ClosedCommit<B>,
+    is_large: bool,
     commit: Waiting,
 }
 
@@ -85,6 +87,7 @@ struct Waiting {
 struct InFlight {
     token: WriteToken,
     written: bool,
+    is_large: bool,
     commit: Waiting,
 }
 
@@ -151,6 +154,7 @@ pub struct GroupCommit<B> {
     open: Option<(OpenCommit<B>, Vec<PendingAck>)>,
     sealed: VecDeque<Sealed<B>>,
     in_flight: VecDeque<InFlight>,
+    large_in_flight: usize,
     spare_acks: Vec<Vec<PendingAck>>,
 }
 
@@ -179,6 +183,7 @@ impl<B: Buffer> GroupCommit<B> {
             open: None,
             sealed: VecDeque::new(),
             in_flight: VecDeque::new(),
+            large_in_flight: 0,
             spare_acks: Vec::new(),
         }
     }
@@ -231,11 +236,13 @@ impl<B: Buffer> GroupCommit<B> {
             self.last_with_batches = index;
         }
         (self.tail.next_index, self.tail.last_commit_time_us) = (index + 1, commit_time_us);
+        let is_alone = open.batches() == 1;
         let (closed, rest) = open.close();
         let len = closed.disk_len() as u64;
+        let is_large = is_alone && len >= DEFAULT_DIRECT_THRESHOLD;
         let end = Lsn(Lsn::new(segment, position, self.segment_len).0 + len);
         let commit = Waiting { index, end, commit_time_us, acks };
-        self.sealed.push_back(Sealed { segment, position, closed, commit });
+        self.sealed.push_back(Sealed { segment, position, closed, is_large, commit });
         (len, rest)
     }
 
@@ -270,7 +277,7 @@ impl<B: Buffer> GroupCommit<B> {
         if !self.has_room_in_flight() {
             return None;
         }
-        let Sealed { segment, position, closed, commit } = self.sealed.pop_front()?;
+        let Sealed { segment, position, closed, is_large, commit } = self.sealed.pop_front()?;
         let index = commit.index;
         let finished = closed.finish(CommitPlace {
             log: self.log,
@@ -285,7 +292,8 @@ impl<B: Buffer> GroupCommit<B> {
         self.tail.last_crc = crc;
         self.recorded_durable = self.durable_index;
         let token = token();
-        self.in_flight.push_back(InFlight { token, written: false, commit });
+        self.in_flight.push_back(InFlight { token, written: false, is_large, commit });
+        self.large_in_flight += usize::from(is_large);
         Some(CommitWrite { token, segment, position, index, crc, data: share(finished.bytes) })
     }
 
@@ -303,7 +311,9 @@ impl<B: Buffer> GroupCommit<B> {
         if !self.in_flight.front()?.written {
             return None;
         }
-        let Waiting { index, end, commit_time_us, acks } = self.in_flight.pop_front()?.commit;
+        let InFlight { is_large, commit, .. } = self.in_flight.pop_front()?;
+        self.large_in_flight -= usize::from(is_large);
+        let Waiting { index, end, commit_time_us, acks } = commit;
         assert_eq!(index, self.durable_index + 1, "commits become durable in order");
         self.durable_index = index;
         Some(DurableCommit { proof: Durable { _only_here: () }, index, end, commit_time_us, acks })
@@ -315,6 +325,12 @@ impl<B: Buffer> GroupCommit<B> {
             acks.clear();
             self.spare_acks.push(acks);
         }
+    }
+
+    /// Commits in flight that are a large batch each.
+    #[inline]
+    pub fn large_in_flight(&self) -> usize {
+        self.large_in_flight
     }
 
     /// Whether a commit is open.

@@ -229,10 +229,12 @@ impl<P: BufferPool> Shard<P> {
         [record, seal, retain].into_iter().chain(others).flatten().min()
     }
 
-    /// Whether as many commits are written as may be at once.
+    /// Whether the disk is what there is to wait for: as many commits are written as
+    /// may be at once, or several large batches are. To look on for those instead of
+    /// sleeping took 7 % of the processor time per byte, and brought no more of them.
     #[inline]
     pub fn is_saturated(&self) -> bool {
-        !self.commits.has_room_in_flight()
+        !self.commits.has_room_in_flight() || self.commits.large_in_flight() > 1
     }
 
     /// Whether a produce request may be handed in. False holds the sender back:
