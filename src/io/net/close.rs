@@ -20,9 +20,9 @@ pub(super) struct Ended {
 }
 
 /// Sockets that are closed in a turn of the loop, beside as many as were opened in
-/// it. Closing takes the kernel
-/// 10 µs: while 10,000 clients left together, a producer's p99 was 5 to 10 ms with
-/// all that had ended in a turn closed in it, and is 3 to 4 ms.
+/// it. Closing takes the kernel 10 µs: while 10,000 clients left together, a
+/// producer's p99 was 5 to 10 ms with all that had ended in a turn closed in it, and
+/// is 3 to 4 ms.
 const CLOSES_AT_ONCE: usize = 8;
 
 impl Net {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::{Completion, OpId, Ring, Target};
@@ -23,6 +24,9 @@ const ACCEPTS_AT_ONCE: usize = 8;
 /// fail again at once, for ever.
 const RETRY_US: u64 = 100_000;
 
+/// How long an address may be taken before somebody is taken to listen there.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+
 /// Why there is no listening socket.
 #[derive(thiserror::Error, Debug)]
 #[error("cannot listen on {addr}: {source}")]
@@ -37,8 +41,20 @@ pub struct ListenError {
 /// Finds out whether anybody listens on an address. SO_REUSEPORT would share the
 /// port with another broker of the same user, and each would get some of the
 /// connections.
+///
+/// The kernel lets go of a killed broker's ring, and with it of the accepts on its
+/// socket, some time after the process is gone: that is waited for.
 pub fn try_address(addr: SocketAddr) -> Result<(), ListenError> {
-    std::net::TcpListener::bind(addr).map(drop).map_err(|source| ListenError { addr, source })
+    let started = Instant::now();
+    loop {
+        match std::net::TcpListener::bind(addr) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && started.elapsed() < LET_GO_WITHIN => {
+                std::thread::sleep(LET_GO_WITHIN / 100);
+            }
+            Err(source) => return Err(ListenError { addr, source }),
+        }
+    }
 }
 
 /// Opens `count` sockets that listen on the same address, and says which: port
