@@ -105,6 +105,9 @@ pub const MAX_CORES: usize = MAX_SHARDS as usize;
 /// Most connections at once, unless told otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 20_000;
 
+/// Memory of a broker in bytes, unless told otherwise.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+
 /// Segments of a shard that are open files at a time.
 pub const MAX_OPEN_SEGMENTS: usize = 64;
 

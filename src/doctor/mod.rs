@@ -91,8 +91,8 @@ pub fn examine(options: &Options, progress: &mut dyn FnMut(&str)) -> Report {
     let can_run_buffered = missing == 1 && data.lacks_direct_io();
     let waiting = checks::waiting_for_a_core(&sys).unwrap_or(0.0);
     let mut figures = Figures::default();
-    let measured = can_run.then(|| figures::measure(options, &data.path, &cores, &mut figures, progress));
-    let error = measured.and_then(Result::err).map(|error| error.to_string());
+    let outcome = can_run.then(|| figures::measure(options, &data.path, &cores, &mut figures, progress));
+    let error = outcome.and_then(Result::err).map(|error| error.to_string());
     let mut warnings = plausible::warnings(&data, &figures);
     let measured = figures != Figures::default();
     if measured && waiting >= checks::BUSY_PERCENT {

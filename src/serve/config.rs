@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::limits::{
     BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_FRAME_TIMEOUT_MS, DEFAULT_HANDSHAKE_TIMEOUT_MS,
-    DEFAULT_MAX_CONNECTIONS, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_COMMITS_IN_FLIGHT, MAX_CORES,
-    MAX_SEGMENT_LEN, MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN,
+    DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_COMMITS_IN_FLIGHT,
+    MAX_CORES, MAX_SEGMENT_LEN, MAX_SHARDS, MIN_SEGMENT_LEN, PAGE_LEN,
 };
 
 /// Which durable writes share flushes: `auto`, `never`, or a number of writes in
@@ -126,7 +126,7 @@ impl Config {
             admin: None,
             shards: None,
             cores: None,
-            memory: 512 << 20,
+            memory: DEFAULT_MEMORY,
             segment_size: None,
             preallocate: 0,
             retention_bytes: None,

@@ -4,13 +4,10 @@ use crate::doctor::check::{Check, Verdict};
 use crate::io::pin::available_cpus;
 use crate::io::probe::Sys;
 use crate::io::probe::{Resource, effective_capability, limit};
-use crate::limits::{DEFAULT_MAX_CONNECTIONS, MAX_OPEN_SEGMENTS, OPEN_FILES_OF_PROCESS};
+use crate::limits::{DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, MAX_OPEN_SEGMENTS, OPEN_FILES_OF_PROCESS};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.
 const CAP_IPC_LOCK: u32 = 14;
-
-/// `serve --memory` unless told otherwise, in bytes.
-const DEFAULT_MEMORY: u64 = 512 << 20;
 
 pub(super) fn version(sys: &Sys) -> Vec<Check> {
     let release = sys.sysctl("kernel.osrelease");
