@@ -24,8 +24,9 @@ use crate::io::net::{ListenError, bind, try_address};
 use crate::io::pin::{PinError, available_cpus};
 use crate::io::pool::{Pool, PoolError, RegistrationError, too_little_to_lock};
 use crate::io::probe::{MissingFeature, StorageError, probe_ring};
+use crate::io::process::reserve_descriptors;
 use crate::io::ring::RingError;
-use crate::limits::{DEFAULT_SEGMENT_LEN, MAILBOX_LEN, MAX_SHARDS};
+use crate::limits::{DEFAULT_SEGMENT_LEN, MAILBOX_LEN, MAX_SHARDS, open_files_beside_connections};
 use crate::log::recovery::RecoveryError;
 use crate::reactor::{Course, Message, ReactorError, Shared};
 use crate::shard::event::DiskFault;
@@ -183,6 +184,10 @@ impl Broker {
         let cpus = asked[..asked.len().min(shards)].to_vec();
         let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
         let plan = MemoryPlan::new(config.memory, cpus.len(), shards)?;
+        let files = config.max_connections + open_files_beside_connections(shards);
+        if let Err(error) = reserve_descriptors(files as u64) {
+            tracing::warn!(%error, "no room was reserved for descriptors: many new connections may hold others up");
+        }
         let pool = Pool::new(plan.pool)?;
         // Each core's ring counts all of it.
         let locked = plan.pool * cpus.len();

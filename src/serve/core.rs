@@ -19,7 +19,7 @@ use crate::io::pin::pin_thread;
 use crate::io::pool::Pool;
 use crate::io::probe::{Device, Resource, Sys, limit};
 use crate::io::ring::{Ring, RingConfig};
-use crate::limits::{MAX_OPEN_SEGMENTS, MAX_UNSENT, MAX_UNSENT_OWN, OPEN_FILES_OF_PROCESS};
+use crate::limits::{MAX_UNSENT, MAX_UNSENT_OWN, open_files_beside_connections};
 use crate::log::group_commit::small_in_flight;
 use crate::log::recovery::{LogIdentity, RecoveredLog, recover};
 use crate::log::superblock::Superblock;
@@ -224,7 +224,7 @@ impl CoreStart {
     fn max_connections(&self) -> usize {
         let wanted = self.config.max_connections;
         let Some(files) = limit(Resource::OpenFiles).soft else { return wanted };
-        let own = (OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * self.dirs.len()) as u64;
+        let own = open_files_beside_connections(self.dirs.len()) as u64;
         let left = usize::try_from(files.saturating_sub(own)).unwrap_or(usize::MAX);
         wanted.min(left.max(MIN_CONNECTIONS))
     }

@@ -4,7 +4,7 @@ use crate::doctor::check::{Check, Verdict};
 use crate::io::pin::available_cpus;
 use crate::io::probe::Sys;
 use crate::io::probe::{Resource, effective_capability, limit};
-use crate::limits::{DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, MAX_OPEN_SEGMENTS, OPEN_FILES_OF_PROCESS};
+use crate::limits::{DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, open_files_beside_connections};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.
 const CAP_IPC_LOCK: u32 = 14;
@@ -68,7 +68,7 @@ pub(super) fn limits() -> Vec<Check> {
     let cores = available_cpus().map_or(1, |cpus| cpus.len());
     let needed = DEFAULT_MEMORY * cores as u64;
     let files = limit(Resource::OpenFiles);
-    let wanted_files = (DEFAULT_MAX_CONNECTIONS + OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * cores) as u64;
+    let wanted_files = (DEFAULT_MAX_CONNECTIONS + open_files_beside_connections(cores)) as u64;
     vec![
         Check::new("RLIMIT_MEMLOCK", format!("{needed} or more (--memory once per core)"))
             .found(Some(found), Verdict::advice_unless(exempt || locked.allows(needed)))
