@@ -14,6 +14,7 @@ mod connection;
 mod direct;
 mod half;
 mod listener;
+mod pace;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use crate::shard::action::Reply;
 use crate::time::Now;
 use connection::{Connection, Life, Slot, Stashed};
 pub use listener::{ListenError, bind, try_address};
+use pace::Pace;
 use timers::{Timer, Timers};
 
 /// What connections need of their core.
@@ -160,6 +162,8 @@ pub struct Net {
     ended: VecDeque<close::Ended>,
     /// Connections opened since some were closed.
     opened: usize,
+    /// How fast they are closed.
+    closing: Pace,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
@@ -222,7 +226,8 @@ impl Net {
         let registered = ring.submitter().register_files_sparse(places);
         let places = registered.map_or(0, |()| places);
         let mut listener = listener::Listener::new(listener);
-        listener.arm(ring);
+        // At any time the first ones may.
+        listener.arm(ring, 0);
         Ok(Net {
             config,
             session_config,
@@ -236,6 +241,7 @@ impl Net {
             starved: Vec::new(),
             ended: VecDeque::new(),
             opened: 0,
+            closing: Pace::default(),
             queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(listener),
@@ -327,8 +333,10 @@ impl Net {
         if !self.starved.is_empty() {
             self.feed_starved(host);
         }
-        let has_more_to_close = self.close_ended(host);
-        if has_more_to_close || self.has_turn() {
+        if let Some(due_us) = self.close_ended(host) {
+            self.wake_at(due_us);
+        }
+        if self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
         self.timers.next()
@@ -390,13 +398,7 @@ impl Net {
             let Some((key, timer)) = self.timers.pop_due(now) else { break };
             match timer {
                 Timer::Turn => {}
-                Timer::Accept => {
-                    if let Some(listener) = &mut self.listener
-                        && !self.stopping
-                    {
-                        listener.arm(host.ring());
-                    }
-                }
+                Timer::Accept => self.accept(host),
                 Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                     if let Some(slot) = self.find(key) {
                         self.connection_timer(slot, timer, host);

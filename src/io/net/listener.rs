@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::pace::{AT_ONCE, Pace};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::{Completion, OpId, Ring, Target};
 use crate::io::tcp;
@@ -14,11 +15,6 @@ use crate::session::Violation;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-
-/// Connections that are accepted in a turn of the loop, at most. A multishot accept
-/// goes on within one system call for as long as they come, 20 µs each: a producer
-/// beside the first 10,000 had a p99 of 45 ms with it, and has 12 ms.
-const ACCEPTS_AT_ONCE: usize = 8;
 
 /// How long accepting pauses after it failed: with no descriptor left it would
 /// fail again at once, for ever.
@@ -129,26 +125,34 @@ fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
     std::net::TcpListener::from(socket.try_clone()?).local_addr()
 }
 
-/// A socket with its accepts, each for one connection.
+/// A socket with its accepts, each for one connection: a multishot accept goes on
+/// within one system call for as long as they come.
 pub(super) struct Listener {
     socket: OwnedFd,
-    accepts: [Option<OpId>; ACCEPTS_AT_ONCE],
-    /// A timer will start them again.
-    pauses: bool,
+    accepts: [Option<OpId>; AT_ONCE],
+    pace: Pace,
+    /// A timer will start the accepts that are not under way.
+    waits: bool,
 }
 
 impl Listener {
     pub fn new(socket: OwnedFd) -> Listener {
-        Listener { socket, accepts: [None; ACCEPTS_AT_ONCE], pauses: false }
+        Listener { socket, accepts: [None; AT_ONCE], pace: Pace::default(), waits: false }
     }
 
-    /// Starts the accepts that are not under way.
-    pub fn arm(&mut self, ring: &mut Ring) {
-        self.pauses = false;
+    /// Starts the accepts that are not under way, as far as they may be now
+    /// (monotonic, µs). Returns when to start the others.
+    pub fn arm(&mut self, ring: &mut Ring, now_us: u64) -> Option<u64> {
+        self.waits = false;
         let target = Target::Fd(self.socket.as_raw_fd());
-        for (number, accept) in self.accepts.iter_mut().enumerate() {
-            accept.get_or_insert_with(|| ring.accept(Op::Accept.token(number as u64), target));
+        for (number, accept) in self.accepts.iter_mut().enumerate().filter(|(_, accept)| accept.is_none()) {
+            if !self.pace.take(now_us) {
+                self.waits = true;
+                return Some(self.pace.next());
+            }
+            *accept = Some(ring.accept(Op::Accept.token(number as u64), target));
         }
+        None
     }
 
     /// Ends accepting. Returns whether that must be waited for.
@@ -165,14 +169,25 @@ impl Listener {
 }
 
 impl Net {
+    /// Goes on accepting.
+    pub(super) fn accept<H: Host>(&mut self, host: &mut H) {
+        let now_us = host.now().mono_us;
+        if let Some(listener) = &mut self.listener
+            && !self.stopping
+            && let Some(due_us) = listener.arm(host.ring(), now_us)
+        {
+            self.timers.push(due_us, 0, Timer::Accept);
+        }
+    }
+
     /// Takes a completion of the accept of that number.
     pub(super) fn accepted<H: Host>(&mut self, number: u64, completion: &Completion, host: &mut H) {
         let listener = self.listener.as_mut().expect("it is kept until all accepts have ended");
         listener.accepts[number as usize] = None;
         match completion.outcome() {
             Ok(fd) => {
-                if !self.stopping && !listener.pauses {
-                    listener.arm(host.ring());
+                if !listener.waits {
+                    self.accept(host);
                 }
                 // SAFETY: the kernel made this descriptor for us.
                 let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
@@ -180,7 +195,7 @@ impl Net {
             }
             Err(_) if self.stopping => {}
             Err(error) => {
-                if !std::mem::replace(&mut listener.pauses, true) {
+                if !std::mem::replace(&mut listener.waits, true) {
                     tracing::warn!(%error, "accepting connections failed; trying again");
                     self.timers.push(host.now().mono_us + RETRY_US, 0, Timer::Accept);
                 }

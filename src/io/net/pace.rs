@@ -1,0 +1,64 @@
+//! How much of a core's time those who come and those who leave may take from the
+//! others.
+
+/// So many at once, and again after [`EVERY_US`]. Each takes the kernel 10 to 20 µs,
+/// so a crowd of 10,000 takes two fifths of the core for half a second, and nobody
+/// waits for more than two of it.
+pub(super) const AT_ONCE: usize = 2;
+
+/// See [`AT_ONCE`], in µs.
+pub(super) const EVERY_US: u64 = 100;
+
+/// Counts what is done, and says when it is enough.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    since_us: u64,
+    done: usize,
+}
+
+impl Pace {
+    /// Whether another one may be done now (monotonic, µs), and counts it if so.
+    pub fn take(&mut self, now_us: u64) -> bool {
+        if now_us >= self.next() {
+            *self = Pace { since_us: now_us, done: 0 };
+        }
+        let may = self.done < AT_ONCE;
+        self.done += usize::from(may);
+        may
+    }
+
+    /// When the next may be done, after one that may not.
+    pub fn next(&self) -> u64 {
+        self.since_us + EVERY_US
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_done_than_may_be_whenever_they_come() {
+        for step in [1, 7, 49, 99, 101] {
+            let mut pace = Pace::default();
+            let mut done = Vec::new();
+            let end = 100_000;
+            for now in (1_000..end).step_by(step) {
+                (0..3).filter(|_| pace.take(now)).for_each(|_| done.push(now));
+            }
+            let few = 2 * AT_ONCE;
+            assert!(done.windows(few + 1).all(|d| d[few] - d[0] >= EVERY_US), "every {step} us: {done:?}");
+            let most = ((end - 1_000) / EVERY_US + 1) as usize * AT_ONCE;
+            assert!((most / 2..=most).contains(&done.len()), "every {step} us: {} of {most}", done.len());
+        }
+    }
+
+    #[test]
+    fn whoever_may_not_may_at_the_time_that_was_told() {
+        let mut pace = Pace::default();
+        assert!((0..AT_ONCE).all(|_| pace.take(5_000)));
+        assert!(!pace.take(5_050));
+        assert!(!pace.take(pace.next() - 1));
+        assert!(pace.take(pace.next()));
+    }
+}
