@@ -3,7 +3,9 @@
 
 /// So many at once, and again after [`EVERY_US`]. Each takes the kernel 10 to 20 µs,
 /// so a crowd of 10,000 takes two fifths of the core for half a second, and nobody
-/// waits for more than two of it.
+/// waits for more than two of it. While 10,000 left, a producer's p90 was 0.70 ms with
+/// eight in every turn of the loop, and is 0.55 ms. Without any bound its p99 is 7 ms
+/// (debug build).
 pub(super) const AT_ONCE: usize = 2;
 
 /// See [`AT_ONCE`], in µs.
