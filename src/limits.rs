@@ -116,7 +116,7 @@ pub const MAX_OPEN_SEGMENTS: usize = 64;
 pub const OPEN_FILES_OF_PROCESS: usize = 256;
 
 /// Open files of a broker with so many shards beside its connections.
-pub const fn open_files_beside_connections(shards: usize) -> usize {
+pub fn open_files_beside_connections(shards: usize) -> usize {
     OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * shards
 }
 /// Time that a connection has for its hello, in ms, unless told otherwise.
