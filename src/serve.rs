@@ -184,10 +184,7 @@ impl Broker {
         let cpus = asked[..asked.len().min(shards)].to_vec();
         let mode = choose_mode(&config.data.join(shard_name(ShardId(0))), config.allow_buffered)?;
         let plan = MemoryPlan::new(config.memory, cpus.len(), shards)?;
-        let files = config.max_connections + open_files_beside_connections(shards);
-        if let Err(error) = reserve_descriptors(files as u64) {
-            tracing::warn!(%error, "no room was reserved for descriptors: many new connections may hold others up");
-        }
+        reserve_files(&config, shards);
         let pool = Pool::new(plan.pool)?;
         // Each core's ring counts all of it.
         let locked = plan.pool * cpus.len();
@@ -351,6 +348,14 @@ fn warn_of_fixed(config: &Config, shards: usize, segment_size: u64) {
     }
     if let Some(asked) = config.segment_size.filter(|asked| *asked != segment_size) {
         tracing::warn!(asked, segment_size, "--segment-size has no effect: {made}");
+    }
+}
+
+/// Makes room for all the files that may be open, before others could wait for it.
+fn reserve_files(config: &Config, shards: usize) {
+    let files = config.max_connections + open_files_beside_connections(shards);
+    if let Err(error) = reserve_descriptors(files as u64) {
+        tracing::warn!(%error, "no room was reserved for descriptors: many new connections may hold others up");
     }
 }
 
