@@ -119,6 +119,7 @@ pub const OPEN_FILES_OF_PROCESS: usize = 256;
 pub fn open_files_beside_connections(shards: usize) -> usize {
     OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * shards
 }
+
 /// Time that a connection has for its hello, in ms, unless told otherwise.
 pub const DEFAULT_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// A frame that takes longer than this to come must come at [`MIN_FRAME_RATE`],

@@ -160,7 +160,7 @@ pub struct Net {
     starved: Vec<u32>,
     /// Connections that have ended, and are to be closed.
     ended: VecDeque<close::Ended>,
-    /// Connections opened since some were closed.
+    /// Connections opened since the last turn of the loop closed some, or none.
     opened: usize,
     /// How fast they are closed.
     closing: Pace,
@@ -226,7 +226,7 @@ impl Net {
         let registered = ring.submitter().register_files_sparse(places);
         let places = registered.map_or(0, |()| places);
         let mut listener = listener::Listener::new(listener);
-        // At any time the first ones may.
+        // Nothing was accepted yet, so all accepts may start, and none is waited for.
         listener.arm(ring, 0);
         Ok(Net {
             config,

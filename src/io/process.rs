@@ -107,7 +107,5 @@ mod tests {
         let count = raise_open_files().unwrap().min(5_000);
         reserve_descriptors(count).unwrap();
         assert!(table_size() >= count, "{} of {count}", table_size());
-        // More than may be open is no error.
-        reserve_descriptors(u64::MAX).unwrap();
     }
 }

@@ -125,8 +125,8 @@ fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
     std::net::TcpListener::from(socket.try_clone()?).local_addr()
 }
 
-/// A socket with its accepts, each for one connection: a multishot accept goes on
-/// within one system call for as long as they come.
+/// A socket with its accepts, each for one connection. Not a multishot accept: that
+/// would go on within one system call for as long as they come.
 pub(super) struct Listener {
     socket: OwnedFd,
     accepts: [Option<OpId>; AT_ONCE],
