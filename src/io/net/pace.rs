@@ -47,8 +47,8 @@ mod tests {
             let mut pace = Pace::default();
             let mut done = Vec::new();
             let end = 100_000;
-            for now in (1_000..end).step_by(step) {
-                (0..3).filter(|_| pace.take(now)).for_each(|_| done.push(now));
+            for at in (1_000..end).step_by(step) {
+                (0..3).filter(|_| pace.take(at)).for_each(|_| done.push(at));
             }
             let few = 2 * AT_ONCE;
             assert!(done.windows(few + 1).all(|d| d[few] - d[0] >= EVERY_US), "every {step} us: {done:?}");
