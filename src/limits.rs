@@ -105,6 +105,12 @@ pub const MAX_CORES: usize = MAX_SHARDS as usize;
 /// Most connections at once, unless told otherwise.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 20_000;
 
+/// Connections beyond those that are told so at once; further ones are closed without
+/// a word, so that they do not use up the descriptors.
+pub const MAX_REFUSED_CONNECTIONS: usize = 64;
+/// Connections that a core accepts at once.
+pub const MAX_ACCEPTS: usize = 8;
+
 /// Memory of a broker in bytes, unless told otherwise.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
 
@@ -115,10 +121,14 @@ pub const MAX_OPEN_SEGMENTS: usize = 64;
 /// the metrics' connections.
 pub const OPEN_FILES_OF_PROCESS: usize = 256;
 
-/// Open files of a broker with so many shards beside its connections.
+/// Open files of a broker with so many shards, and as many cores or fewer, beside
+/// its connections.
 pub fn open_files_beside_connections(shards: usize) -> usize {
-    OPEN_FILES_OF_PROCESS + MAX_OPEN_SEGMENTS * shards
+    OPEN_FILES_OF_PROCESS + MAX_REFUSED_CONNECTIONS + OPEN_FILES_PER_SHARD * shards
 }
+
+/// See [`open_files_beside_connections`].
+pub const OPEN_FILES_PER_SHARD: usize = MAX_OPEN_SEGMENTS + MAX_ACCEPTS;
 
 /// Time that a connection has for its hello, in ms, unless told otherwise.
 pub const DEFAULT_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;

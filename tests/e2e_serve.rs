@@ -442,8 +442,9 @@ fn ticks(server: &Server) -> u64 {
 /// How often a core of a process went to sleep so far.
 fn sleeps(server: &Server) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
-    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).unwrap();
-    let cores = tasks.map(|task| status(task.unwrap())).filter(|text| text.starts_with("Name:\tcore-"));
+    // A thread that has ended meanwhile has none.
+    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).ok();
+    let cores = tasks.filter_map(|task| status(task.unwrap())).filter(|text| text.starts_with("Name:\tcore-"));
     cores
         .map(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

@@ -14,6 +14,7 @@ const MET: &[(&str, &str, u64)] = &[
     ("MAX_BATCH_LEN", "record batch", MAX_BATCH_LEN as u64),
     ("MAX_IN_FLIGHT", "requests in flight", MAX_IN_FLIGHT as u64),
     ("DEFAULT_MAX_CONNECTIONS", "connections", DEFAULT_MAX_CONNECTIONS as u64),
+    ("MAX_REFUSED_CONNECTIONS", "connections beyond", MAX_REFUSED_CONNECTIONS as u64),
     ("DEFAULT_HANDSHAKE_TIMEOUT_MS", "ms for the hello", DEFAULT_HANDSHAKE_TIMEOUT_MS),
     ("DEFAULT_FRAME_TIMEOUT_MS", "ms for a frame", DEFAULT_FRAME_TIMEOUT_MS),
     ("MIN_FRAME_RATE", "bytes per second of a frame that takes longer", MIN_FRAME_RATE),
@@ -58,6 +59,8 @@ const INTERNAL: &[&str] = &[
     "MAX_LOOKS_PER_TURN",
     "DEFAULT_MEMORY",
     "MAX_OPEN_SEGMENTS",
+    "OPEN_FILES_PER_SHARD",
+    "MAX_ACCEPTS",
     "OPEN_FILES_OF_PROCESS",
 ];
 

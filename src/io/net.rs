@@ -38,6 +38,7 @@ use crate::session::{Input, SessionConfig, Shards, Violation};
 use crate::shard::action::Reply;
 use crate::time::Now;
 use connection::{Connection, Life, Slot, Stashed};
+use listener::Listener;
 pub use listener::{ListenError, bind, try_address};
 use pace::Pace;
 use timers::{Timer, Timers};
@@ -98,6 +99,8 @@ pub struct NetConfig {
 pub struct NetCounters {
     /// Connections accepted.
     pub accepted: u64,
+    /// Connections of these that were more than there may be.
+    pub refused: u64,
     /// Connections that are open now.
     pub open: u64,
     /// Receives that brought bytes.
@@ -126,6 +129,7 @@ impl NetCounters {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [
             ("connections_accepted_total", self.accepted),
+            ("connections_refused_total", self.refused),
             ("connections", self.open),
             ("receives_total", self.receives),
             ("received_bytes_total", self.received_bytes),
@@ -160,14 +164,14 @@ pub struct Net {
     starved: Vec<u32>,
     /// Connections that have ended, and are to be closed.
     ended: VecDeque<close::Ended>,
-    /// Connections opened since the last turn of the loop closed some, or none.
-    opened: usize,
-    /// How fast they are closed.
-    closing: Pace,
+    /// So many of these may be closed whatever the pace: others came for them.
+    may_close: usize,
+    /// Of accepting and closing.
+    pace: Pace,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
-    listener: Option<listener::Listener>,
+    listener: Option<Listener>,
     /// Bytes in the stashes of all sessions.
     stashed: Stashed,
     /// So much has come for sessions that may not go on that nothing more is
@@ -225,9 +229,6 @@ impl Net {
         let places = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
         let registered = ring.submitter().register_files_sparse(places);
         let places = registered.map_or(0, |()| places);
-        let mut listener = listener::Listener::new(listener);
-        // Nothing was accepted yet, so all accepts may start, and none is waited for.
-        listener.arm(ring, 0);
         Ok(Net {
             config,
             session_config,
@@ -240,11 +241,11 @@ impl Net {
             dirty: Vec::new(),
             starved: Vec::new(),
             ended: VecDeque::new(),
-            opened: 0,
-            closing: Pace::default(),
+            may_close: 0,
+            pace: Pace::default(),
             queued: VecDeque::new(),
             timers: Timers::default(),
-            listener: Some(listener),
+            listener: Some(Listener::new(listener)),
             stashed: Stashed::default(),
             throttled: false,
             unsent_own: 0,
@@ -333,18 +334,18 @@ impl Net {
         if !self.starved.is_empty() {
             self.feed_starved(host);
         }
-        if let Some(due_us) = self.close_ended(host) {
-            self.wake_at(due_us);
-        }
+        let accepts_us = self.accept(host);
+        let closes_us = self.close_ended(host);
         if self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
-        self.timers.next()
+        [accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
     }
 
     /// Takes a connection over from another core; one that comes during a stop is
-    /// told goodbye.
+    /// told goodbye. The pace is the other core's.
     pub fn adopt<H: Host>(&mut self, connection: Handover, host: &mut H) {
+        self.may_close += usize::from(self.ended.len() > self.may_close);
         let slot = self.open(connection.socket, host);
         if self.stopping {
             return self.violate(slot, &Violation::ShuttingDown, host);
@@ -398,7 +399,6 @@ impl Net {
             let Some((key, timer)) = self.timers.pop_due(now) else { break };
             match timer {
                 Timer::Turn => {}
-                Timer::Accept => self.accept(host),
                 Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                     if let Some(slot) = self.find(key) {
                         self.connection_timer(slot, timer, host);
@@ -422,7 +422,7 @@ impl Net {
             Timer::Linger => self.end(slot, host),
             Timer::DirectIdle => self.check_direct(slot, now, host),
             Timer::Frame => self.check_frame(slot, now, host),
-            Timer::Accept | Timer::Turn => unreachable!("they concern no session"),
+            Timer::Turn => unreachable!("it concerns no session"),
         }
     }
 

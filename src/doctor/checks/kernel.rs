@@ -4,7 +4,9 @@ use crate::doctor::check::{Check, Verdict};
 use crate::io::pin::available_cpus;
 use crate::io::probe::Sys;
 use crate::io::probe::{Resource, effective_capability, limit};
-use crate::limits::{DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, open_files_beside_connections};
+use crate::limits::{
+    DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, OPEN_FILES_PER_SHARD, open_files_beside_connections,
+};
 
 /// Number of the capability that lifts `RLIMIT_MEMLOCK`.
 const CAP_IPC_LOCK: u32 = 14;
@@ -69,6 +71,7 @@ pub(super) fn limits() -> Vec<Check> {
     let needed = DEFAULT_MEMORY * cores as u64;
     let files = limit(Resource::OpenFiles);
     let wanted_files = (DEFAULT_MAX_CONNECTIONS + open_files_beside_connections(cores)) as u64;
+    let of_files = format!("--max-connections, and {OPEN_FILES_PER_SHARD} per shard");
     vec![
         Check::new("RLIMIT_MEMLOCK", format!("{needed} or more (--memory once per core)"))
             .found(Some(found), Verdict::advice_unless(exempt || locked.allows(needed)))
@@ -77,7 +80,7 @@ pub(super) fn limits() -> Vec<Check> {
                 "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; CAP_IPC_LOCK; \
                   without, serve runs on unregistered memory",
             ),
-        Check::new("RLIMIT_NOFILE", format!("{wanted_files} or more (--max-connections, and 64 per shard)"))
+        Check::new("RLIMIT_NOFILE", format!("{wanted_files} or more ({of_files})"))
             .found(Some(files), Verdict::advice_unless(files.allows(wanted_files)))
             .why("each connection is an open file, and so are a shard's latest segments; with less, fewer connect")
             .how("ulimit -n 65536; LimitNOFILE=65536 in a systemd unit"),

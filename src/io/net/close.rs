@@ -91,22 +91,22 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Closes sockets of connections that have ended, and frees their slots: at their
-    /// pace, and as many more as connections were opened since the last time; all
-    /// during a stop. Returns when to go on if some are left (monotonic, µs).
+    /// Closes sockets of connections that have ended, and frees their slots, as far as
+    /// the pace and those who came let it; all during a stop. Returns when to go on if
+    /// some are left (monotonic, µs).
     pub(super) fn close_ended<H: Host>(&mut self, host: &mut H) -> Option<u64> {
         let now_us = host.now().mono_us;
-        let mut opened = std::mem::take(&mut self.opened);
         while !self.ended.is_empty() {
-            if opened > 0 {
-                opened -= 1;
-            } else if !self.stopping && !self.closing.take(now_us) {
-                return Some(self.closing.next());
+            if self.may_close > 0 {
+                self.may_close -= 1;
+            } else if !self.stopping && !self.pace.take(1, now_us) {
+                return Some(self.pace.next());
             }
             let Ended { slot, key, socket, registered } = self.ended.pop_front()?;
             self.free(slot, registered, host);
             host.ring().close(Op::Close.token(key), Target::Fd(socket.into_raw_fd()));
         }
+        self.may_close = 0;
         None
     }
 }

@@ -212,7 +212,6 @@ impl Net {
             queued: false,
         }));
         self.counters.open += 1;
-        self.opened += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);
         self.timers.push(now + self.config.handshake_timeout_us, key, Timer::Handshake);
         self.mark(slot);

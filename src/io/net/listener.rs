@@ -7,14 +7,15 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::pace::{AT_ONCE, Pace};
-use super::{Host, Net, Op, Timer};
+use super::pace::AT_ONCE;
+use super::{Host, Net, Op};
 use crate::io::ring::{Completion, OpId, Ring, Target};
 use crate::io::tcp;
+use crate::limits::MAX_REFUSED_CONNECTIONS;
 use crate::session::Violation;
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
+/// Connections that wait to be accepted: as many as net.core.somaxconn lets.
+const BACKLOG: i32 = i32::MAX;
 
 /// How long accepting pauses after it failed: with no descriptor left it would
 /// fail again at once, for ever.
@@ -130,29 +131,27 @@ fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
 pub(super) struct Listener {
     socket: OwnedFd,
     accepts: [Option<OpId>; AT_ONCE],
-    pace: Pace,
-    /// A timer will start the accepts that are not under way.
-    waits: bool,
+    under_way: usize,
+    /// When accepting may go on after it failed (monotonic, µs).
+    retry_us: u64,
 }
 
 impl Listener {
     pub fn new(socket: OwnedFd) -> Listener {
-        Listener { socket, accepts: [None; AT_ONCE], pace: Pace::default(), waits: false }
+        Listener { socket, accepts: [None; AT_ONCE], under_way: 0, retry_us: 0 }
     }
 
-    /// Starts the accepts that are not under way, as far as they may be now
-    /// (monotonic, µs). Returns when to start the others.
-    pub fn arm(&mut self, ring: &mut Ring, now_us: u64) -> Option<u64> {
-        self.waits = false;
+    /// Starts one more accept; `false` if all are under way.
+    fn start(&mut self, ring: &mut Ring) -> bool {
+        let Some(number) = self.accepts.iter().position(Option::is_none) else { return false };
         let target = Target::Fd(self.socket.as_raw_fd());
-        for (number, accept) in self.accepts.iter_mut().enumerate().filter(|(_, accept)| accept.is_none()) {
-            if !self.pace.take(now_us) {
-                self.waits = true;
-                return Some(self.pace.next());
-            }
-            *accept = Some(ring.accept(Op::Accept.token(number as u64), target));
-        }
-        None
+        self.accepts[number] = Some(ring.accept(Op::Accept.token(number as u64), target));
+        self.under_way += 1;
+        true
+    }
+
+    fn ended(&mut self, number: u64) {
+        self.under_way -= usize::from(self.accepts[number as usize].take().is_some());
     }
 
     /// Ends accepting. Returns whether that must be waited for.
@@ -160,48 +159,55 @@ impl Listener {
         for op in self.accepts.iter().flatten() {
             ring.cancel(*op);
         }
-        self.is_accepting()
-    }
-
-    fn is_accepting(&self) -> bool {
-        self.accepts.iter().any(Option::is_some)
+        self.under_way > 0
     }
 }
 
 impl Net {
-    /// Goes on accepting.
-    pub(super) fn accept<H: Host>(&mut self, host: &mut H) {
+    /// Starts the accepts that are not under way, as far as the pace lets them. Returns
+    /// when to go on if some are left (monotonic, µs).
+    ///
+    /// While there are connections to be closed, each new one lets one be closed too,
+    /// so that they do not grow in number.
+    #[inline]
+    pub(super) fn accept<H: Host>(&mut self, host: &mut H) -> Option<u64> {
+        let listener = self.listener.as_mut().filter(|_| !self.stopping)?;
         let now_us = host.now().mono_us;
-        if let Some(listener) = &mut self.listener
-            && !self.stopping
-            && let Some(due_us) = listener.arm(host.ring(), now_us)
-        {
-            self.timers.push(due_us, 0, Timer::Accept);
+        while listener.under_way < AT_ONCE {
+            if now_us < listener.retry_us {
+                return Some(listener.retry_us);
+            }
+            let closes = usize::from(self.ended.len() > self.may_close);
+            if !self.pace.take(1 + closes, now_us) {
+                return Some(self.pace.next());
+            }
+            self.may_close += closes;
+            listener.start(host.ring());
         }
+        None
     }
 
     /// Takes a completion of the accept of that number.
     pub(super) fn accepted<H: Host>(&mut self, number: u64, completion: &Completion, host: &mut H) {
         let listener = self.listener.as_mut().expect("it is kept until all accepts have ended");
-        listener.accepts[number as usize] = None;
+        listener.ended(number);
+        let is_last = listener.under_way == 0;
         match completion.outcome() {
             Ok(fd) => {
-                if !listener.waits {
-                    self.accept(host);
-                }
                 // SAFETY: the kernel made this descriptor for us.
                 let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
                 self.greet(socket, host);
             }
             Err(_) if self.stopping => {}
             Err(error) => {
-                if !std::mem::replace(&mut listener.waits, true) {
+                let now_us = host.now().mono_us;
+                if listener.retry_us <= now_us {
                     tracing::warn!(%error, "accepting connections failed; trying again");
-                    self.timers.push(host.now().mono_us + RETRY_US, 0, Timer::Accept);
+                    listener.retry_us = now_us + RETRY_US;
                 }
             }
         }
-        if self.stopping && self.listener.as_ref().is_some_and(|listener| !listener.is_accepting()) {
+        if self.stopping && is_last {
             self.listener = None;
         }
     }
@@ -213,7 +219,13 @@ impl Net {
         self.counters.accepted += 1;
         let slot = self.open(socket, host);
         let limit = self.config.max_connections;
-        if self.config.connections.load(Ordering::Relaxed) > limit {
+        let open = self.config.connections.load(Ordering::Relaxed);
+        if open > limit {
+            self.counters.refused += 1;
+        }
+        if open > limit + MAX_REFUSED_CONNECTIONS {
+            self.end(slot, host);
+        } else if open > limit {
             self.violate(slot, &Violation::TooManyConnections(limit), host);
         }
     }

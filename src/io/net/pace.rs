@@ -1,39 +1,44 @@
 //! How much of a core's time those who come and those who leave may take from the
-//! others.
+//! others, together.
 
-/// So many at once, and again after [`EVERY_US`]. Each takes the kernel 10 to 20 µs,
-/// so a crowd of 10,000 takes two fifths of the core for half a second; longer beside
-/// turns of the loop of more than [`EVERY_US`], as each turn lets two in, however long
-/// it is. Accepts that were under way before come on top, and closes beside accepts.
-/// While 10,000 left, a producer's p90 was 0.70 ms with
-/// eight in every turn of the loop, and is 0.55 ms. Without any bound its p99 is 7 ms
-/// (debug build).
-pub(super) const AT_ONCE: usize = 2;
+use crate::limits::MAX_ACCEPTS;
 
-/// See [`AT_ONCE`], in µs.
-pub(super) const EVERY_US: u64 = 100;
+/// So many connections are accepted or closed at once, at most. Also what is saved up
+/// while a turn of the loop is long: beside turns of a millisecond, 8,000 in a second.
+pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
-/// Counts what is done, and says when it is enough.
+/// Each has so much time, in µs: 20,000 in a second. The kernel takes 10 to 20 µs, so
+/// a crowd of 10,000 takes two fifths of the core at most, and half a second. Without
+/// any bound a producer's p99 beside a crowd is 7 ms (debug build), and is 0.9 ms.
+pub(super) const EACH_US: u64 = 50;
+
+/// Whoever must wait does so until there is time for so many: fewer wake-ups.
+const TOGETHER: u64 = 2;
+
+/// The time that accepting and closing may take: it comes as time passes, up to that
+/// of [`AT_ONCE`].
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    since_us: u64,
-    done: usize,
+    /// Time before this is used up (monotonic, µs).
+    used_us: u64,
 }
 
 impl Pace {
-    /// Whether another one may be done now (monotonic, µs), and counts it if so.
-    pub fn take(&mut self, now_us: u64) -> bool {
-        if now_us >= self.next() {
-            *self = Pace { since_us: now_us, done: 0 };
+    /// Whether `count` may be done now (monotonic, µs), all of them; if so their time
+    /// is used up.
+    pub fn take(&mut self, count: usize, now_us: u64) -> bool {
+        let saved_us = now_us.saturating_sub(AT_ONCE as u64 * EACH_US);
+        let until_us = self.used_us.max(saved_us) + count as u64 * EACH_US;
+        let may = until_us <= now_us;
+        if may {
+            self.used_us = until_us;
         }
-        let may = self.done < AT_ONCE;
-        self.done += usize::from(may);
         may
     }
 
-    /// When the next may be done, after one that may not.
+    /// When those may that may not now, two of them at most.
     pub fn next(&self) -> u64 {
-        self.since_us + EVERY_US
+        self.used_us + TOGETHER * EACH_US
     }
 }
 
@@ -43,26 +48,33 @@ mod tests {
 
     #[test]
     fn no_more_are_done_than_may_be_whenever_they_come() {
-        for step in [1, 7, 49, 99, 101] {
+        for step in [1, 7, 49, 99, 101, 399, 1_000] {
             let mut pace = Pace::default();
             let mut done = Vec::new();
-            let end = 100_000;
-            for at in (1_000..end).step_by(step) {
-                (0..3).filter(|_| pace.take(at)).for_each(|_| done.push(at));
+            let end = 1_000_000;
+            for at in (10_000..end).step_by(step) {
+                (0..2 * AT_ONCE).filter(|_| pace.take(1, at)).for_each(|_| done.push(at));
             }
-            let few = 2 * AT_ONCE;
-            assert!(done.windows(few + 1).all(|d| d[few] - d[0] >= EVERY_US), "every {step} us: {done:?}");
-            let most = ((end - 1_000) / EVERY_US + 1) as usize * AT_ONCE;
-            assert!((most / 2..=most).contains(&done.len()), "every {step} us: {} of {most}", done.len());
+            let turns = (end - 10_000) / step as u64;
+            let most = ((end - 10_000) / EACH_US).min(turns * AT_ONCE as u64) as usize + AT_ONCE;
+            assert!((most * 9 / 10..=most).contains(&done.len()), "every {step} us: {} of {most}", done.len());
+            // In any stretch of time, what it brings and what was saved up before it.
+            for count in [AT_ONCE + 1, 3 * AT_ONCE, 10 * AT_ONCE] {
+                let least_us = (count - AT_ONCE - 1) as u64 * EACH_US;
+                assert!(done.windows(count).all(|d| d[count - 1] - d[0] >= least_us), "every {step} us");
+            }
         }
     }
 
     #[test]
     fn whoever_may_not_may_at_the_time_that_was_told() {
-        let mut pace = Pace::default();
-        assert!((0..AT_ONCE).all(|_| pace.take(5_000)));
-        assert!(!pace.take(5_050));
-        assert!(!pace.take(pace.next() - 1));
-        assert!(pace.take(pace.next()));
+        for count in [1, 2] {
+            let mut pace = Pace::default();
+            while pace.take(count, 5_049) {}
+            assert!(!pace.take(count, 5_049));
+            let next = pace.next();
+            assert!(next > 5_049 && !pace.take(count, 5_049 + EACH_US / 2));
+            assert!(pace.take(count, next), "{count} at once");
+        }
     }
 }

@@ -13,7 +13,7 @@ use ringbolt_wire::{
 
 use super::*;
 use crate::io::ring::RingConfig;
-use crate::limits::{CHUNK_LEN, MIN_FRAME_RATE};
+use crate::limits::{CHUNK_LEN, MAX_REFUSED_CONNECTIONS, MIN_FRAME_RATE};
 use crate::session::Listings;
 use crate::shard::event::ShardRequest;
 
@@ -139,7 +139,7 @@ impl Fixture {
     /// Lets the time pass until the next turn, if that is within what accepting and
     /// closing wait.
     fn wait(&mut self) -> bool {
-        let soon = self.host.now.mono_us..=self.host.now.mono_us + pace::EVERY_US;
+        let soon = self.host.now.mono_us..=self.host.now.mono_us + 2 * pace::EACH_US;
         let Some(due_us) = self.due_us.filter(|due| soon.contains(due)) else { return false };
         std::mem::replace(&mut self.host.now.mono_us, due_us) < due_us
     }
@@ -384,31 +384,32 @@ fn a_batch_that_does_not_end_is_told_so_when_memory_is_short() {
 #[test]
 fn a_crowd_that_comes_or_leaves_takes_its_turns() {
     let mut f = Fixture::new(|_| {});
+    f.turn();
     let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
     let open = |f: &Fixture| f.net.counters().open as usize;
-    let rounds = |f: &mut Fixture, wanted: usize| {
-        let mut rounds = 0;
+    let time = |f: &mut Fixture, wanted: usize| {
+        let (since, mut rounds) = (f.host.now.mono_us, 0);
         while open(f) != wanted {
+            rounds += 1;
+            assert!(rounds < 1000, "{} are there", open(f));
             let before = open(f);
             // So many turns, and no time. Accepts may have waited since long ago.
             for _ in 0..5 {
                 f.turn();
             }
             assert!(open(f).abs_diff(before) <= 2 * pace::AT_ONCE, "{before}, then {}", open(f));
-            let is_soon = f.due_us.is_some_and(|due| due <= f.host.now.mono_us + pace::EVERY_US);
-            assert!(open(f) == wanted || is_soon, "{} are there, and nobody goes on", open(f));
-            f.host.now.mono_us = f.due_us.unwrap_or(f.host.now.mono_us);
-            rounds += 1;
-            assert!(rounds < 1000, "{} are there", open(f));
+            assert!(f.wait() || open(f) == wanted, "{} are there, and nobody goes on", open(f));
         }
-        rounds
+        f.host.now.mono_us - since
     };
-    assert!(rounds(&mut f, 100) >= 100 / pace::AT_ONCE - 2);
+    let least_us = (100 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US;
+    assert!(time(&mut f, 100) >= least_us);
     drop(crowd);
-    assert!(rounds(&mut f, 0) >= 100 / pace::AT_ONCE - 2);
+    assert!(time(&mut f, 0) >= least_us);
 }
 
-/// Those who left count until they are closed, so more are closed than opened.
+/// Those who left count until they are closed, so as many are closed as come, and the
+/// time is for both.
 #[test]
 fn those_who_left_make_room_for_those_who_come() {
     let mut f = Fixture::new(|_| {});
@@ -416,18 +417,64 @@ fn those_who_left_make_room_for_those_who_come() {
     f.settle();
     drop(crowd);
     let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    let mut most = 0;
-    while f.net.counters().accepted < 200 {
-        let (open, accepted) = (f.net.counters().open, f.net.counters().accepted);
+    let (since, mut turns) = (f.host.now.mono_us, 0);
+    while f.net.counters().accepted < 200 || f.net.counters().open > 100 {
         f.turn();
-        let came = f.net.counters().accepted - accepted;
-        let left = open + came - f.net.counters().open;
-        assert!(left >= came || f.net.ended.is_empty(), "{came} came, {left} left");
-        most = most.max(left.saturating_sub(came));
+        // Accepts that were under way before made no room.
+        let open = f.net.counters().open as usize;
+        assert!(open <= 100 + 2 * pace::AT_ONCE, "{open} are open after {turns} turns");
         f.wait();
+        turns += 1;
+        assert!(turns < 10_000, "{open} are open");
     }
-    assert!(most > 0, "the list of those who left never shrank");
+    let time_us = f.host.now.mono_us - since;
+    assert!(time_us >= (200 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
     drop(crowd);
+}
+
+/// Whoever has no work but time was saved up for: a long turn of the loop lets more in
+/// than a short one.
+#[test]
+fn a_long_turn_lets_more_in_at_once() {
+    let mut f = Fixture::new(|_| {});
+    f.turn();
+    let _crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
+    let mut came = Vec::new();
+    for _ in 0..10 {
+        let before = f.net.counters().accepted;
+        f.turn();
+        came.push((f.net.counters().accepted - before) as usize);
+        f.host.now.mono_us += 1_000;
+    }
+    // What a turn starts has come in the next.
+    assert!(came[2..].iter().all(|&count| count == pace::AT_ONCE), "{came:?}");
+}
+
+/// Refused connections wait for their peers to read why, and hold descriptors
+/// meanwhile that a log needs.
+#[test]
+fn those_who_are_far_too_many_are_closed_at_once() {
+    let mut f = Fixture::new(|config| config.max_connections = 10);
+    let most = 10 + MAX_REFUSED_CONNECTIONS + 2 * pace::AT_ONCE;
+    let mut crowd = Vec::new();
+    let mut flood = |f: &mut Fixture, count: usize| {
+        for _ in 0..count {
+            crowd.push(TcpStream::connect(f.addr).unwrap());
+            f.turn();
+            assert!(f.net.counters().open as usize <= most, "{} are open", f.net.counters().open);
+            f.wait();
+        }
+        f.settle();
+    };
+    flood(&mut f, 300);
+    assert_eq!((f.net.counters().accepted, f.net.counters().refused), (300, 290));
+    assert_eq!(f.net.counters().open as usize, 10 + MAX_REFUSED_CONNECTIONS, "who was told why, and lingers");
+    // Nobody lingers for long.
+    f.pass(2_000_000);
+    assert_eq!(f.net.counters().open, 10);
+    flood(&mut f, 1);
+    let mut told = [0; FRAME_HEADER_LEN];
+    crowd.last_mut().unwrap().read_exact(&mut told).unwrap();
 }
 
 /// A stop waits for nobody's pace.

@@ -7,8 +7,6 @@ use std::collections::BinaryHeap;
 /// What may be due.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Timer {
-    /// The listener may try again.
-    Accept,
     /// Only a turn of the loop is wanted.
     Turn,
     /// The hello should have come.
@@ -39,7 +37,7 @@ impl Timers {
     /// connections are due up to 10 ms later, together.
     pub fn push(&mut self, due_us: u64, key: u64, timer: Timer) {
         let due_us = match timer {
-            Timer::Accept | Timer::Turn => due_us,
+            Timer::Turn => due_us,
             Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
                 due_us.next_multiple_of(TOGETHER_US)
             }
@@ -89,9 +87,9 @@ mod tests {
     #[test]
     fn a_turn_of_the_loop_comes_when_it_was_wanted() {
         let mut timers = Timers::default();
-        timers.push(1_003, 0, Timer::Accept);
+        timers.push(1_003, 0, Timer::Turn);
         assert_eq!(timers.next(), Some(1_003));
         assert_eq!(timers.pop_due(1_002), None);
-        assert_eq!(timers.pop_due(1_003), Some((0, Timer::Accept)));
+        assert_eq!(timers.pop_due(1_003), Some((0, Timer::Turn)));
     }
 }
