@@ -166,8 +166,10 @@ pub struct Net {
     ended: VecDeque<close::Ended>,
     /// So many of these may be closed whatever the pace: others came for them.
     may_close: usize,
-    /// Of accepting and closing.
+    /// Of accepting, hearing newcomers, and closing.
     pace: Pace,
+    /// Sessions without a hello whose bytes wait, oldest first.
+    newcomers: VecDeque<u64>,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
@@ -243,6 +245,7 @@ impl Net {
             ended: VecDeque::new(),
             may_close: 0,
             pace: Pace::default(),
+            newcomers: VecDeque::new(),
             queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(Listener::new(listener)),
@@ -308,6 +311,7 @@ impl Net {
     #[inline]
     pub fn tick<H: Host>(&mut self, host: &mut H) {
         self.run_timers(host);
+        self.hear_newcomers(host);
         self.resume_queued(host);
         if self.pool.available() < self.config.low_chunks || self.unsent_own > self.config.max_unsent_own {
             self.relieve(host);
@@ -334,12 +338,13 @@ impl Net {
         if !self.starved.is_empty() {
             self.feed_starved(host);
         }
+        let hears_us = (!self.newcomers.is_empty()).then(|| self.pace.next());
         let accepts_us = self.accept(host);
         let closes_us = self.close_ended(host);
         if self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
-        [accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
+        [hears_us, accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
     }
 
     /// Takes a connection over from another core; one that comes during a stop is

@@ -181,6 +181,12 @@ impl Session {
         }
     }
 
+    /// Keeps what arrived, to [go on](Self::resume) with it later.
+    pub fn hold(&mut self, bytes: &[u8]) -> Input {
+        self.keep(bytes);
+        self.input
+    }
+
     fn keep(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() && self.phase != Phase::Closing {
             add(&self.config.counters.copied_bytes, bytes.len());

@@ -138,6 +138,8 @@ pub(super) struct Connection {
     pub stalled: bool,
     /// In the list of sessions that wait for room for an answer that lists.
     pub queued: bool,
+    /// In the list of those who have not said hello, and whose bytes wait.
+    pub arrives: bool,
 }
 
 impl Connection {
@@ -153,7 +155,7 @@ impl Connection {
     #[inline]
     pub fn wants_multishot(&self) -> bool {
         match self.life {
-            Life::Open if self.ended => false,
+            Life::Open if self.ended || self.arrives => false,
             Life::Open => {
                 matches!(self.session.input(), Input::Open | Input::Large { .. })
                     && self.direct.allows_shared()
@@ -210,6 +212,7 @@ impl Net {
             direct_timer: false,
             stalled: false,
             queued: false,
+            arrives: false,
         }));
         self.counters.open += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);

@@ -1,24 +1,19 @@
 //! How much of a core's time those who come and those who leave may take from the
-//! others, together.
+//! others, together. Who has said hello and stays has no pace.
 
 use crate::limits::MAX_ACCEPTS;
 
-/// So many connections are accepted or closed at once, at most. Also what is saved up
-/// while a turn of the loop is long: beside turns of a millisecond, 8,000 in a second.
+/// So many at once, at most: accepted, heard for the first time, or closed. Also what
+/// is saved up while a turn of the loop is long.
 pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
-/// Each has so much time, in µs: 25,000 in a second. The kernel takes 10 to 20 µs, so
-/// a crowd of 10,000 takes half of the core at most, and 0.4 s. Without any bound a
-/// producer's p99 beside a crowd is 7 ms (debug build), and is 0.8 ms. With more time
-/// for each more of a crowd finds the queue at the door full, and waits for a second:
-/// of 10,000 within 0.23 s, 6 to 16 % with 50 µs, nobody with 25 µs.
-pub(super) const EACH_US: u64 = 40;
+/// Each has so much time, in µs. The kernel takes 10 to 20 µs.
+pub(super) const EACH_US: u64 = 25;
 
 /// Whoever must wait does so until there is time for so many: fewer wake-ups.
 const TOGETHER: u64 = 2;
 
-/// The time that accepting and closing may take: it comes as time passes, up to that
-/// of [`AT_ONCE`].
+/// The time that they may take: it comes as time passes, up to that of [`AT_ONCE`].
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Time before this is used up (monotonic, µs).

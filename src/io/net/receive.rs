@@ -22,8 +22,17 @@ impl Net {
                 self.counters.receives += 1;
                 self.counters.received_bytes += len as u64;
                 if connection.life == Life::Open {
+                    let is_in_turn = connection.session.is_greeted()
+                        || self.newcomers.is_empty() && self.pace.take(1, host.now().mono_us);
                     let bytes = self.buffers.bytes(id, len as usize);
-                    let input = connection.session.receive(bytes, &mut host.shards_for(key));
+                    let input = if is_in_turn {
+                        connection.session.receive(bytes, &mut host.shards_for(key))
+                    } else {
+                        if !std::mem::replace(&mut connection.arrives, true) {
+                            self.newcomers.push_back(key);
+                        }
+                        connection.session.hold(bytes)
+                    };
                     self.after_input(slot, input, host);
                 }
             }
@@ -92,6 +101,23 @@ impl Net {
         self.after_input(slot, input, host);
     }
 
+    /// Goes on with those who have not said hello and whose bytes had to wait, as far as
+    /// the pace lets it, in the order in which these came.
+    #[inline]
+    pub(super) fn hear_newcomers<H: Host>(&mut self, host: &mut H) {
+        while let Some(&key) = self.newcomers.front()
+            && (self.stopping || self.pace.take(1, host.now().mono_us))
+        {
+            self.newcomers.pop_front();
+            let Some(slot) = self.find(key) else { continue };
+            self.slots[slot as usize].get().arrives = false;
+            self.resume_slot(slot, host);
+            if self.slots[slot as usize].get().ended {
+                self.ended(slot, host);
+            }
+        }
+    }
+
     /// Goes on with those who wait for room for an answer that lists, in the
     /// order in which they began to wait.
     pub(super) fn resume_queued<H: Host>(&mut self, host: &mut H) {
@@ -148,6 +174,10 @@ impl Net {
         let connection = self.slots[slot as usize].get();
         let key = connection.key;
         connection.ended = true;
+        if connection.arrives {
+            // What it said is heard first.
+            return self.mark(slot);
+        }
         if connection.life == Life::Open && !connection.session.is_closing() {
             connection.session.end_of_input(&mut host.shards_for(key));
         }
