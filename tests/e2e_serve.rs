@@ -444,7 +444,8 @@ fn sleeps(server: &Server) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
     // A thread that has ended meanwhile has none.
     let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).ok();
-    let cores = tasks.filter_map(|task| status(task.unwrap())).filter(|text| text.starts_with("Name:\tcore-"));
+    let cores =
+        tasks.filter_map(|task| status(task.unwrap())).filter(|text| text.starts_with("Name:\tcore-"));
     cores
         .map(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

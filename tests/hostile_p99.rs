@@ -109,7 +109,10 @@ fn compare(mut measure: impl FnMut() -> ([Duration; 3], [Duration; 3])) {
         if !is_double {
             return;
         }
-        assert!(usual.len() < MOST_ROUNDS, "{usually:?}, then {now:?}: {usual:?}, with hostile peers {with:?}");
+        assert!(
+            usual.len() < MOST_ROUNDS,
+            "{usually:?}, then {now:?}: {usual:?}, with hostile peers {with:?}"
+        );
     }
 }
 

@@ -176,6 +176,8 @@ pub struct Net {
     listener: Option<Listener>,
     /// Bytes in the stashes of all sessions.
     stashed: Stashed,
+    /// The slot that was last looked at when the stashes were too large.
+    looked_at: u32,
     /// So much has come for sessions that may not go on that nothing more is
     /// received.
     throttled: bool,
@@ -250,6 +252,7 @@ impl Net {
             timers: Timers::default(),
             listener: Some(Listener::new(listener)),
             stashed: Stashed::default(),
+            looked_at: 0,
             throttled: false,
             unsent_own: 0,
             direct_held: 0,

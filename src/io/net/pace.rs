@@ -54,7 +54,11 @@ mod tests {
             }
             let turns = (end - 10_000) / step as u64;
             let most = ((end - 10_000) / EACH_US).min(turns * AT_ONCE as u64) as usize + AT_ONCE;
-            assert!((most * 9 / 10..=most).contains(&done.len()), "every {step} us: {} of {most}", done.len());
+            assert!(
+                (most * 9 / 10..=most).contains(&done.len()),
+                "every {step} us: {} of {most}",
+                done.len()
+            );
             // In any stretch of time, what it brings and what was saved up before it.
             for count in [AT_ONCE + 1, 3 * AT_ONCE, 10 * AT_ONCE] {
                 let least_us = (count - AT_ONCE - 1) as u64 * EACH_US;

@@ -25,15 +25,19 @@ impl Net {
                     let is_in_turn = connection.session.is_greeted()
                         || self.newcomers.is_empty() && self.pace.take(1, host.now().mono_us);
                     let bytes = self.buffers.bytes(id, len as usize);
-                    let input = if is_in_turn {
-                        connection.session.receive(bytes, &mut host.shards_for(key))
+                    if is_in_turn {
+                        let input = connection.session.receive(bytes, &mut host.shards_for(key));
+                        self.after_input(slot, input, host);
+                    } else if self.stashed.half + bytes.len() > self.config.max_stashed {
+                        // Nobody who waits for longer is closed for it.
+                        self.end(slot, host);
                     } else {
                         if !std::mem::replace(&mut connection.arrives, true) {
                             self.newcomers.push_back(key);
                         }
-                        connection.session.hold(bytes)
-                    };
-                    self.after_input(slot, input, host);
+                        let input = connection.session.hold(bytes);
+                        self.after_input(slot, input, host);
+                    }
                 }
             }
             (0, _) => self.ended(slot, host),
@@ -199,19 +203,25 @@ impl Net {
             self.watch_frame(slot, host);
         }
         if self.stashed.half > self.config.max_stashed && stash.half > 0 {
-            self.close_oldest_stash(host);
+            self.close_old_stash(host);
         }
     }
 
-    /// Closes the connection whose half-received frame is oldest: frames that
-    /// never end must not use up the memory.
-    fn close_oldest_stash<H: Host>(&mut self, host: &mut H) {
-        let oldest = (0..self.slots.len() as u32)
-            .filter_map(|slot| Some((slot, self.slots[slot as usize].connection.as_deref()?)))
-            .filter(|(_, c)| c.stashed.half > 0)
-            .min_by_key(|(_, c)| c.stashed_us)
-            .map(|(slot, _)| slot);
-        if let Some(slot) = oldest {
+    /// Closes the connection whose half-received frame is oldest, of as many as are
+    /// looked at: frames that never end must not use up the memory, nor thousands of
+    /// them the time.
+    fn close_old_stash<H: Host>(&mut self, host: &mut H) {
+        const LOOKS: usize = 64;
+        let first = self.looked_at as usize + 1;
+        let slots = (0..self.slots.len()).cycle().skip(first).take(self.slots.len());
+        let halves = slots.filter_map(|slot| {
+            let connection = self.slots[slot].connection.as_deref()?;
+            (connection.stashed.half > 0).then_some((connection.stashed_us, slot as u32))
+        });
+        let mut last = 0;
+        let oldest = halves.take(LOOKS).inspect(|(_, slot)| last = *slot).min();
+        self.looked_at = last;
+        if let Some((_, slot)) = oldest {
             self.violate(slot, &Violation::Overloaded, host);
         }
     }

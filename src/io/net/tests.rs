@@ -1,6 +1,8 @@
 //! One core's sockets against peers on loopback, with a clock and a shard that
 //! the test holds in its hands.
 
+mod crowds;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use ringbolt_wire::{
 
 use super::*;
 use crate::io::ring::RingConfig;
-use crate::limits::{CHUNK_LEN, MAX_REFUSED_CONNECTIONS, MIN_FRAME_RATE};
+use crate::limits::{CHUNK_LEN, MIN_FRAME_RATE};
 use crate::session::Listings;
 use crate::shard::event::ShardRequest;
 
@@ -153,16 +155,10 @@ impl Fixture {
 
     /// A peer that has said hello.
     fn peer(&mut self) -> Peer {
-        let stream = TcpStream::connect(self.addr).unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let mut peer = Peer { stream, sent: Vec::new(), received: Vec::new() };
-        let hello =
-            Hello { min_version: 1, max_version: 1, features: 0, affinity: None, client_name: String::new() };
-        let mut bytes = Vec::new();
-        Request::Hello(hello).encode(&mut bytes, 1, 0);
-        peer.send(&bytes);
+        let mut peer = Peer::new(TcpStream::connect(self.addr).unwrap());
+        peer.send(&hello());
         self.settle();
-        assert_eq!(peer.answers(), [(Opcode::Hello as u8, 0)]);
+        assert_eq!(peer.answers(), [GREETED]);
         peer
     }
 
@@ -191,6 +187,11 @@ struct Peer {
 }
 
 impl Peer {
+    fn new(stream: TcpStream) -> Peer {
+        stream.set_nonblocking(true).unwrap();
+        Peer { stream, sent: Vec::new(), received: Vec::new() }
+    }
+
     /// Sends as much as the kernel takes.
     fn send(&mut self, bytes: &[u8]) {
         self.sent.extend_from_slice(bytes);
@@ -228,6 +229,15 @@ fn frame(value: usize) -> Vec<u8> {
     [&produce_head(1, 1, batch.len() as u32)[..], &batch].concat()
 }
 
+fn hello() -> Vec<u8> {
+    let hello =
+        Hello { min_version: 1, max_version: 1, features: 0, affinity: None, client_name: String::new() };
+    let mut bytes = Vec::new();
+    Request::Hello(hello).encode(&mut bytes, 1, 0);
+    bytes
+}
+
+const GREETED: (u8, u16) = (Opcode::Hello as u8, 0);
 const PRODUCED: (u8, u16) = (Opcode::Produce as u8, 0);
 
 fn goodbye(code: ErrorCode) -> (u8, u16) {
@@ -377,144 +387,6 @@ fn a_batch_that_does_not_end_is_told_so_when_memory_is_short() {
     drop((taken, half));
     fixture.settle();
     assert_eq!(fixture.net.counters.open, 0);
-}
-
-/// Whoever is connected waits for no more than a few of those who come, or leave,
-/// all at once.
-#[test]
-fn a_crowd_that_comes_or_leaves_takes_its_turns() {
-    let mut f = Fixture::new(|_| {});
-    f.turn();
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    let open = |f: &Fixture| f.net.counters().open as usize;
-    let time = |f: &mut Fixture, wanted: usize| {
-        let (since, mut rounds) = (f.host.now.mono_us, 0);
-        while open(f) != wanted {
-            rounds += 1;
-            assert!(rounds < 1000, "{} are there", open(f));
-            let before = open(f);
-            // So many turns, and no time. Accepts may have waited since long ago.
-            for _ in 0..5 {
-                f.turn();
-            }
-            assert!(open(f).abs_diff(before) <= 2 * pace::AT_ONCE, "{before}, then {}", open(f));
-            assert!(f.wait() || open(f) == wanted, "{} are there, and nobody goes on", open(f));
-        }
-        f.host.now.mono_us - since
-    };
-    let least_us = (100 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US;
-    assert!(time(&mut f, 100) >= least_us);
-    drop(crowd);
-    assert!(time(&mut f, 0) >= least_us);
-}
-
-/// Those who left count until they are closed, so as many are closed as come, and the
-/// time is for both.
-#[test]
-fn those_who_left_make_room_for_those_who_come() {
-    let mut f = Fixture::new(|_| {});
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    f.settle();
-    drop(crowd);
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    let (since, mut turns) = (f.host.now.mono_us, 0);
-    while f.net.counters().accepted < 200 || f.net.counters().open > 100 {
-        f.turn();
-        // Accepts that were under way before made no room.
-        let open = f.net.counters().open as usize;
-        assert!(open <= 100 + 2 * pace::AT_ONCE, "{open} are open after {turns} turns");
-        f.wait();
-        turns += 1;
-        assert!(turns < 10_000, "{open} are open");
-    }
-    let time_us = f.host.now.mono_us - since;
-    assert!(time_us >= (200 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
-    drop(crowd);
-}
-
-/// Whoever has no work but time was saved up for: a long turn of the loop lets more in
-/// than a short one.
-#[test]
-fn a_long_turn_lets_more_in_at_once() {
-    let mut f = Fixture::new(|_| {});
-    f.turn();
-    let _crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    let mut came = Vec::new();
-    for _ in 0..10 {
-        let before = f.net.counters().accepted;
-        f.turn();
-        came.push((f.net.counters().accepted - before) as usize);
-        f.host.now.mono_us += 1_000;
-    }
-    // What a turn starts has come in the next.
-    assert!(came[2..].iter().all(|&count| count == pace::AT_ONCE), "{came:?}");
-}
-
-/// Refused connections wait for their peers to read why, and hold descriptors
-/// meanwhile that a log needs.
-#[test]
-fn those_who_are_far_too_many_are_closed_at_once() {
-    let mut f = Fixture::new(|config| config.max_connections = 10);
-    let most = 10 + MAX_REFUSED_CONNECTIONS + 2 * pace::AT_ONCE;
-    let mut crowd = Vec::new();
-    let mut flood = |f: &mut Fixture, count: usize| {
-        for _ in 0..count {
-            crowd.push(TcpStream::connect(f.addr).unwrap());
-            f.turn();
-            assert!(f.net.counters().open as usize <= most, "{} are open", f.net.counters().open);
-            f.wait();
-        }
-        f.settle();
-    };
-    flood(&mut f, 300);
-    assert_eq!((f.net.counters().accepted, f.net.counters().refused), (300, 290));
-    assert_eq!(f.net.counters().open as usize, 10 + MAX_REFUSED_CONNECTIONS, "who was told why, and lingers");
-    // Nobody lingers for long.
-    f.pass(2_000_000);
-    assert_eq!(f.net.counters().open, 10);
-    flood(&mut f, 1);
-    let mut told = [0; FRAME_HEADER_LEN];
-    crowd.last_mut().unwrap().read_exact(&mut told).unwrap();
-}
-
-/// A stop waits for nobody's pace.
-#[test]
-fn a_stop_closes_all_that_have_left() {
-    let mut f = Fixture::new(|_| {});
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    f.settle();
-    assert_eq!(f.net.counters().open, 100);
-    drop(crowd);
-    f.net.stop(&mut f.host);
-    let mut turns = 0;
-    while !f.net.is_drained() {
-        f.turn();
-        turns += 1;
-        assert!(turns < 20, "{} are open", f.net.counters().open);
-    }
-}
-
-/// Deadlines of many connections at once are looked at in several turns, each due
-/// at once.
-#[test]
-fn many_deadlines_take_their_turns() {
-    let mut f = Fixture::new(|_| {});
-    let crowd: Vec<_> = (0..200).map(|_| TcpStream::connect(f.addr).unwrap()).collect();
-    f.settle();
-    f.host.now.mono_us += 20_000_000;
-    let mut turns = 0;
-    while f.net.session_config().counters.violations.get() < 200 {
-        let before = f.net.session_config().counters.violations.get();
-        f.net.tick(&mut f.host);
-        let due = f.net.settle(&mut f.host);
-        let told = f.net.session_config().counters.violations.get();
-        assert!(told - before <= 64, "{} in a turn", told - before);
-        assert!(told == 200 || due.is_some_and(|due| due <= f.host.now.mono_us), "the next turn is due");
-        turns += 1;
-        assert!(turns < 100);
-    }
-    assert!(turns >= 4);
-    drop(crowd);
 }
 
 /// Nothing is sent to whoever reads nothing, and that for 30 s and no longer.

@@ -1,0 +1,227 @@
+//! Many who come, speak, or leave at one moment, and what others notice of it.
+
+use std::net::Shutdown;
+
+use super::*;
+use crate::limits::MAX_REFUSED_CONNECTIONS;
+
+/// Connects so many, who say nothing.
+fn crowd(f: &Fixture, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| TcpStream::connect(f.addr).unwrap()).collect()
+}
+
+/// Whoever is connected waits for no more than a few of those who come, or leave,
+/// all at once.
+#[test]
+fn a_crowd_that_comes_or_leaves_takes_its_turns() {
+    let mut f = Fixture::new(|_| {});
+    f.turn();
+    let crowd = crowd(&f, 100);
+    let open = |f: &Fixture| f.net.counters().open as usize;
+    let time = |f: &mut Fixture, wanted: usize| {
+        let (since, mut rounds) = (f.host.now.mono_us, 0);
+        while open(f) != wanted {
+            rounds += 1;
+            assert!(rounds < 1000, "{} are there", open(f));
+            let before = open(f);
+            // So many turns, and no time. Accepts may have waited since long ago.
+            for _ in 0..5 {
+                f.turn();
+            }
+            assert!(open(f).abs_diff(before) <= 2 * pace::AT_ONCE, "{before}, then {}", open(f));
+            assert!(f.wait() || open(f) == wanted, "{} are there, and nobody goes on", open(f));
+        }
+        f.host.now.mono_us - since
+    };
+    let least_us = (100 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US;
+    assert!(time(&mut f, 100) >= least_us);
+    drop(crowd);
+    assert!(time(&mut f, 0) >= least_us);
+}
+
+/// Those who left count until they are closed, so as many are closed as come, and the
+/// time is for both.
+#[test]
+fn those_who_left_make_room_for_those_who_come() {
+    let mut f = Fixture::new(|_| {});
+    let left = crowd(&f, 100);
+    f.settle();
+    drop(left);
+    let came = crowd(&f, 100);
+    let (since, mut turns) = (f.host.now.mono_us, 0);
+    while f.net.counters().accepted < 200 || f.net.counters().open > 100 {
+        f.turn();
+        // Accepts that were under way before made no room.
+        let open = f.net.counters().open as usize;
+        assert!(open <= 100 + 2 * pace::AT_ONCE, "{open} are open after {turns} turns");
+        f.wait();
+        turns += 1;
+        assert!(turns < 10_000, "{open} are open");
+    }
+    let time_us = f.host.now.mono_us - since;
+    assert!(time_us >= (200 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
+    drop(came);
+}
+
+/// Whoever has no work but time was saved up for: a long turn of the loop lets more in
+/// than a short one.
+#[test]
+fn a_long_turn_lets_more_in_at_once() {
+    let mut f = Fixture::new(|_| {});
+    f.turn();
+    let _crowd = crowd(&f, 200);
+    let mut came = Vec::new();
+    for _ in 0..10 {
+        let before = f.net.counters().accepted;
+        f.turn();
+        came.push((f.net.counters().accepted - before) as usize);
+        f.host.now.mono_us += 1_000;
+    }
+    // What a turn starts has come in the next.
+    assert!(came[2..].iter().all(|&count| count == pace::AT_ONCE), "{came:?}");
+}
+
+/// Refused connections wait for their peers to read why, and hold descriptors
+/// meanwhile that a log needs.
+#[test]
+fn those_who_are_far_too_many_are_closed_at_once() {
+    let mut f = Fixture::new(|config| config.max_connections = 10);
+    let most = 10 + MAX_REFUSED_CONNECTIONS + 2 * pace::AT_ONCE;
+    let mut crowd = Vec::new();
+    let mut flood = |f: &mut Fixture, count: usize| {
+        for _ in 0..count {
+            crowd.push(TcpStream::connect(f.addr).unwrap());
+            f.turn();
+            assert!(f.net.counters().open as usize <= most, "{} are open", f.net.counters().open);
+            f.wait();
+        }
+        f.settle();
+    };
+    flood(&mut f, 300);
+    assert_eq!((f.net.counters().accepted, f.net.counters().refused), (300, 290));
+    assert_eq!(f.net.counters().open as usize, 10 + MAX_REFUSED_CONNECTIONS, "who was told why, and lingers");
+    // Nobody lingers for long.
+    f.pass(2_000_000);
+    assert_eq!(f.net.counters().open, 10);
+    flood(&mut f, 1);
+    let mut told = [0; FRAME_HEADER_LEN];
+    crowd.last_mut().unwrap().read_exact(&mut told).unwrap();
+}
+
+/// A stop waits for nobody's pace.
+#[test]
+fn a_stop_closes_all_that_have_left() {
+    let mut f = Fixture::new(|_| {});
+    let crowd = crowd(&f, 100);
+    f.settle();
+    assert_eq!(f.net.counters().open, 100);
+    drop(crowd);
+    f.net.stop(&mut f.host);
+    let mut turns = 0;
+    while !f.net.is_drained() {
+        f.turn();
+        turns += 1;
+        assert!(turns < 20, "{} are open", f.net.counters().open);
+    }
+}
+
+/// Deadlines of many connections at once are looked at in several turns, each due
+/// at once.
+#[test]
+fn many_deadlines_take_their_turns() {
+    let mut f = Fixture::new(|_| {});
+    let crowd = crowd(&f, 200);
+    f.settle();
+    f.host.now.mono_us += 20_000_000;
+    let mut turns = 0;
+    while f.net.session_config().counters.violations.get() < 200 {
+        let before = f.net.session_config().counters.violations.get();
+        f.net.tick(&mut f.host);
+        let due = f.net.settle(&mut f.host);
+        let told = f.net.session_config().counters.violations.get();
+        assert!(told - before <= 64, "{} in a turn", told - before);
+        assert!(told == 200 || due.is_some_and(|due| due <= f.host.now.mono_us), "the next turn is due");
+        turns += 1;
+        assert!(turns < 100);
+    }
+    assert!(turns >= 4);
+    drop(crowd);
+}
+
+/// Whoever has said hello is heard at once, however many newcomers speak before.
+#[test]
+fn newcomers_who_all_speak_at_once_take_their_turns() {
+    for (says, told) in [(hello(), GREETED), (vec![0x5a; 500], goodbye(ErrorCode::MalformedFrame))] {
+        let mut f = Fixture::new(|_| {});
+        let mut greeted = f.peer();
+        let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+        f.settle();
+        crowd.iter_mut().for_each(|peer| peer.send(&says));
+        let since = f.host.now.mono_us;
+        let mut answers = 0;
+        let mut rounds = 0;
+        while answers < 100 {
+            let mut ping = Vec::new();
+            Request::Ping.encode(&mut ping, 2, 0);
+            greeted.send(&ping);
+            // So many turns, and no time.
+            for _ in 0..5 {
+                f.turn();
+            }
+            assert_eq!(greeted.answers(), [(Opcode::Ping as u8, 0)]);
+            let came: Vec<_> = crowd.iter_mut().flat_map(Peer::answers).collect();
+            assert!(came.len() <= pace::AT_ONCE, "{} at once", came.len());
+            assert!(came.iter().all(|answer| *answer == told), "{came:?}");
+            answers += came.len();
+            assert!(f.wait() || answers == 100, "{answers} were heard, and nobody goes on");
+            rounds += 1;
+            assert!(rounds < 1000, "{answers} were heard");
+        }
+        let time_us = f.host.now.mono_us - since;
+        assert!(time_us >= (100 - 2 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
+        assert_eq!(f.net.stashed, Stashed::default());
+    }
+}
+
+/// To have shut one's side does not mean that the answer is not awaited.
+#[test]
+fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
+    let mut f = Fixture::new(|_| {});
+    let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    f.settle();
+    let mut ping = Vec::new();
+    Request::Ping.encode(&mut ping, 2, 0);
+    for peer in &mut crowd {
+        peer.send(&[hello(), ping.clone()].concat());
+        peer.stream.shutdown(Shutdown::Write).unwrap();
+    }
+    // The kernel tells of some in each turn.
+    (0..20).for_each(|_| drop(f.turn()));
+    assert!(f.net.newcomers.len() >= 100 - 2 * pace::AT_ONCE, "{} wait", f.net.newcomers.len());
+    f.settle();
+    for peer in &mut crowd {
+        assert_eq!(peer.answers(), [GREETED, (Opcode::Ping as u8, 0)]);
+    }
+    assert_eq!(f.net.counters().open, 0);
+}
+
+#[test]
+fn what_newcomers_say_before_their_turn_stays_within_its_bound() {
+    let mut f = Fixture::new(|config| config.max_stashed = 100_000);
+    let mut greeted = f.peer();
+    let crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    f.settle();
+    for mut peer in crowd {
+        peer.send(&[0x5a; 5_000]);
+        f.turn();
+        assert!(f.net.stashed.half <= 100_000, "{} bytes", f.net.stashed.half);
+    }
+    assert!(f.net.newcomers.len() > 10, "{} wait", f.net.newcomers.len());
+    f.settle();
+    assert_eq!((f.net.counters().open, f.net.stashed), (1, Stashed::default()));
+    greeted.send(&frame(1_000));
+    f.settle();
+    f.acknowledge();
+    f.settle();
+    assert_eq!(greeted.answers(), [PRODUCED]);
+}
