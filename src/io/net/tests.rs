@@ -204,12 +204,22 @@ impl Peer {
         }
     }
 
-    /// Opcode and status of each frame that has come.
+    /// Opcode and status of each frame that has come, on a connection that goes on or
+    /// was closed in order.
     fn answers(&mut self) -> Vec<(u8, u16)> {
-        match self.stream.read_to_end(&mut self.received) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => panic!("{error}"),
+        self.read(|error| assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"))
+    }
+
+    /// As [`answers`](Self::answers), on one that may have been cut.
+    fn last_answers(&mut self) -> Vec<(u8, u16)> {
+        self.read(|error| {
+            assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{error}");
+        })
+    }
+
+    fn read(&mut self, check: impl Fn(std::io::Error)) -> Vec<(u8, u16)> {
+        if let Err(error) = self.stream.read_to_end(&mut self.received) {
+            check(error);
         }
         let mut answers = Vec::new();
         while self.received.len() >= FRAME_HEADER_LEN {

@@ -196,7 +196,9 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
         peer.stream.shutdown(Shutdown::Write).unwrap();
     }
     // The kernel tells of some in each turn.
-    (0..20).for_each(|_| drop(f.turn()));
+    for _ in 0..20 {
+        f.turn();
+    }
     assert!(f.net.newcomers.len() >= 100 - 2 * pace::AT_ONCE, "{} wait", f.net.newcomers.len());
     f.settle();
     for peer in &mut crowd {
@@ -209,15 +211,22 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
 fn what_newcomers_say_before_their_turn_stays_within_its_bound() {
     let mut f = Fixture::new(|config| config.max_stashed = 100_000);
     let mut greeted = f.peer();
-    let crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
     f.settle();
-    for mut peer in crowd {
+    for peer in &mut crowd {
         peer.send(&[0x5a; 5_000]);
         f.turn();
         assert!(f.net.stashed.half <= 100_000, "{} bytes", f.net.stashed.half);
     }
-    assert!(f.net.newcomers.len() > 10, "{} wait", f.net.newcomers.len());
+    let waited = f.net.newcomers.len();
+    assert!(waited > 10, "{waited} wait");
     f.settle();
+    // Who waited was heard; who found no room is gone, and was told nothing.
+    let told: Vec<_> = crowd.iter_mut().flat_map(Peer::last_answers).collect();
+    assert!(told.len() >= waited && told.len() < 50, "{} of {waited}", told.len());
+    assert!(told.iter().all(|told| *told == goodbye(ErrorCode::MalformedFrame)), "{told:?}");
+    // Nobody lingers for long.
+    f.pass(2_000_000);
     assert_eq!((f.net.counters().open, f.net.stashed), (1, Stashed::default()));
     greeted.send(&frame(1_000));
     f.settle();
