@@ -166,10 +166,12 @@ pub struct Net {
     ended: VecDeque<close::Ended>,
     /// So many of these may be closed whatever the pace: others came for them.
     may_close: usize,
-    /// Of accepting, hearing newcomers, and closing.
+    /// Of accepting, hearing newcomers, saying goodbye, and closing.
     pace: Pace,
     /// Sessions without a hello whose bytes wait, oldest first.
     newcomers: VecDeque<u64>,
+    /// Sessions whose last word waits for its turn, oldest first.
+    parting: VecDeque<u64>,
     /// Sessions that wait for room for an answer that lists, oldest first.
     queued: VecDeque<u64>,
     timers: Timers,
@@ -248,6 +250,7 @@ impl Net {
             may_close: 0,
             pace: Pace::default(),
             newcomers: VecDeque::new(),
+            parting: VecDeque::new(),
             queued: VecDeque::new(),
             timers: Timers::default(),
             listener: Some(Listener::new(listener)),
@@ -315,6 +318,7 @@ impl Net {
     pub fn tick<H: Host>(&mut self, host: &mut H) {
         self.run_timers(host);
         self.hear_newcomers(host);
+        self.let_part(host);
         self.resume_queued(host);
         if self.pool.available() < self.config.low_chunks || self.unsent_own > self.config.max_unsent_own {
             self.relieve(host);
@@ -341,13 +345,14 @@ impl Net {
         if !self.starved.is_empty() {
             self.feed_starved(host);
         }
-        let hears_us = (!self.newcomers.is_empty()).then(|| self.pace.next());
+        let waits = !self.newcomers.is_empty() || !self.parting.is_empty();
+        let turns_us = waits.then(|| self.pace.next());
         let accepts_us = self.accept(host);
         let closes_us = self.close_ended(host);
         if self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
-        [hears_us, accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
+        [turns_us, accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
     }
 
     /// Takes a connection over from another core; one that comes during a stop is
@@ -437,10 +442,15 @@ impl Net {
     fn settle_one<H: Host>(&mut self, slot: u32, host: &mut H) {
         let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { return };
         connection.dirty = false;
-        self.start_send(slot, host);
+        let may_part = self.may_part(slot, host);
+        if may_part {
+            self.start_send(slot, host);
+        }
         self.count_unsent(slot);
         self.regulate(slot, host);
-        self.advance_life(slot, host);
+        if may_part {
+            self.advance_life(slot, host);
+        }
     }
 
     fn count_unsent(&mut self, slot: u32) {

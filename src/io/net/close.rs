@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
-use super::connection::{Connection, Life, Receive, Stashed};
+use super::connection::{Connection, Farewell, Life, Receive, Stashed};
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::Target;
 use crate::limits::MAX_LINGER_MS;
@@ -50,6 +50,43 @@ impl Net {
         }
         self.drop_held(slot);
         self.mark(slot);
+    }
+
+    /// Whether answers may be sent, and the connection may end. Unless it is open and
+    /// takes requests, or is left by a peer who awaits nothing, that has a pace; not
+    /// during a stop.
+    #[inline]
+    pub(super) fn may_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
+        let connection = self.slots[slot as usize].get();
+        let session = &connection.session;
+        let parts = session.is_closing() && !(connection.ended && session.is_finished());
+        if !parts || connection.life != Life::Open || self.stopping {
+            return true;
+        }
+        if connection.farewell == Farewell::Silent {
+            if self.parting.is_empty() && self.pace.take(1, host.now().mono_us) {
+                connection.farewell = Farewell::Free;
+            } else {
+                connection.farewell = Farewell::Waits;
+                self.parting.push_back(connection.key);
+            }
+        }
+        connection.farewell == Farewell::Free
+    }
+
+    /// Goes on with those whose turn it is to part, in the order in which they began to
+    /// wait.
+    #[inline]
+    pub(super) fn let_part<H: Host>(&mut self, host: &mut H) {
+        while let Some(&key) = self.parting.front()
+            && (self.stopping || self.pace.take(1, host.now().mono_us))
+        {
+            self.parting.pop_front();
+            if let Some(slot) = self.find(key) {
+                self.slots[slot as usize].get().farewell = Farewell::Free;
+                self.mark(slot);
+            }
+        }
     }
 
     /// Moves a connection on towards its end, if it is on its way there.

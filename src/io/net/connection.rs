@@ -85,6 +85,18 @@ pub(super) enum Life {
     Ending,
 }
 
+/// The last word of a session that takes no more requests: it has its turn, since that
+/// and what follows cost more than most requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Farewell {
+    /// It has not had its turn.
+    Silent,
+    /// In the list of those that wait for their turn.
+    Waits,
+    /// It may be said, and the connection may end.
+    Free,
+}
+
 /// The receive that is under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Receive {
@@ -111,6 +123,7 @@ pub(super) struct Connection {
     pub registered: bool,
     pub session: Session,
     pub life: Life,
+    pub farewell: Farewell,
     pub receive: Receive,
     pub direct: Direct,
     pub send: Option<Send>,
@@ -196,6 +209,7 @@ impl Net {
             registered,
             session: Session::new(Rc::clone(&self.session_config)),
             life: Life::Open,
+            farewell: Farewell::Silent,
             receive: Receive::Off,
             direct: Direct::default(),
             send: None,
