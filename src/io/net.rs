@@ -161,7 +161,7 @@ pub struct Net {
     /// Connections that something has happened to in this turn.
     dirty: Vec<u32>,
     /// Connections whose receive ended for want of a buffer.
-    starved: Vec<u32>,
+    starved: VecDeque<u32>,
     /// Connections that have ended, and are to be closed.
     ended: VecDeque<close::Ended>,
     /// So many of these may be closed whatever the pace: others came for them.
@@ -245,7 +245,7 @@ impl Net {
             places,
             free: Vec::new(),
             dirty: Vec::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             ended: VecDeque::new(),
             may_close: 0,
             pace: Pace::default(),
@@ -342,9 +342,7 @@ impl Net {
                 break;
             }
         }
-        if !self.starved.is_empty() {
-            self.feed_starved(host);
-        }
+        self.feed_starved(host);
         let waits = !self.newcomers.is_empty() || !self.parting.is_empty();
         let turns_us = waits.then(|| self.pace.next());
         let accepts_us = self.accept(host);

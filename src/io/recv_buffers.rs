@@ -82,10 +82,10 @@ impl RecvBuffers {
         self.free -= 1;
     }
 
-    /// Whether the kernel has a buffer to receive into.
+    /// Buffers that the kernel has to receive into.
     #[inline]
-    pub(in crate::io) fn has_free(&self) -> bool {
-        self.free > 0
+    pub(in crate::io) fn free(&self) -> usize {
+        usize::from(self.free)
     }
 
     /// Returns a buffer; the kernel sees it after [`publish`](Self::publish).

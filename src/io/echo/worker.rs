@@ -413,7 +413,7 @@ impl<'r> Worker<'r> {
     /// Arms receives again. Without a free buffer it would only fail again, so
     /// it waits for the sends that hold them; those complete on the next turn.
     fn feed_starved(&mut self) {
-        if !self.buffers.has_free() {
+        if self.buffers.free() == 0 {
             return;
         }
         let mut starved = std::mem::take(&mut self.starved);

@@ -1,10 +1,11 @@
 //! How much of a core's time those who come and those who leave may take from the
-//! others, together. Who has said hello and stays has no pace.
+//! others, together. The requests of those who have said
+//! hello have no pace.
 
 use crate::limits::MAX_ACCEPTS;
 
-/// So many at once, at most: accepted, heard for the first time, or closed. Also what
-/// is saved up while a turn of the loop is long.
+/// So many at once, at most: accepted, heard for the first time, told goodbye, or
+/// closed. Also what is saved up while a turn of the loop is long.
 pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
 /// Each has so much time, in µs; it takes 10 to 20 µs. Beside 10,000 newcomers who all

@@ -44,7 +44,7 @@ impl Net {
             (e, _) if e == -libc::ENOBUFS => {
                 self.counters.starved_receives += 1;
                 connection.receive = Receive::Starved;
-                self.starved.push(slot);
+                self.starved.push_back(slot);
             }
             (e, _) if e == -libc::ECANCELED || e == -libc::EINTR || e == -libc::EAGAIN => {}
             (e, _) => self.lost(slot, -e, host),
@@ -156,21 +156,25 @@ impl Net {
         self.after_input(slot, input, host);
     }
 
-    /// Arms the receives of those that found no buffer, in the order in which
-    /// they did not.
+    /// Arms receives of those that found no buffer, in the order in which they did not:
+    /// as many as there are buffers, since all at once would find none again. For each
+    /// of them something has come, so a completion follows, and a turn for the others.
+    #[inline]
     pub(super) fn feed_starved<H: Host>(&mut self, host: &mut H) {
-        if !self.buffers.has_free() {
-            return;
-        }
-        let mut starved = std::mem::take(&mut self.starved);
-        for slot in starved.drain(..) {
+        let mut free = self.buffers.free();
+        while free > 0
+            && let Some(slot) = self.starved.pop_front()
+        {
             let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { continue };
-            if connection.receive == Receive::Starved {
-                connection.receive = Receive::Off;
-                self.regulate(slot, host);
+            if connection.receive != Receive::Starved {
+                continue;
             }
+            connection.receive = Receive::Off;
+            self.regulate(slot, host);
+            // It may have gone to another core.
+            let connection = self.slots[slot as usize].connection.as_deref();
+            free -= usize::from(connection.is_some_and(|c| matches!(c.receive, Receive::Multi(_))));
         }
-        self.starved = starved;
     }
 
     /// The peer sends no more.

@@ -247,6 +247,13 @@ fn hello() -> Vec<u8> {
     bytes
 }
 
+fn ping() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Request::Ping.encode(&mut bytes, 2, 0);
+    bytes
+}
+
+const PONG: (u8, u16) = (Opcode::Ping as u8, 0);
 const GREETED: (u8, u16) = (Opcode::Hello as u8, 0);
 const PRODUCED: (u8, u16) = (Opcode::Produce as u8, 0);
 
@@ -404,9 +411,7 @@ fn a_batch_that_does_not_end_is_told_so_when_memory_is_short() {
 fn a_peer_that_reads_nothing_for_30_s_is_closed_and_one_that_reads_late_is_not() {
     let mut f = Fixture::new(|_| {});
     let mut peers = [f.peer(), f.peer()];
-    let mut pings = Vec::new();
-    Request::Ping.encode(&mut pings, 2, 0);
-    let pings = pings.repeat(10_000);
+    let pings = ping().repeat(10_000);
     for (slot, peer) in peers.iter_mut().enumerate() {
         while f.net.slots[slot].get().send.is_none() {
             peer.send(&pings);

@@ -161,14 +161,12 @@ fn newcomers_who_all_speak_at_once_take_their_turns() {
         let mut answers = 0;
         let mut rounds = 0;
         while answers < 100 {
-            let mut ping = Vec::new();
-            Request::Ping.encode(&mut ping, 2, 0);
-            greeted.send(&ping);
+            greeted.send(&ping());
             // So many turns, and no time.
             for _ in 0..5 {
                 f.turn();
             }
-            assert_eq!(greeted.answers(), [(Opcode::Ping as u8, 0)]);
+            assert_eq!(greeted.answers(), [PONG]);
             let came: Vec<_> = crowd.iter_mut().flat_map(Peer::answers).collect();
             assert!(came.len() <= pace::AT_ONCE, "{} at once", came.len());
             assert!(came.iter().all(|answer| *answer == told), "{came:?}");
@@ -189,8 +187,7 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
     let mut f = Fixture::new(|_| {});
     let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
     f.settle();
-    let mut ping = Vec::new();
-    Request::Ping.encode(&mut ping, 2, 0);
+    let ping = ping();
     for peer in &mut crowd {
         peer.send(&[hello(), ping.clone()].concat());
         peer.stream.shutdown(Shutdown::Write).unwrap();
@@ -202,7 +199,7 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
     assert!(f.net.newcomers.len() >= 100 - 2 * pace::AT_ONCE, "{} wait", f.net.newcomers.len());
     f.settle();
     for peer in &mut crowd {
-        assert_eq!(peer.answers(), [GREETED, (Opcode::Ping as u8, 0)]);
+        assert_eq!(peer.answers(), [GREETED, PONG]);
     }
     assert_eq!(f.net.counters().open, 0);
 }
@@ -233,4 +230,64 @@ fn what_newcomers_say_before_their_turn_stays_within_its_bound() {
     f.acknowledge();
     f.settle();
     assert_eq!(greeted.answers(), [PRODUCED]);
+}
+
+/// All who are received from again at one moment find few buffers; each tries again
+/// when there is one for it.
+#[test]
+fn those_who_found_no_buffer_do_not_all_try_again_at_once() {
+    const PEERS: usize = 400;
+    let mut f = Fixture::new(|_| {});
+    let mut peers: Vec<Peer> = crowd(&f, PEERS).into_iter().map(Peer::new).collect();
+    peers.iter_mut().for_each(|peer| peer.send(&hello()));
+    f.settle();
+    assert!(peers.iter_mut().all(|peer| peer.answers() == [GREETED]));
+    // As if much waited for a shard.
+    let much = f.net.config.max_stashed + 1;
+    f.net.stashed.whole += much;
+    f.net.mark(0);
+    f.settle();
+    peers.iter_mut().for_each(|peer| peer.send(&ping()));
+    f.settle();
+    assert!(f.net.throttled && peers.iter_mut().all(|peer| peer.answers().is_empty()));
+    f.net.stashed.whole -= much;
+    f.net.mark(0);
+    let before = f.net.counters().starved_receives;
+    f.settle();
+    assert!(peers.iter_mut().all(|peer| peer.answers() == [PONG]));
+    let starved = (f.net.counters().starved_receives - before) as usize;
+    assert!(starved > PEERS / 2, "there were buffers for all but {starved}");
+    assert!(starved < 2 * PEERS, "{starved} receives found no buffer");
+}
+
+/// A goodbye is expensive, and waits for its turn, whoever it is for.
+#[test]
+fn many_who_break_the_rules_at_once_are_told_so_in_turn() {
+    let mut f = Fixture::new(|_| {});
+    let mut peers: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    peers.iter_mut().for_each(|peer| peer.send(&hello()));
+    let mut good = f.peer();
+    assert!(peers.iter_mut().all(|peer| peer.answers() == [GREETED]));
+    f.host.now.mono_us += 1_000;
+    f.settle();
+    peers.iter_mut().for_each(|peer| peer.send(&[0x5a; 500]));
+    let since = f.host.now.mono_us;
+    let (mut told, mut rounds) = (0, 0);
+    while told < 100 {
+        good.send(&ping());
+        // So many turns, and no time.
+        for _ in 0..10 {
+            f.turn();
+        }
+        assert_eq!(good.answers(), [PONG]);
+        let came: Vec<_> = peers.iter_mut().flat_map(Peer::answers).collect();
+        assert!(came.len() <= pace::AT_ONCE, "{} at once", came.len());
+        assert!(came.iter().all(|answer| *answer == goodbye(ErrorCode::MalformedFrame)), "{came:?}");
+        told += came.len();
+        assert!(f.wait() || told == 100, "{told} were told, and nobody goes on");
+        rounds += 1;
+        assert!(rounds < 1000, "{told} were told");
+    }
+    let time_us = f.host.now.mono_us - since;
+    assert!(time_us >= (100 - 2 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
 }
