@@ -2,6 +2,7 @@
 //! fault says why not.
 
 mod claims;
+mod extent;
 mod flushes;
 
 use std::collections::BTreeSet;
@@ -31,16 +32,19 @@ struct Bench {
     path: PathBuf,
 }
 
+fn names(path: &Path) -> BTreeSet<String> {
+    fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
 fn list(path: &Path) -> ShardDir {
     let parse = |prefix: &str| {
-        let names =
-            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut numbers: Vec<_> =
-            names.filter_map(|name| u64::from_str_radix(name.strip_prefix(prefix)?, 16).ok()).collect();
+        let number = |name: String| u64::from_str_radix(name.strip_prefix(prefix)?, 16).ok();
+        let mut numbers: Vec<_> = names(path).into_iter().filter_map(number).collect();
         numbers.sort_unstable();
         numbers
     };
-    let whole = |&number: &u64| fs::metadata(path.join(spare_name(number))).unwrap().len() == LEN;
+    let whole =
+        |&number: &u64| fs::metadata(path.join(spare_name(number))).is_ok_and(|file| file.len() == LEN);
     let (spares, others): (Vec<_>, Vec<_>) = parse("spare-").into_iter().partition(whole);
     let segments: Vec<_> = parse("segment-").into_iter().map(SegmentSeq).collect();
     ShardDir {
@@ -359,35 +363,6 @@ fn names_change_one_at_a_time_in_the_order_asked_for() {
         left = now;
     }
     assert_eq!((left.len(), bench.disk.spares_ready()), (0, 4));
-}
-
-/// Between any two operations the power may go: the folder then says what is
-/// there, give or take the segment that is being made or recycled.
-#[test]
-fn the_extent_never_claims_a_segment_that_is_not_there() {
-    let dir = folder();
-    let mut bench = Bench::new(dir.path(), direct());
-    let mut seen = Vec::new();
-    for segment in 0..12 {
-        bench.disk.prepare(&mut bench.ring, SegmentSeq(segment));
-        if segment >= 3 {
-            bench.disk.recycle(&mut bench.ring, SegmentSeq(segment - 3));
-        }
-        while bench.disk.in_flight() > 0 {
-            bench.turn();
-            let now = list(dir.path());
-            assert_eq!(now.extent.missing(&now.segments), [], "{} with {:?}", now.extent, now.segments);
-            let claimed = now.extent.next().0 - now.extent.first().0;
-            assert!(now.segments.len() as u64 - claimed <= 1, "{} with {:?}", now.extent, now.segments);
-            seen.push((now.segments.len(), claimed));
-        }
-        assert!(matches!(bench.disk.next_event(), Some(Event::SegmentPrepared { result: Ok(()), .. })));
-    }
-    let now = list(dir.path());
-    assert_eq!((now.extent.to_string(), now.segments.len()), (format!("{:016x}-{:016x}", 9, 12), 3));
-    for state in [(4, 3), (3, 3)] {
-        assert!(seen.contains(&state), "{state:?} of {seen:?}");
-    }
 }
 
 #[test]
