@@ -51,7 +51,7 @@ fn hostile_peers_do_not_double_the_p99_of_others() {
         let done = hostile.end();
         assert!(done.iter().all(|&count| count > 0), "some peers did nothing: {done:?}");
         wait_until("all are gone", || writer.peer.stat("connections") == 1);
-        (usual, with)
+        Some((usual, with))
     });
     writer.read_back();
 }
@@ -67,13 +67,11 @@ fn a_crowd_that_comes_and_goes_does_not_double_the_p99_of_others() {
         let crowd = Crowd::begin(server.addr);
         let with = writer.measure();
         let measured = Instant::now();
-        let came = writer.peer.stat("connections_accepted_total");
-        assert_eq!(came, SILENT as u64 + 1, "all were let in by then");
-        let gone = crowd.end();
-        assert!(gone < measured, "the crowd left {:?} after the measurement", gone - measured);
+        let came = writer.peer.stat("connections_accepted_total") == SILENT as u64 + 1;
+        let gone = crowd.end() < measured;
         wait_until("all are closed", || writer.peer.stat("connections") == 1);
         writer.read_back();
-        (usual, with)
+        (came && gone).then_some((usual, with))
     });
 }
 
@@ -93,11 +91,17 @@ fn begin() -> (TempDir, Server, Writer) {
     (dir, server, writer)
 }
 
-/// Measures what is usual and what is with hostile peers, until enough was measured.
-fn compare(mut measure: impl FnMut() -> ([Duration; 3], [Duration; 3])) {
+/// Measures what is usual and what is with hostile peers, until enough was measured. A
+/// measurement is none if it did not see all that it should.
+fn compare(mut measure: impl FnMut() -> Option<([Duration; 3], [Duration; 3])>) {
     let (mut usual, mut with) = (Vec::new(), Vec::new());
+    let mut missed = 0;
     loop {
-        let (first, second) = measure();
+        let Some((first, second)) = measure() else {
+            missed += 1;
+            assert!(missed < MOST_ROUNDS, "this machine is too slow to measure it");
+            continue;
+        };
         usual.push(first);
         with.push(second);
         if usual.len() < ROUNDS {

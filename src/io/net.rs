@@ -40,7 +40,7 @@ use crate::time::Now;
 use connection::{Connection, Life, Slot, Stashed};
 use listener::Listener;
 pub use listener::{ListenError, bind, try_address};
-use pace::Pace;
+use pace::{Pace, Step};
 use timers::{Timer, Timers};
 
 /// What connections need of their core.
@@ -164,9 +164,7 @@ pub struct Net {
     starved: VecDeque<u32>,
     /// Connections that have ended, and are to be closed.
     ended: VecDeque<close::Ended>,
-    /// So many of these may be closed whatever the pace: others came for them.
-    may_close: usize,
-    /// Of accepting, hearing newcomers, saying goodbye, and closing.
+    /// Of those who come and those who leave.
     pace: Pace,
     /// Sessions without a hello whose bytes wait, oldest first.
     newcomers: VecDeque<u64>,
@@ -178,8 +176,9 @@ pub struct Net {
     listener: Option<Listener>,
     /// Bytes in the stashes of all sessions.
     stashed: Stashed,
-    /// The slot that was last looked at when the stashes were too large.
-    looked_at: u32,
+    /// When the stashes were last too large: since when the oldest have had half a
+    /// frame, and their sessions; the oldest last.
+    oldest_halves: Vec<(u64, u64)>,
     /// So much has come for sessions that may not go on that nothing more is
     /// received.
     throttled: bool,
@@ -247,7 +246,6 @@ impl Net {
             dirty: Vec::new(),
             starved: VecDeque::new(),
             ended: VecDeque::new(),
-            may_close: 0,
             pace: Pace::default(),
             newcomers: VecDeque::new(),
             parting: VecDeque::new(),
@@ -255,7 +253,7 @@ impl Net {
             timers: Timers::default(),
             listener: Some(Listener::new(listener)),
             stashed: Stashed::default(),
-            looked_at: 0,
+            oldest_halves: Vec::new(),
             throttled: false,
             unsent_own: 0,
             direct_held: 0,
@@ -342,21 +340,21 @@ impl Net {
                 break;
             }
         }
-        self.feed_starved(host);
-        let waits = !self.newcomers.is_empty() || !self.parting.is_empty();
-        let turns_us = waits.then(|| self.pace.next());
+        let feeds_us = self.feed_starved(host);
+        let hears_us = self.pace.wait(Step::Hear, !self.newcomers.is_empty());
+        let parts_us = self.pace.wait(Step::Part, !self.parting.is_empty());
         let accepts_us = self.accept(host);
         let closes_us = self.close_ended(host);
         if self.has_turn() {
             self.wake_at(host.now().mono_us);
         }
-        [turns_us, accepts_us, closes_us, self.timers.next()].into_iter().flatten().min()
+        let due = [feeds_us, hears_us, parts_us, accepts_us, closes_us, self.timers.next()];
+        due.into_iter().flatten().min()
     }
 
     /// Takes a connection over from another core; one that comes during a stop is
     /// told goodbye. The pace is the other core's.
     pub fn adopt<H: Host>(&mut self, connection: Handover, host: &mut H) {
-        self.may_close += usize::from(self.ended.len() > self.may_close);
         let slot = self.open(connection.socket, host);
         if self.stopping {
             return self.violate(slot, &Violation::ShuttingDown, host);

@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
 use super::connection::{Connection, Farewell, Life, Receive, Stashed};
+use super::pace::Step;
 use super::{Host, Net, Op, Timer};
 use crate::io::ring::Target;
 use crate::limits::MAX_LINGER_MS;
@@ -52,40 +53,36 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Whether answers may be sent, and the connection may end. Unless it is open and
-    /// takes requests, or is left by a peer who awaits nothing, that has a pace; not
-    /// during a stop.
+    /// Whether answers may be sent, and the connection may end. A goodbye has a pace,
+    /// but not during a stop.
     #[inline]
     pub(super) fn may_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
         let connection = self.slots[slot as usize].get();
-        let session = &connection.session;
-        let parts = session.is_closing() && !(connection.ended && session.is_finished());
-        if !parts || connection.life != Life::Open || self.stopping {
-            return true;
-        }
-        if connection.farewell == Farewell::Silent {
-            if self.parting.is_empty() && self.pace.take(1, host.now().mono_us) {
+        if connection.farewell == Farewell::Due {
+            let has_turn = self.parting.is_empty() && self.pace.take(Step::Part, host.now().mono_us);
+            if has_turn || self.stopping {
                 connection.farewell = Farewell::Free;
             } else {
                 connection.farewell = Farewell::Waits;
                 self.parting.push_back(connection.key);
             }
         }
-        connection.farewell == Farewell::Free
+        connection.farewell != Farewell::Waits || connection.life != Life::Open || self.stopping
     }
 
     /// Goes on with those whose turn it is to part, in the order in which they began to
     /// wait.
     #[inline]
     pub(super) fn let_part<H: Host>(&mut self, host: &mut H) {
-        while let Some(&key) = self.parting.front()
-            && (self.stopping || self.pace.take(1, host.now().mono_us))
-        {
-            self.parting.pop_front();
+        while let Some(&key) = self.parting.front() {
             if let Some(slot) = self.find(key) {
+                if !self.stopping && !self.pace.take(Step::Part, host.now().mono_us) {
+                    break;
+                }
                 self.slots[slot as usize].get().farewell = Farewell::Free;
                 self.mark(slot);
             }
+            self.parting.pop_front();
         }
     }
 
@@ -129,21 +126,15 @@ impl Net {
     }
 
     /// Closes sockets of connections that have ended, and frees their slots, as far as
-    /// the pace and those who came let it; all during a stop. Returns when to go on if
-    /// some are left (monotonic, µs).
+    /// the pace lets it; all during a stop. Returns when to go on if some are left
+    /// (monotonic, µs).
     pub(super) fn close_ended<H: Host>(&mut self, host: &mut H) -> Option<u64> {
         let now_us = host.now().mono_us;
-        while !self.ended.is_empty() {
-            if self.may_close > 0 {
-                self.may_close -= 1;
-            } else if !self.stopping && !self.pace.take(1, now_us) {
-                return Some(self.pace.next());
-            }
+        while !self.ended.is_empty() && (self.stopping || self.pace.take(Step::Close, now_us)) {
             let Ended { slot, key, socket, registered } = self.ended.pop_front()?;
             self.free(slot, registered, host);
             host.ring().close(Op::Close.token(key), Target::Fd(socket.into_raw_fd()));
         }
-        self.may_close = 0;
-        None
+        self.pace.wait(Step::Close, !self.ended.is_empty())
     }
 }

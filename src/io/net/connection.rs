@@ -85,12 +85,14 @@ pub(super) enum Life {
     Ending,
 }
 
-/// The last word of a session that takes no more requests: it has its turn, since that
-/// and what follows cost more than most requests.
+/// Whether a session's last word may be said: it has its turn, since that and what
+/// follows cost more than most requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Farewell {
-    /// It has not had its turn.
-    Silent,
+    /// There is none.
+    None,
+    /// Its peer broke a rule, or must go for another reason.
+    Due,
     /// In the list of those that wait for their turn.
     Waits,
     /// It may be said, and the connection may end.
@@ -209,7 +211,7 @@ impl Net {
             registered,
             session: Session::new(Rc::clone(&self.session_config)),
             life: Life::Open,
-            farewell: Farewell::Silent,
+            farewell: Farewell::None,
             receive: Receive::Off,
             direct: Direct::default(),
             send: None,

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::pace::AT_ONCE;
+use super::pace::{AT_ONCE, Step};
 use super::{Host, Net, Op};
 use crate::io::ring::{Completion, OpId, Ring, Target};
 use crate::io::tcp;
@@ -141,13 +141,12 @@ impl Listener {
         Listener { socket, accepts: [None; AT_ONCE], under_way: 0, retry_us: 0 }
     }
 
-    /// Starts one more accept; `false` if all are under way.
-    fn start(&mut self, ring: &mut Ring) -> bool {
-        let Some(number) = self.accepts.iter().position(Option::is_none) else { return false };
+    /// Starts one more accept, unless all are under way.
+    fn start(&mut self, ring: &mut Ring) {
+        let Some(number) = self.accepts.iter().position(Option::is_none) else { return };
         let target = Target::Fd(self.socket.as_raw_fd());
         self.accepts[number] = Some(ring.accept(Op::Accept.token(number as u64), target));
         self.under_way += 1;
-        true
     }
 
     fn ended(&mut self, number: u64) {
@@ -166,25 +165,18 @@ impl Listener {
 impl Net {
     /// Starts the accepts that are not under way, as far as the pace lets them. Returns
     /// when to go on if some are left (monotonic, µs).
-    ///
-    /// While there are connections to be closed, each new one lets one be closed too,
-    /// so that they do not grow in number.
     #[inline]
     pub(super) fn accept<H: Host>(&mut self, host: &mut H) -> Option<u64> {
         let listener = self.listener.as_mut().filter(|_| !self.stopping)?;
         let now_us = host.now().mono_us;
-        while listener.under_way < AT_ONCE {
-            if now_us < listener.retry_us {
-                return Some(listener.retry_us);
-            }
-            let closes = usize::from(self.ended.len() > self.may_close);
-            if !self.pace.take(1 + closes, now_us) {
-                return Some(self.pace.next());
-            }
-            self.may_close += closes;
+        if now_us < listener.retry_us {
+            self.pace.wait(Step::Accept, false);
+            return Some(listener.retry_us);
+        }
+        while listener.under_way < AT_ONCE && self.pace.take(Step::Accept, now_us) {
             listener.start(host.ring());
         }
-        None
+        self.pace.wait(Step::Accept, listener.under_way < AT_ONCE)
     }
 
     /// Takes a completion of the accept of that number.

@@ -1,16 +1,15 @@
 //! How much of a core's time those who come and those who leave may take from the
-//! others, together. The requests of those who have said
-//! hello have no pace.
+//! others, together. The requests of those who have said hello have no pace.
 
 use crate::limits::MAX_ACCEPTS;
 
-/// So many at once, at most: accepted, heard for the first time, told goodbye, or
-/// closed. Also what is saved up while a turn of the loop is long.
+/// So many of a kind at once, at most. Also what is saved up while a turn of the loop
+/// is long.
 pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
 /// Each has so much time, in µs; it takes 10 to 20 µs. Beside 10,000 newcomers who all
 /// sent garbage at one moment a ping took up to 108 ms, when only accepting and closing
-/// had a pace, and takes 1.1 ms. With more time, a crowd finds the queue at the door
+/// had a pace, and takes 2 ms. With more time, a crowd finds the queue at the door
 /// full, and waits for a second: of 10,000 that connect within 0.23 s, 6 to 16 % with
 /// 50 µs, and nobody with 25 µs.
 pub(super) const EACH_US: u64 = 25;
@@ -18,29 +17,52 @@ pub(super) const EACH_US: u64 = 25;
 /// Whoever must wait does so until there is time for so many: fewer wake-ups.
 const TOGETHER: u64 = 2;
 
-/// The time that they may take: it comes as time passes, up to that of [`AT_ONCE`].
+/// What has a pace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// To accept a connection.
+    Accept,
+    /// To look at what came from a connection without a hello.
+    Hear,
+    /// To say goodbye to one that broke a rule, and shut it.
+    Part,
+    /// To close a socket.
+    Close,
+}
+
+const STEPS: usize = 4;
+
+/// The time that they may take: it comes as time passes, up to that of [`AT_ONCE`], and
+/// is shared in equal parts between the kinds that wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Time before this is used up (monotonic, µs).
-    used_us: u64,
+    /// Of each kind, the time before this is used up (monotonic, µs).
+    used_us: [u64; STEPS],
+    waits: [bool; STEPS],
 }
 
 impl Pace {
-    /// Whether `count` may be done now (monotonic, µs), all of them; if so their time
-    /// is used up.
-    pub fn take(&mut self, count: usize, now_us: u64) -> bool {
+    /// Whether a step may be done now (monotonic, µs); if so its time is used up.
+    pub fn take(&mut self, step: Step, now_us: u64) -> bool {
         let saved_us = now_us.saturating_sub(AT_ONCE as u64 * EACH_US);
-        let until_us = self.used_us.max(saved_us) + count as u64 * EACH_US;
+        let until_us = self.used_us[step as usize].max(saved_us) + self.cost_us(step);
         let may = until_us <= now_us;
         if may {
-            self.used_us = until_us;
+            self.used_us[step as usize] = until_us;
         }
         may
     }
 
-    /// When those may that may not now, two of them at most.
-    pub fn next(&self) -> u64 {
-        self.used_us + TOGETHER * EACH_US
+    /// Says whether any of this kind wait. Returns when to go on with them (monotonic,
+    /// µs).
+    pub fn wait(&mut self, step: Step, waits: bool) -> Option<u64> {
+        self.waits[step as usize] = waits;
+        waits.then(|| self.used_us[step as usize] + TOGETHER * self.cost_us(step))
+    }
+
+    fn cost_us(&self, step: Step) -> u64 {
+        let others = (0..STEPS).filter(|&other| other != step as usize && self.waits[other]).count();
+        (1 + others as u64) * EACH_US
     }
 }
 
@@ -55,7 +77,7 @@ mod tests {
             let mut done = Vec::new();
             let end = 1_000_000;
             for at in (10_000..end).step_by(step) {
-                (0..2 * AT_ONCE).filter(|_| pace.take(1, at)).for_each(|_| done.push(at));
+                (0..2 * AT_ONCE).filter(|_| pace.take(Step::Hear, at)).for_each(|_| done.push(at));
             }
             let turns = (end - 10_000) / step as u64;
             let most = ((end - 10_000) / EACH_US).min(turns * AT_ONCE as u64) as usize + AT_ONCE;
@@ -73,14 +95,41 @@ mod tests {
     }
 
     #[test]
-    fn whoever_may_not_may_at_the_time_that_was_told() {
-        for count in [1, 2] {
+    fn all_kinds_that_wait_have_the_same_part_however_short_a_turn_is() {
+        for turn in [1, 10, 25, 60, 100, 400] {
             let mut pace = Pace::default();
-            while pace.take(count, 5_049) {}
-            assert!(!pace.take(count, 5_049));
-            let next = pace.next();
-            assert!(next > 5_049 && !pace.take(count, 5_049 + EACH_US / 2));
-            assert!(pace.take(count, next), "{count} at once");
+            let mut done = [0; STEPS];
+            let end = 1_000_000;
+            for at in (10_000..end).step_by(turn) {
+                for step in [Step::Hear, Step::Part, Step::Accept, Step::Close] {
+                    while pace.take(step, at) {
+                        done[step as usize] += 1;
+                    }
+                    pace.wait(step, true);
+                }
+            }
+            let turns = (end - 10_000) / turn as u64;
+            let part = ((end - 10_000) / EACH_US / 4).min(turns * 2);
+            for count in done {
+                assert!(
+                    (part * 9 / 10..=part + 16).contains(&count),
+                    "turns of {turn} us: {done:?} of {part}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_may_not_may_at_the_time_that_was_told() {
+        for others in [&[][..], &[Step::Accept], &[Step::Accept, Step::Close, Step::Part]] {
+            let mut pace = Pace::default();
+            for &other in others {
+                pace.wait(other, true);
+            }
+            while pace.take(Step::Hear, 5_049) {}
+            let due_us = pace.wait(Step::Hear, true).unwrap();
+            assert!(due_us > 5_049 && !pace.take(Step::Hear, 5_049));
+            assert!(pace.take(Step::Hear, due_us), "beside {others:?}");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Bytes from shared buffers to sessions.
 
-use super::connection::{Life, Receive, Stashed};
+use super::connection::{Farewell, Life, Receive, Stashed};
+use super::pace::Step;
 use super::{Host, Net, Timer};
 use crate::io::ring::Completion;
+use crate::limits::MAX_HELLO_FRAME_LEN;
 use crate::session::{Input, Violation};
 
 impl Net {
@@ -22,20 +24,25 @@ impl Net {
                 self.counters.receives += 1;
                 self.counters.received_bytes += len as u64;
                 if connection.life == Life::Open {
-                    let is_in_turn = connection.session.is_greeted()
-                        || self.newcomers.is_empty() && self.pace.take(1, host.now().mono_us);
+                    let session = &mut connection.session;
                     let bytes = self.buffers.bytes(id, len as usize);
-                    if is_in_turn {
-                        let input = connection.session.receive(bytes, &mut host.shards_for(key));
+                    let waits = session.stashed() + bytes.len();
+                    if session.is_greeted()
+                        || session.is_closing()
+                        || self.newcomers.is_empty() && self.pace.take(Step::Hear, host.now().mono_us)
+                    {
+                        let input = session.receive(bytes, &mut host.shards_for(key));
                         self.after_input(slot, input, host);
-                    } else if self.stashed.half + bytes.len() > self.config.max_stashed {
-                        // Nobody who waits for longer is closed for it.
+                    } else if waits > MAX_HELLO_FRAME_LEN as usize
+                        || self.stashed.half + bytes.len() > self.config.max_stashed
+                    {
+                        // Nobody else who waits is closed for it.
                         self.end(slot, host);
                     } else {
                         if !std::mem::replace(&mut connection.arrives, true) {
                             self.newcomers.push_back(key);
                         }
-                        let input = connection.session.hold(bytes);
+                        let input = session.hold(bytes);
                         self.after_input(slot, input, host);
                     }
                 }
@@ -77,7 +84,12 @@ impl Net {
                 }
             }
             Input::Backlogged | Input::Moves { .. } => {}
-            Input::Closed => connection.session.hurry_fetches(&mut host.shards_for(key)),
+            Input::Closed => {
+                if connection.farewell == Farewell::None {
+                    connection.farewell = Farewell::Due;
+                }
+                connection.session.hurry_fetches(&mut host.shards_for(key));
+            }
         }
         let connection = self.slots[slot as usize].get();
         let stash = Stashed::of(&connection.session);
@@ -109,16 +121,18 @@ impl Net {
     /// the pace lets it, in the order in which these came.
     #[inline]
     pub(super) fn hear_newcomers<H: Host>(&mut self, host: &mut H) {
-        while let Some(&key) = self.newcomers.front()
-            && (self.stopping || self.pace.take(1, host.now().mono_us))
-        {
-            self.newcomers.pop_front();
-            let Some(slot) = self.find(key) else { continue };
-            self.slots[slot as usize].get().arrives = false;
-            self.resume_slot(slot, host);
-            if self.slots[slot as usize].get().ended {
-                self.ended(slot, host);
+        while let Some(&key) = self.newcomers.front() {
+            if let Some(slot) = self.find(key) {
+                if !self.stopping && !self.pace.take(Step::Hear, host.now().mono_us) {
+                    break;
+                }
+                self.slots[slot as usize].get().arrives = false;
+                self.resume_slot(slot, host);
+                if self.slots[slot as usize].get().ended {
+                    self.ended(slot, host);
+                }
             }
+            self.newcomers.pop_front();
         }
     }
 
@@ -157,24 +171,24 @@ impl Net {
     }
 
     /// Arms receives of those that found no buffer, in the order in which they did not:
-    /// as many as there are buffers, since all at once would find none again. For each
-    /// of them something has come, so a completion follows, and a turn for the others.
+    /// as many as there are buffers, since all at once would find none again. Returns
+    /// when to go on if some are left (monotonic, µs).
+    ///
+    /// The kernel takes a buffer before it looks whether there is anything to receive,
+    /// so some of them may have nothing, and no completion follows.
     #[inline]
-    pub(super) fn feed_starved<H: Host>(&mut self, host: &mut H) {
+    pub(super) fn feed_starved<H: Host>(&mut self, host: &mut H) -> Option<u64> {
         let mut free = self.buffers.free();
-        while free > 0
-            && let Some(slot) = self.starved.pop_front()
-        {
+        while free > 0 {
+            let slot = self.starved.pop_front()?;
             let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { continue };
-            if connection.receive != Receive::Starved {
-                continue;
+            if connection.receive == Receive::Starved {
+                free -= 1;
+                connection.receive = Receive::Off;
+                self.regulate(slot, host);
             }
-            connection.receive = Receive::Off;
-            self.regulate(slot, host);
-            // It may have gone to another core.
-            let connection = self.slots[slot as usize].connection.as_deref();
-            free -= usize::from(connection.is_some_and(|c| matches!(c.receive, Receive::Multi(_))));
         }
+        (!self.starved.is_empty()).then(|| host.now().mono_us)
     }
 
     /// The peer sends no more.
@@ -207,26 +221,34 @@ impl Net {
             self.watch_frame(slot, host);
         }
         if self.stashed.half > self.config.max_stashed && stash.half > 0 {
-            self.close_old_stash(host);
+            self.close_oldest_stash(host);
         }
     }
 
-    /// Closes the connection whose half-received frame is oldest, of as many as are
-    /// looked at: frames that never end must not use up the memory, nor thousands of
-    /// them the time.
-    fn close_old_stash<H: Host>(&mut self, host: &mut H) {
-        const LOOKS: usize = 64;
-        let first = self.looked_at as usize + 1;
-        let slots = (0..self.slots.len()).cycle().skip(first).take(self.slots.len());
-        let halves = slots.filter_map(|slot| {
-            let connection = self.slots[slot].connection.as_deref()?;
-            (connection.stashed.half > 0).then_some((connection.stashed_us, slot as u32))
-        });
-        let mut last = 0;
-        let oldest = halves.take(LOOKS).inspect(|(_, slot)| last = *slot).min();
-        self.looked_at = last;
-        if let Some((_, slot)) = oldest {
-            self.violate(slot, &Violation::Overloaded, host);
+    /// Closes the connection whose half-received frame is oldest: frames that never end
+    /// must not use up the memory. One look at all connections does for several, since
+    /// those that begin later are never older.
+    fn close_oldest_stash<H: Host>(&mut self, host: &mut H) {
+        const AT_A_LOOK: usize = 64;
+        loop {
+            while let Some((since, key)) = self.oldest_halves.pop() {
+                if let Some(slot) = self.find(key)
+                    && let connection = self.slots[slot as usize].get()
+                    && connection.stashed.half > 0
+                    && connection.stashed_us == since
+                {
+                    return self.violate(slot, &Violation::Overloaded, host);
+                }
+            }
+            let connections = self.slots.iter().filter_map(|slot| slot.connection.as_deref());
+            let halves = connections.filter(|c| c.stashed.half > 0).map(|c| (c.stashed_us, c.key));
+            self.oldest_halves.extend(halves);
+            if self.oldest_halves.is_empty() {
+                return;
+            }
+            self.oldest_halves.sort_unstable_by_key(|half| std::cmp::Reverse(*half));
+            let younger = self.oldest_halves.len().saturating_sub(AT_A_LOOK);
+            self.oldest_halves.drain(..younger);
         }
     }
 

@@ -130,6 +130,14 @@ impl Fixture {
         worked
     }
 
+    /// So many turns of the loop, each of so many µs.
+    fn turns(&mut self, count: usize, each_us: u64) {
+        for _ in 0..count {
+            self.turn();
+            self.host.now.mono_us += each_us;
+        }
+    }
+
     /// Turns of the loop until nothing has happened for a while.
     fn settle(&mut self) {
         let mut quiet = 0;
@@ -141,7 +149,7 @@ impl Fixture {
     /// Lets the time pass until the next turn, if that is within what accepting and
     /// closing wait.
     fn wait(&mut self) -> bool {
-        let soon = self.host.now.mono_us..=self.host.now.mono_us + 2 * pace::EACH_US;
+        let soon = self.host.now.mono_us..=self.host.now.mono_us + pace::AT_ONCE as u64 * pace::EACH_US;
         let Some(due_us) = self.due_us.filter(|due| soon.contains(due)) else { return false };
         std::mem::replace(&mut self.host.now.mono_us, due_us) < due_us
     }

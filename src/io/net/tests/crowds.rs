@@ -24,10 +24,8 @@ fn a_crowd_that_comes_or_leaves_takes_its_turns() {
             rounds += 1;
             assert!(rounds < 1000, "{} are there", open(f));
             let before = open(f);
-            // So many turns, and no time. Accepts may have waited since long ago.
-            for _ in 0..5 {
-                f.turn();
-            }
+            // Accepts may have waited since long ago.
+            f.turns(5, 0);
             assert!(open(f).abs_diff(before) <= 2 * pace::AT_ONCE, "{before}, then {}", open(f));
             assert!(f.wait() || open(f) == wanted, "{} are there, and nobody goes on", open(f));
         }
@@ -40,27 +38,33 @@ fn a_crowd_that_comes_or_leaves_takes_its_turns() {
 }
 
 /// Those who left count until they are closed, so as many are closed as come, and the
-/// time is for both.
+/// time is for both, however short the turns of the loop are.
 #[test]
-fn those_who_left_make_room_for_those_who_come() {
-    let mut f = Fixture::new(|_| {});
-    let left = crowd(&f, 100);
-    f.settle();
-    drop(left);
-    let came = crowd(&f, 100);
-    let (since, mut turns) = (f.host.now.mono_us, 0);
-    while f.net.counters().accepted < 200 || f.net.counters().open > 100 {
-        f.turn();
-        // Accepts that were under way before made no room.
-        let open = f.net.counters().open as usize;
-        assert!(open <= 100 + 2 * pace::AT_ONCE, "{open} are open after {turns} turns");
-        f.wait();
-        turns += 1;
-        assert!(turns < 10_000, "{open} are open");
+fn those_who_left_and_those_who_come_take_turns() {
+    for turn_us in [5, 60, 300] {
+        let mut f = Fixture::new(|_| {});
+        let left = crowd(&f, 100);
+        f.settle();
+        drop(left);
+        // All of them have been noticed.
+        f.turns(20, 0);
+        let came = crowd(&f, 100);
+        let (since, mut turns) = (f.host.now.mono_us, 0);
+        while f.net.counters().accepted < 200 || f.net.counters().open > 100 {
+            f.turns(1, turn_us);
+            let open = f.net.counters().open as usize;
+            assert!(open <= 100 + 2 * pace::AT_ONCE, "{open} are open after {turns} turns of {turn_us} us");
+            if f.net.ended.len() == 50 {
+                let came = f.net.counters().accepted - 100;
+                assert!(came >= 30, "{came} came while half was closed, in turns of {turn_us} us");
+            }
+            turns += 1;
+            assert!(turns < 10_000, "{open} are open");
+        }
+        let time_us = f.host.now.mono_us - since;
+        assert!(time_us >= (200 - 4 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
+        drop(came);
     }
-    let time_us = f.host.now.mono_us - since;
-    assert!(time_us >= (200 - 3 * pace::AT_ONCE) as u64 * pace::EACH_US, "{time_us} us");
-    drop(came);
 }
 
 /// Whoever has no work but time was saved up for: a long turn of the loop lets more in
@@ -105,7 +109,9 @@ fn those_who_are_far_too_many_are_closed_at_once() {
     assert_eq!(f.net.counters().open, 10);
     flood(&mut f, 1);
     let mut told = [0; FRAME_HEADER_LEN];
-    crowd.last_mut().unwrap().read_exact(&mut told).unwrap();
+    let last = crowd.last_mut().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    last.read_exact(&mut told).unwrap();
 }
 
 /// A stop waits for nobody's pace.
@@ -162,10 +168,7 @@ fn newcomers_who_all_speak_at_once_take_their_turns() {
         let mut rounds = 0;
         while answers < 100 {
             greeted.send(&ping());
-            // So many turns, and no time.
-            for _ in 0..5 {
-                f.turn();
-            }
+            f.turns(20, 0);
             assert_eq!(greeted.answers(), [PONG]);
             let came: Vec<_> = crowd.iter_mut().flat_map(Peer::answers).collect();
             assert!(came.len() <= pace::AT_ONCE, "{} at once", came.len());
@@ -193,9 +196,7 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
         peer.stream.shutdown(Shutdown::Write).unwrap();
     }
     // The kernel tells of some in each turn.
-    for _ in 0..20 {
-        f.turn();
-    }
+    f.turns(20, 0);
     assert!(f.net.newcomers.len() >= 100 - 2 * pace::AT_ONCE, "{} wait", f.net.newcomers.len());
     f.settle();
     for peer in &mut crowd {
@@ -206,14 +207,14 @@ fn a_newcomer_who_has_said_all_is_heard_in_its_turn() {
 
 #[test]
 fn what_newcomers_say_before_their_turn_stays_within_its_bound() {
-    let mut f = Fixture::new(|config| config.max_stashed = 100_000);
+    let mut f = Fixture::new(|config| config.max_stashed = 60_000);
     let mut greeted = f.peer();
     let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
     f.settle();
     for peer in &mut crowd {
-        peer.send(&[0x5a; 5_000]);
+        peer.send(&[0x5a; 3_000]);
         f.turn();
-        assert!(f.net.stashed.half <= 100_000, "{} bytes", f.net.stashed.half);
+        assert!(f.net.stashed.half <= 60_000, "{} bytes", f.net.stashed.half);
     }
     let waited = f.net.newcomers.len();
     assert!(waited > 10, "{waited} wait");
@@ -230,6 +231,107 @@ fn what_newcomers_say_before_their_turn_stays_within_its_bound() {
     f.acknowledge();
     f.settle();
     assert_eq!(greeted.answers(), [PRODUCED]);
+}
+
+/// Who sends more than a hello can be is not kept until its turn.
+#[test]
+fn a_newcomer_who_says_more_than_a_hello_before_its_turn_is_closed() {
+    let mut f = Fixture::new(|_| {});
+    let mut crowd: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    f.settle();
+    crowd.iter_mut().for_each(|peer| peer.send(&[0x5a; 5_000]));
+    f.turns(30, 0);
+    assert_eq!((f.net.newcomers.len(), f.net.stashed), (0, Stashed::default()));
+    // Who was in turn was told.
+    f.settle();
+    let told: Vec<_> = crowd.iter_mut().flat_map(Peer::last_answers).collect();
+    assert!((1..=2 * pace::AT_ONCE).contains(&told.len()), "{told:?}");
+}
+
+/// A hello that comes byte by byte takes a turn for each; others take theirs.
+#[test]
+fn newcomers_who_dribble_do_not_hold_up_who_comes_parts_or_leaves() {
+    let mut f = Fixture::new(|_| {});
+    let mut dribbling: Vec<Peer> = crowd(&f, 50).into_iter().map(Peer::new).collect();
+    let mut bad: Vec<Peer> = crowd(&f, 50).into_iter().map(Peer::new).collect();
+    bad.iter_mut().for_each(|peer| peer.send(&hello()));
+    let left = crowd(&f, 50);
+    f.settle();
+    assert!(bad.iter_mut().all(|peer| peer.answers() == [GREETED]));
+    drop(left);
+    bad.iter_mut().for_each(|peer| peer.send(&[0x5a; 500]));
+    let mut came: Vec<Peer> = crowd(&f, 50).into_iter().map(Peer::new).collect();
+    came.iter_mut().for_each(|peer| peer.send(&hello()));
+    let head = [&hello()[..16], &4_000u32.to_le_bytes()].concat();
+    let since = f.host.now.mono_us;
+    let (mut told, mut greeted, mut sent) = (0, 0, 0);
+    while told < 50 || greeted < 50 || !f.net.ended.is_empty() {
+        let byte = head[sent % head.len()];
+        dribbling.iter_mut().for_each(|peer| peer.send(&[byte]));
+        sent += 1;
+        f.turns(1, 20);
+        told += bad.iter_mut().flat_map(Peer::last_answers).count();
+        greeted += came.iter_mut().flat_map(Peer::last_answers).count();
+        assert!(sent < 5_000, "{told} were told, {greeted} greeted, {} are to be closed", f.net.ended.len());
+    }
+    assert!(f.host.now.mono_us - since < 100_000);
+}
+
+/// What is in flight is answered to who breaks a rule, whatever else comes from it.
+#[test]
+fn who_breaks_a_rule_and_goes_on_talking_has_its_answers_first() {
+    let mut f = Fixture::new(|config| config.max_stashed = 10_000);
+    let mut peer = f.peer();
+    peer.send(&frame(1_000));
+    f.settle();
+    let mut others: Vec<Peer> = crowd(&f, 100).into_iter().map(Peer::new).collect();
+    f.settle();
+    others.iter_mut().for_each(|peer| peer.send(&[0x5a; 20]));
+    f.turns(20, 0);
+    assert!(!f.net.newcomers.is_empty(), "nobody waits");
+    // More than comes in one receive.
+    peer.send(&[0x5a; 200_000]);
+    f.turns(10, 0);
+    f.acknowledge();
+    f.settle();
+    assert_eq!(peer.last_answers(), [PRODUCED, goodbye(ErrorCode::MalformedFrame)]);
+}
+
+/// A buffer is taken before it is known whether anything has come.
+#[test]
+fn who_has_said_something_is_heard_behind_many_silent_ones_without_a_buffer() {
+    let mut f = Fixture::new(|_| {});
+    let mut peers: Vec<Peer> = crowd(&f, 400).into_iter().map(Peer::new).collect();
+    peers.iter_mut().for_each(|peer| peer.send(&hello()));
+    f.settle();
+    assert!(peers.iter_mut().all(|peer| peer.answers() == [GREETED]));
+    let much = f.net.config.max_stashed + 1;
+    f.net.stashed.whole += much;
+    f.net.mark(0);
+    f.settle();
+    // As many as there are buffers, and one that is far behind.
+    let speak = |number: usize| number < 31 || number == 399;
+    let speaking = |peers: &mut Vec<Peer>| {
+        peers
+            .iter_mut()
+            .enumerate()
+            .filter(|(number, _)| speak(*number))
+            .for_each(|(_, peer)| peer.send(&ping()));
+    };
+    speaking(&mut peers);
+    f.settle();
+    f.net.stashed.whole -= much;
+    f.net.mark(0);
+    // A turn when something has come, or one is due; each may leave work for the next.
+    let mut quiet = 0;
+    while quiet < 2 {
+        let is_due = f.due_us.is_some_and(|due| due <= f.host.now.mono_us);
+        quiet = if f.turn() || is_due { 0 } else { quiet + 1 };
+    }
+    for (number, peer) in peers.iter_mut().enumerate() {
+        assert_eq!(peer.answers().len(), usize::from(speak(number)), "{number}");
+    }
+    assert!(f.net.counters().starved_receives > 100, "there were buffers for all");
 }
 
 /// All who are received from again at one moment find few buffers; each tries again
@@ -275,10 +377,7 @@ fn many_who_break_the_rules_at_once_are_told_so_in_turn() {
     let (mut told, mut rounds) = (0, 0);
     while told < 100 {
         good.send(&ping());
-        // So many turns, and no time.
-        for _ in 0..10 {
-            f.turn();
-        }
+        f.turns(20, 0);
         assert_eq!(good.answers(), [PONG]);
         let came: Vec<_> = peers.iter_mut().flat_map(Peer::answers).collect();
         assert!(came.len() <= pace::AT_ONCE, "{} at once", came.len());
