@@ -31,7 +31,7 @@ fn help(name: &str) -> Option<&'static str> {
         "commits_total" => "Commits written.",
         "connections" => "Connections open now.",
         "connections_accepted_total" => "Connections accepted.",
-        "connections_refused_total" => "Connections of these that were closed, for there were too many.",
+        "connections_refused_total" => "Connections accepted and closed again, for there were too many.",
         "copied_bytes_total" => {
             "Bytes of payload copied in user space; over acked_bytes_total, the copy ratio."
         }

@@ -58,31 +58,26 @@ impl Net {
     #[inline]
     pub(super) fn may_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
         let connection = self.slots[slot as usize].get();
+        if connection.life != Life::Open || self.stopping {
+            return true;
+        }
         if connection.farewell == Farewell::Due {
-            let has_turn = self.parting.is_empty() && self.pace.take(Step::Part, host.now().mono_us);
-            if has_turn || self.stopping {
+            if self.parting.is_empty() && self.pace.take(Step::Part, host.now().mono_us) {
                 connection.farewell = Farewell::Free;
             } else {
                 connection.farewell = Farewell::Waits;
                 self.parting.push_back(connection.key);
             }
         }
-        connection.farewell != Farewell::Waits || connection.life != Life::Open || self.stopping
+        connection.farewell != Farewell::Waits
     }
 
-    /// Goes on with those whose turn it is to part, in the order in which they began to
-    /// wait.
+    /// Goes on with those whose turn it is to part.
     #[inline]
     pub(super) fn let_part<H: Host>(&mut self, host: &mut H) {
-        while let Some(&key) = self.parting.front() {
-            if let Some(slot) = self.find(key) {
-                if !self.stopping && !self.pace.take(Step::Part, host.now().mono_us) {
-                    break;
-                }
-                self.slots[slot as usize].get().farewell = Farewell::Free;
-                self.mark(slot);
-            }
-            self.parting.pop_front();
+        while let Some(slot) = self.next_in_turn(Step::Part, |net| &mut net.parting, host) {
+            self.slots[slot as usize].get().farewell = Farewell::Free;
+            self.mark(slot);
         }
     }
 

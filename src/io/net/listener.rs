@@ -131,26 +131,13 @@ fn local_addr(socket: &OwnedFd) -> io::Result<SocketAddr> {
 pub(super) struct Listener {
     socket: OwnedFd,
     accepts: [Option<OpId>; AT_ONCE],
-    under_way: usize,
     /// When accepting may go on after it failed (monotonic, µs).
     retry_us: u64,
 }
 
 impl Listener {
     pub fn new(socket: OwnedFd) -> Listener {
-        Listener { socket, accepts: [None; AT_ONCE], under_way: 0, retry_us: 0 }
-    }
-
-    /// Starts one more accept, unless all are under way.
-    fn start(&mut self, ring: &mut Ring) {
-        let Some(number) = self.accepts.iter().position(Option::is_none) else { return };
-        let target = Target::Fd(self.socket.as_raw_fd());
-        self.accepts[number] = Some(ring.accept(Op::Accept.token(number as u64), target));
-        self.under_way += 1;
-    }
-
-    fn ended(&mut self, number: u64) {
-        self.under_way -= usize::from(self.accepts[number as usize].take().is_some());
+        Listener { socket, accepts: [None; AT_ONCE], retry_us: 0 }
     }
 
     /// Ends accepting. Returns whether that must be waited for.
@@ -158,7 +145,11 @@ impl Listener {
         for op in self.accepts.iter().flatten() {
             ring.cancel(*op);
         }
-        self.under_way > 0
+        self.is_accepting()
+    }
+
+    fn is_accepting(&self) -> bool {
+        self.accepts.iter().any(Option::is_some)
     }
 }
 
@@ -173,17 +164,22 @@ impl Net {
             self.pace.wait(Step::Accept, false);
             return Some(listener.retry_us);
         }
-        while listener.under_way < AT_ONCE && self.pace.take(Step::Accept, now_us) {
-            listener.start(host.ring());
+        let target = Target::Fd(listener.socket.as_raw_fd());
+        let idle = listener.accepts.iter_mut().enumerate().filter(|(_, accept)| accept.is_none());
+        for (number, accept) in idle {
+            if !self.pace.take(Step::Accept, now_us) {
+                return self.pace.wait(Step::Accept, true);
+            }
+            *accept = Some(host.ring().accept(Op::Accept.token(number as u64), target));
         }
-        self.pace.wait(Step::Accept, listener.under_way < AT_ONCE)
+        self.pace.wait(Step::Accept, false)
     }
 
     /// Takes a completion of the accept of that number.
     pub(super) fn accepted<H: Host>(&mut self, number: u64, completion: &Completion, host: &mut H) {
         let listener = self.listener.as_mut().expect("it is kept until all accepts have ended");
-        listener.ended(number);
-        let is_last = listener.under_way == 0;
+        listener.accepts[number as usize] = None;
+        let is_last = !listener.is_accepting();
         match completion.outcome() {
             Ok(fd) => {
                 // SAFETY: the kernel made this descriptor for us.

@@ -1,5 +1,7 @@
 //! Bytes from shared buffers to sessions.
 
+use std::collections::VecDeque;
+
 use super::connection::{Farewell, Life, Receive, Stashed};
 use super::pace::Step;
 use super::{Host, Net, Timer};
@@ -26,14 +28,13 @@ impl Net {
                 if connection.life == Life::Open {
                     let session = &mut connection.session;
                     let bytes = self.buffers.bytes(id, len as usize);
-                    let waits = session.stashed() + bytes.len();
                     if session.is_greeted()
                         || session.is_closing()
                         || self.newcomers.is_empty() && self.pace.take(Step::Hear, host.now().mono_us)
                     {
                         let input = session.receive(bytes, &mut host.shards_for(key));
                         self.after_input(slot, input, host);
-                    } else if waits > MAX_HELLO_FRAME_LEN as usize
+                    } else if session.stashed() + bytes.len() > MAX_HELLO_FRAME_LEN as usize
                         || self.stashed.half + bytes.len() > self.config.max_stashed
                     {
                         // Nobody else who waits is closed for it.
@@ -117,22 +118,37 @@ impl Net {
         self.after_input(slot, input, host);
     }
 
-    /// Goes on with those who have not said hello and whose bytes had to wait, as far as
-    /// the pace lets it, in the order in which these came.
+    /// Goes on with those who have not said hello, and whose bytes waited for their turn.
     #[inline]
     pub(super) fn hear_newcomers<H: Host>(&mut self, host: &mut H) {
-        while let Some(&key) = self.newcomers.front() {
-            if let Some(slot) = self.find(key) {
-                if !self.stopping && !self.pace.take(Step::Hear, host.now().mono_us) {
-                    break;
-                }
-                self.slots[slot as usize].get().arrives = false;
-                self.resume_slot(slot, host);
-                if self.slots[slot as usize].get().ended {
-                    self.ended(slot, host);
-                }
+        while let Some(slot) = self.next_in_turn(Step::Hear, |net| &mut net.newcomers, host) {
+            self.slots[slot as usize].get().arrives = false;
+            self.resume_slot(slot, host);
+            if self.slots[slot as usize].get().ended {
+                self.ended(slot, host);
             }
-            self.newcomers.pop_front();
+        }
+    }
+
+    /// Takes the first out of a list of those who wait for a step that has a pace, if
+    /// the pace lets it, or the broker stops; who is gone is passed over.
+    #[inline]
+    pub(super) fn next_in_turn<H: Host>(
+        &mut self,
+        step: Step,
+        list: impl Fn(&mut Net) -> &mut VecDeque<u64>,
+        host: &mut H,
+    ) -> Option<u32> {
+        loop {
+            let key = *list(self).front()?;
+            let slot = self.find(key);
+            if slot.is_some() && !self.stopping && !self.pace.take(step, host.now().mono_us) {
+                return None;
+            }
+            list(self).pop_front();
+            if slot.is_some() {
+                return slot;
+            }
         }
     }
 
@@ -246,9 +262,11 @@ impl Net {
             if self.oldest_halves.is_empty() {
                 return;
             }
+            if self.oldest_halves.len() > AT_A_LOOK {
+                self.oldest_halves.select_nth_unstable(AT_A_LOOK);
+                self.oldest_halves.truncate(AT_A_LOOK);
+            }
             self.oldest_halves.sort_unstable_by_key(|half| std::cmp::Reverse(*half));
-            let younger = self.oldest_halves.len().saturating_sub(AT_A_LOOK);
-            self.oldest_halves.drain(..younger);
         }
     }
 
