@@ -53,12 +53,11 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Whether answers may be sent, and the connection may end. A goodbye has a pace,
-    /// but not during a stop.
+    /// Whether answers may be sent, and the connection may end. A goodbye has a pace.
     #[inline]
     pub(super) fn may_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
         let connection = self.slots[slot as usize].get();
-        if connection.life != Life::Open || self.stopping {
+        if connection.life != Life::Open {
             return true;
         }
         if connection.farewell == Farewell::Due {
@@ -72,7 +71,7 @@ impl Net {
         connection.farewell != Farewell::Waits
     }
 
-    /// Goes on with those whose turn it is to part.
+    /// Goes on with those whose turn it is to part: all during a stop.
     #[inline]
     pub(super) fn let_part<H: Host>(&mut self, host: &mut H) {
         while let Some(slot) = self.next_in_turn(Step::Part, |net| &mut net.parting, host) {

@@ -163,6 +163,17 @@ fn those_who_are_far_too_many_are_closed_at_once() {
 
 /// A stop waits for nobody's pace.
 #[test]
+fn a_stop_tells_all_who_are_there() {
+    let mut f = Fixture::new(|_| {});
+    let mut crowd = greeted(&mut f, 100);
+    f.net.stop(&mut f.host);
+    f.turns(20, 0);
+    for peer in &mut crowd {
+        assert_eq!(peer.answers(), [goodbye(ErrorCode::ShuttingDown)]);
+    }
+}
+
+#[test]
 fn a_stop_closes_all_that_have_left() {
     let mut f = Fixture::new(|_| {});
     let crowd = crowd(&f, 100);
