@@ -206,7 +206,7 @@ enum Op {
 
 /// Deadlines of connections that are looked at in a turn of the loop, at most: the
 /// next turn follows at once.
-const TIMERS_AT_ONCE: usize = 64;
+const TIMERS_AT_ONCE: usize = 8;
 
 const OPS: [Op; 5] = [Op::Accept, Op::Receive, Op::Direct, Op::Send, Op::Close];
 const OP_BITS: u32 = 3;
@@ -443,8 +443,8 @@ impl Net {
             self.start_send(slot, host);
         }
         self.count_unsent(slot);
-        self.regulate(slot, host);
         if may_part {
+            self.regulate(slot, host);
             self.advance_life(slot, host);
         }
     }
