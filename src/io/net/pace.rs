@@ -9,7 +9,7 @@ pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
 /// Most have so much time, in µs; they take 10 to 20 µs. Beside 10,000 newcomers who all
 /// sent garbage at one moment a ping took up to 108 ms, when only accepting and closing
-/// had a pace, and takes 4 ms. With more time, a crowd finds the queue at the door
+/// had a pace, and takes 3 ms. With more time, a crowd finds the queue at the door
 /// full, and waits for a second: of 10,000 that connect within 0.23 s, 6 to 16 % with
 /// 50 µs, and nobody with 25 µs.
 pub(super) const EACH_US: u64 = 25;
