@@ -287,6 +287,14 @@ impl Peer {
         code(&answer.response)
     }
 
+    /// Whether bytes have come that were not read yet.
+    pub fn was_sent_something(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let is_there = self.stream.peek(&mut [0]).is_ok_and(|n| n > 0);
+        self.stream.set_nonblocking(false).unwrap();
+        is_there
+    }
+
     pub fn is_closed(&mut self) -> bool {
         match self.try_answer() {
             Ok(None) => true,
