@@ -352,16 +352,18 @@ impl Net {
         due.into_iter().flatten().min()
     }
 
-    /// Takes a connection over from another core; one that comes during a stop is
-    /// told goodbye. The pace is the other core's.
+    /// Takes a connection over from another core: its hello is heard in its turn. One
+    /// that comes during a stop is told goodbye.
     pub fn adopt<H: Host>(&mut self, connection: Handover, host: &mut H) {
         let slot = self.open(connection.socket, host);
         if self.stopping {
             return self.violate(slot, &Violation::ShuttingDown, host);
         }
-        let key = self.slots[slot as usize].key(slot);
-        let session = &mut self.slots[slot as usize].get().session;
-        let input = session.receive(&connection.bytes, &mut host.shards_for(key));
+        if !self.has_room_to_wait(connection.bytes.len()) {
+            return self.end(slot, host);
+        }
+        let input = self.slots[slot as usize].get().session.hold(&connection.bytes);
+        self.hear_later(slot);
         self.after_input(slot, input, host);
     }
 
@@ -422,10 +424,8 @@ impl Net {
         let connection = self.slots[slot as usize].get();
         match timer {
             Timer::Handshake => {
-                if !connection.session.is_greeted() && !connection.session.is_closing() {
-                    let timeout = self.config.handshake_timeout_us / 1000;
-                    self.violate(slot, &Violation::HandshakeTimeout(timeout), host);
-                }
+                connection.overdue = true;
+                self.check_hello(slot, host);
             }
             Timer::SendStall => self.check_send(slot, now, host),
             Timer::Linger => self.end(slot, host),
@@ -438,12 +438,10 @@ impl Net {
     fn settle_one<H: Host>(&mut self, slot: u32, host: &mut H) {
         let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { return };
         connection.dirty = false;
-        let may_part = self.may_part(slot, host);
-        if may_part {
-            self.start_send(slot, host);
-        }
+        let waits = self.waits_to_part(slot, host);
+        self.start_send(slot, host);
         self.count_unsent(slot);
-        if may_part {
+        if !waits {
             self.regulate(slot, host);
             self.advance_life(slot, host);
         }
@@ -453,7 +451,7 @@ impl Net {
         let connection = self.slots[slot as usize].get();
         let session = &connection.session;
         let waits = match session.input() {
-            Input::Backlogged | Input::Queued => session.stashed(),
+            Input::Backlogged | Input::Queued => session.stash_memory(),
             _ => 0,
         };
         let unsent = session.unsent_own() + waits;

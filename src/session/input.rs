@@ -132,8 +132,8 @@ impl Session {
     }
 
     /// Ends the connection: nothing that still comes is taken; what is in
-    /// flight is answered, and then the goodbye is said. Waiting fetches should
-    /// be [hurried](Self::hurry_fetches).
+    /// flight is answered. The goodbye may be said [later](Self::part). Waiting
+    /// fetches should be [hurried](Self::hurry_fetches).
     pub fn close(&mut self, violation: &Violation) -> Input {
         if self.phase != Phase::Closing {
             self.phase = Phase::Closing;
@@ -141,16 +141,22 @@ impl Session {
                 add(&self.config.counters.violations, 1);
             }
             self.goodbye = Some(Box::new(violation.response()));
-            self.stash.consume(self.stash.len(), &self.config.spares);
-            self.say_goodbye();
+            self.stash.consume(self.stash.len());
         }
         self.input = Input::Closed;
         self.input
     }
 
-    /// Says goodbye once nothing is in flight any more.
+    /// Lets a session that was [closed](Self::close) say goodbye, once nothing is in
+    /// flight any more.
+    pub fn part(&mut self) {
+        self.may_part = true;
+        self.say_goodbye();
+    }
+
     pub(super) fn say_goodbye(&mut self) {
-        if self.pending.is_empty()
+        if self.may_part
+            && self.pending.is_empty()
             && let Some(goodbye) = self.goodbye.take()
         {
             let goodbye = Response::Error(*goodbye);
@@ -164,7 +170,7 @@ impl Session {
     pub fn end_of_input<S: Shards>(&mut self, shards: &mut S) {
         self.phase = Phase::Closing;
         self.input = Input::Closed;
-        self.stash.consume(self.stash.len(), &self.config.spares);
+        self.stash.consume(self.stash.len());
         self.hurry_fetches(shards);
     }
 
@@ -190,7 +196,7 @@ impl Session {
     fn keep(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() && self.phase != Phase::Closing {
             add(&self.config.counters.copied_bytes, bytes.len());
-            self.stash.push(bytes, &self.config.spares);
+            self.stash.push(bytes);
         }
     }
 
@@ -230,7 +236,7 @@ impl Session {
         // A goodbye has emptied the stash for good.
         if self.phase != Phase::Closing {
             self.stash = stash;
-            self.stash.consume(used, &self.config.spares);
+            self.stash.consume(used);
         }
         self.input
     }

@@ -179,7 +179,7 @@ pub enum Input {
         /// Where it should go.
         core: u16,
     },
-    /// Never again: the goodbye waits to be sent.
+    /// Never again: the goodbye is to be said, or was.
     Closed,
 }
 
@@ -202,8 +202,10 @@ pub struct Session {
     input: Input,
     pending: PendingTable,
     fetching: SessionFetching,
-    /// Said when nothing is in flight any more.
+    /// Said when it may be, and nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
+    /// Whether it may be said.
+    may_part: bool,
     stash: Stash,
     /// Frames that were handled.
     frames: u64,
@@ -237,6 +239,7 @@ impl Session {
             input: Input::Open,
             pending: PendingTable::default(),
             goodbye: None,
+            may_part: false,
             stash: Stash::default(),
             frames: 0,
             gathering: Outbox::default(),
@@ -259,7 +262,7 @@ impl Session {
 
     /// Whether every answer has been given and sent: a closing session can go.
     pub fn is_finished(&self) -> bool {
-        self.pending.is_empty() && self.unsent() == 0
+        self.pending.is_empty() && self.goodbye.is_none() && self.unsent() == 0
     }
 
     /// Requests that wait for their answer.
@@ -298,6 +301,12 @@ impl Session {
         self.stash.len()
     }
 
+    /// Bytes of memory that they take.
+    #[inline]
+    pub fn stash_memory(&self) -> usize {
+        self.stash.memory()
+    }
+
     /// Frames that were handled: as long as it stays the same, what waits is the
     /// start of the same frame.
     #[inline]
@@ -314,7 +323,7 @@ impl Session {
     /// them.
     pub fn take_stash(&mut self) -> Vec<u8> {
         let bytes = self.stash.as_slice().to_vec();
-        self.stash.consume(bytes.len(), &self.config.spares);
+        self.stash.consume(bytes.len());
         bytes
     }
 
@@ -327,7 +336,7 @@ impl Session {
         let len = self.stash.len();
         into[..len].copy_from_slice(self.stash.as_slice());
         add(&self.config.counters.copied_bytes, len);
-        self.stash.consume(len, &self.config.spares);
+        self.stash.consume(len);
         len
     }
 
@@ -387,6 +396,6 @@ impl Session {
             self.listing.end(&self.config.listings);
         }
         (self.sending, self.sending_own, self.sending_shared) = (0, 0, false);
-        self.stash.consume(self.stash.len(), &self.config.spares);
+        self.stash.consume(self.stash.len());
     }
 }

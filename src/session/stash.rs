@@ -1,8 +1,6 @@
 //! Bytes of a connection that could not be handled when they came: the start of
 //! a frame whose end is not there yet, or frames that must wait.
 
-use super::spares::Spares;
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Stash {
@@ -30,11 +28,15 @@ impl Stash {
         self.bytes.len() == self.start
     }
 
+    /// Bytes of memory that it takes. Not one of the vectors that sessions share: those
+    /// may be far longer than the few bytes in it.
+    #[inline]
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Adds bytes.
-    pub fn push(&mut self, bytes: &[u8], spares: &Spares) {
-        if self.bytes.capacity() == 0 {
-            self.bytes = spares.take();
-        }
+    pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -47,18 +49,16 @@ impl Stash {
         }
     }
 
-    /// Forgets the first `len` bytes.
+    /// Forgets the first `len` bytes. What is left takes four times as much memory, at
+    /// most.
     ///
     /// # Panics
     /// If fewer wait.
-    pub fn consume(&mut self, len: usize, spares: &Spares) {
+    pub fn consume(&mut self, len: usize) {
         self.start += len;
         assert!(self.start <= self.bytes.len(), "more handled than there was");
-        if self.is_empty() {
-            self.start = 0;
-            spares.give(std::mem::take(&mut self.bytes));
-        } else if self.start > self.bytes.len() / 2 {
-            self.bytes.drain(..self.start);
+        if self.len() < self.bytes.capacity() / 4 || self.start > self.bytes.len() / 2 {
+            self.bytes = self.as_slice().to_vec();
             self.start = 0;
         }
     }

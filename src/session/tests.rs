@@ -163,6 +163,8 @@ fn goodbye_of(is_greeted: bool, bytes: &[u8]) -> ErrorCode {
     assert!(session.is_closing() && session.stashed() == 0);
     assert!(shards.requests.is_empty());
     assert_eq!(session.receive(&hello(), &mut shards), Input::Closed, "nothing is taken any more");
+    assert!(drain(&mut session).is_empty() && !session.is_finished(), "the goodbye has its time");
+    session.part();
     only_goodbye(&mut session)
 }
 
@@ -283,6 +285,7 @@ fn more_requests_in_flight_than_allowed_end_the_connection_after_the_answers() {
         assert_eq!(session.receive(&frame, &mut shards), Input::Open);
     }
     assert_eq!(session.receive(&frame, &mut shards), Input::Closed);
+    session.part();
     assert!(!session.is_finished());
     assert!(drain(&mut session).is_empty(), "what is in flight is answered before the goodbye");
     for (_, number, _) in std::mem::take(&mut shards.requests) {

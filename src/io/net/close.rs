@@ -53,29 +53,30 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Whether answers may be sent, and the connection may end. A goodbye has a pace.
+    /// Lets a session say its goodbye, which has a pace. Returns whether it must wait for
+    /// its turn. What was answered before is sent meanwhile.
     #[inline]
-    pub(super) fn may_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
+    pub(super) fn waits_to_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
         let connection = self.slots[slot as usize].get();
         if connection.life != Life::Open {
-            return true;
+            return false;
         }
         if connection.farewell == Farewell::Due {
             if self.parting.is_empty() && self.pace.take(Step::Part, host.now().mono_us) {
-                connection.farewell = Farewell::Free;
+                connection.part();
             } else {
                 connection.farewell = Farewell::Waits;
                 self.parting.push_back(connection.key);
             }
         }
-        connection.farewell != Farewell::Waits
+        connection.farewell == Farewell::Waits
     }
 
     /// Goes on with those whose turn it is to part: all during a stop.
     #[inline]
     pub(super) fn let_part<H: Host>(&mut self, host: &mut H) {
         while let Some(slot) = self.next_in_turn(Step::Part, |net| &mut net.parting, host) {
-            self.slots[slot as usize].get().farewell = Farewell::Free;
+            self.slots[slot as usize].get().part();
             self.mark(slot);
         }
     }
@@ -84,6 +85,11 @@ impl Net {
     #[inline]
     pub(super) fn advance_life<H: Host>(&mut self, slot: u32, host: &mut H) {
         let Some(connection) = self.slots[slot as usize].connection.as_deref_mut() else { return };
+        if connection.life == Life::Open && connection.has_said_all() {
+            connection.session.end_of_input(&mut host.shards_for(connection.key));
+            self.count_stash(slot, Stashed::default(), host);
+        }
+        let connection = self.slots[slot as usize].get();
         match connection.life {
             Life::Open if connection.session.is_closing() && connection.session.is_finished() => {
                 self.shut(slot, host);

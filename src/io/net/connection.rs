@@ -10,7 +10,7 @@ use super::{Host, Net, Timer};
 use crate::io::ring::{OpId, SendParts, Target};
 use crate::session::{Input, Session};
 
-/// Bytes that came and were not handled yet.
+/// Bytes of memory for what came and was not handled yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stashed {
     /// Of a frame whose end has not come.
@@ -23,11 +23,11 @@ impl Stashed {
     /// A session's.
     pub fn of(session: &Session) -> Stashed {
         match session.input() {
-            Input::Open | Input::Large { .. } => Stashed { half: session.stashed(), whole: 0 },
-            Input::Stalled(_) => Stashed { half: 0, whole: session.stashed() },
+            Input::Open | Input::Large { .. } => Stashed { half: session.stash_memory(), whole: 0 },
+            Input::Stalled(_) => Stashed { half: 0, whole: session.stash_memory() },
             // Counted with the answers for which it waits.
             Input::Backlogged | Input::Queued => Stashed::default(),
-            Input::Moves { .. } | Input::Closed => Stashed { half: 0, whole: session.stashed() },
+            Input::Moves { .. } | Input::Closed => Stashed { half: 0, whole: session.stash_memory() },
         }
     }
 
@@ -85,7 +85,7 @@ pub(super) enum Life {
     Ending,
 }
 
-/// Whether a session's last word may be said: it has its turn, since that and what
+/// Whether a session's goodbye may be said: it has its turn, since that and what
 /// follows cost more than most requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Farewell {
@@ -155,6 +155,8 @@ pub(super) struct Connection {
     pub queued: bool,
     /// In the list of those who have not said hello, and whose bytes wait.
     pub arrives: bool,
+    /// The time for the hello was over meanwhile.
+    pub overdue: bool,
 }
 
 impl Connection {
@@ -164,6 +166,18 @@ impl Connection {
             true => Target::Fixed(split_key(self.key).0),
             false => Target::Fd(self.socket.as_raw_fd()),
         }
+    }
+
+    /// Its goodbye may be said now.
+    pub fn part(&mut self) {
+        self.farewell = Farewell::Free;
+        self.session.part();
+    }
+
+    /// Whether the peer sends no more, and all that it has said was heard.
+    pub fn has_said_all(&self) -> bool {
+        let waits = self.arrives || !matches!(self.session.input(), Input::Open | Input::Large { .. });
+        self.ended && !waits
     }
 
     /// Whether bytes may come into shared buffers.
@@ -229,6 +243,7 @@ impl Net {
             stalled: false,
             queued: false,
             arrives: false,
+            overdue: false,
         }));
         self.counters.open += 1;
         self.config.connections.fetch_add(1, Ordering::Relaxed);

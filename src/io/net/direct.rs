@@ -147,7 +147,10 @@ impl Net {
         }
         let count = match result {
             count @ 1.. => count as usize,
-            0 => return self.ended(slot, host),
+            0 => {
+                connection.ended = true;
+                return;
+            }
             e if e == -libc::ECANCELED || e == -libc::EINTR || e == -libc::EAGAIN => 0,
             e => return self.lost(slot, -e, host),
         };

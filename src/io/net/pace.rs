@@ -34,7 +34,7 @@ const STEPS: usize = 4;
 
 impl Step {
     /// How much time it has, in µs. A goodbye with its shutdown takes 45 µs.
-    fn time_us(self) -> u64 {
+    pub fn time_us(self) -> u64 {
         match self {
             Step::Accept | Step::Hear | Step::Close => EACH_US,
             Step::Part => 4 * EACH_US,

@@ -34,21 +34,20 @@ impl Net {
                     {
                         let input = session.receive(bytes, &mut host.shards_for(key));
                         self.after_input(slot, input, host);
-                    } else if session.stashed() + bytes.len() > MAX_HELLO_FRAME_LEN as usize
-                        || self.stashed.half + bytes.len() > self.config.max_stashed
-                    {
-                        // Nobody else who waits is closed for it.
-                        self.end(slot, host);
                     } else {
-                        if !std::mem::replace(&mut connection.arrives, true) {
-                            self.newcomers.push_back(key);
+                        let waits = session.stashed() + bytes.len();
+                        if waits <= MAX_HELLO_FRAME_LEN as usize && self.has_room_to_wait(waits) {
+                            let session = &mut self.slots[slot as usize].get().session;
+                            let input = session.hold(self.buffers.bytes(id, len as usize));
+                            self.hear_later(slot);
+                            self.after_input(slot, input, host);
+                        } else {
+                            self.end(slot, host);
                         }
-                        let input = session.hold(bytes);
-                        self.after_input(slot, input, host);
                     }
                 }
             }
-            (0, _) => self.ended(slot, host),
+            (0, _) => connection.ended = true,
             (e, _) if e == -libc::ENOBUFS => {
                 self.counters.starved_receives += 1;
                 connection.receive = Receive::Starved;
@@ -88,8 +87,8 @@ impl Net {
             Input::Closed => {
                 if connection.farewell == Farewell::None {
                     connection.farewell = Farewell::Due;
+                    connection.session.hurry_fetches(&mut host.shards_for(key));
                 }
-                connection.session.hurry_fetches(&mut host.shards_for(key));
             }
         }
         let connection = self.slots[slot as usize].get();
@@ -124,9 +123,33 @@ impl Net {
         while let Some(slot) = self.next_in_turn(Step::Hear, |net| &mut net.newcomers, host) {
             self.slots[slot as usize].get().arrives = false;
             self.resume_slot(slot, host);
-            if self.slots[slot as usize].get().ended {
-                self.ended(slot, host);
-            }
+            self.check_hello(slot, host);
+        }
+    }
+
+    /// Whether there is memory for so many bytes that are heard later, without closing
+    /// anybody for it. As they come they may take up to twice as much.
+    pub(super) fn has_room_to_wait(&self, len: usize) -> bool {
+        self.stashed.half + 2 * len <= self.config.max_stashed
+    }
+
+    /// What a newcomer has said is heard when it is its turn.
+    pub(super) fn hear_later(&mut self, slot: u32) {
+        let connection = self.slots[slot as usize].get();
+        if !std::mem::replace(&mut connection.arrives, true) {
+            self.newcomers.push_back(connection.key);
+        }
+    }
+
+    /// Ends a connection whose hello is not there in time, once all that came was heard.
+    pub(super) fn check_hello<H: Host>(&mut self, slot: u32, host: &mut H) {
+        let connection = self.slots[slot as usize].get();
+        let is_there = connection.session.is_greeted()
+            || connection.session.is_closing()
+            || matches!(connection.session.input(), Input::Moves { .. });
+        if connection.overdue && !connection.arrives && !is_there {
+            let timeout = self.config.handshake_timeout_us / 1000;
+            self.violate(slot, &Violation::HandshakeTimeout(timeout), host);
         }
     }
 
@@ -207,23 +230,8 @@ impl Net {
         (!self.starved.is_empty()).then(|| host.now().mono_us)
     }
 
-    /// The peer sends no more.
-    pub(super) fn ended<H: Host>(&mut self, slot: u32, host: &mut H) {
-        let connection = self.slots[slot as usize].get();
-        let key = connection.key;
-        connection.ended = true;
-        if connection.arrives {
-            // What it said is heard first.
-            return self.mark(slot);
-        }
-        if connection.life == Life::Open && !connection.session.is_closing() {
-            connection.session.end_of_input(&mut host.shards_for(key));
-        }
-        self.count_stash(slot, Stashed::default(), host);
-        self.mark(slot);
-    }
-
-    fn count_stash<H: Host>(&mut self, slot: u32, stash: Stashed, host: &mut H) {
+    /// Counts anew what a session keeps.
+    pub(super) fn count_stash<H: Host>(&mut self, slot: u32, stash: Stashed, host: &mut H) {
         let connection = self.slots[slot as usize].get();
         // One that always has a half frame here has another one every time.
         let frames = connection.session.frames();
@@ -237,37 +245,47 @@ impl Net {
             self.watch_frame(slot, host);
         }
         if self.stashed.half > self.config.max_stashed && stash.half > 0 {
-            self.close_oldest_stash(host);
+            self.close_oldest_stashes(slot, host);
         }
     }
 
-    /// Closes the connection whose half-received frame is oldest: frames that never end
-    /// must not use up the memory. One look at all connections does for several, since
-    /// those that begin later are never older.
-    fn close_oldest_stash<H: Host>(&mut self, host: &mut H) {
-        const AT_A_LOOK: usize = 64;
-        loop {
-            while let Some((since, key)) = self.oldest_halves.pop() {
+    /// Closes the connections whose half-received frames are oldest, until the others
+    /// keep within their bound: frames that never end must not use up the memory. If a
+    /// few do not make room enough, the one closes that has `grown` beyond it.
+    fn close_oldest_stashes<H: Host>(&mut self, grown: u32, host: &mut H) {
+        let mut looked = false;
+        while self.stashed.half > self.config.max_stashed {
+            if let Some((since, key)) = self.oldest_halves.pop() {
                 if let Some(slot) = self.find(key)
                     && let connection = self.slots[slot as usize].get()
                     && connection.stashed.half > 0
                     && connection.stashed_us == since
                 {
-                    return self.violate(slot, &Violation::Overloaded, host);
+                    self.violate(slot, &Violation::Overloaded, host);
                 }
+            } else if std::mem::replace(&mut looked, true) {
+                return self.violate(grown, &Violation::Overloaded, host);
+            } else {
+                self.look_for_halves();
             }
-            let connections = self.slots.iter().filter_map(|slot| slot.connection.as_deref());
-            let halves = connections.filter(|c| c.stashed.half > 0).map(|c| (c.stashed_us, c.key));
-            self.oldest_halves.extend(halves);
-            if self.oldest_halves.is_empty() {
-                return;
-            }
-            if self.oldest_halves.len() > AT_A_LOOK {
-                self.oldest_halves.select_nth_unstable(AT_A_LOOK);
-                self.oldest_halves.truncate(AT_A_LOOK);
-            }
-            self.oldest_halves.sort_unstable_by_key(|half| std::cmp::Reverse(*half));
         }
+    }
+
+    /// Finds the oldest half-received frames: several, so that one look at all
+    /// connections does for them, since those that begin later are never older. Not
+    /// those that hold far less than others, and would make no room.
+    fn look_for_halves(&mut self) {
+        const AT_A_LOOK: usize = 64;
+        let connections = self.slots.iter().filter_map(|slot| slot.connection.as_deref());
+        let halves = connections.filter(|c| c.stashed.half > 0);
+        let mean = self.stashed.half / halves.clone().count().max(1);
+        let large = halves.filter(|c| c.stashed.half >= mean / 2).map(|c| (c.stashed_us, c.key));
+        self.oldest_halves.extend(large);
+        if self.oldest_halves.len() > AT_A_LOOK {
+            self.oldest_halves.select_nth_unstable(AT_A_LOOK);
+            self.oldest_halves.truncate(AT_A_LOOK);
+        }
+        self.oldest_halves.sort_unstable_by_key(|half| std::cmp::Reverse(*half));
     }
 
     /// Wakes the loop at this time, for no connection in particular.

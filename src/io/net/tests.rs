@@ -2,6 +2,8 @@
 //! the test holds in its hands.
 
 mod crowds;
+mod ends;
+mod halves;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,6 +31,9 @@ struct TestHost {
     stalled: Vec<u64>,
     /// Session and number of each request.
     requests: Vec<(u64, u64)>,
+    /// How many fetches were to be answered at once.
+    hurried: usize,
+    handed_over: Vec<Handover>,
 }
 
 struct TestShards<'a> {
@@ -47,7 +52,9 @@ impl Shards for TestShards<'_> {
         self.host.requests.push((self.session, number));
     }
 
-    fn fetch_now(&mut self, _: ShardId, _: u64) {}
+    fn fetch_now(&mut self, _: ShardId, _: u64) {
+        self.host.hurried += 1;
+    }
 
     fn stats(&mut self, _: u64) {}
 }
@@ -71,8 +78,9 @@ impl Host for TestHost {
 
     fn session_closed(&mut self, _: u64) {}
 
-    fn hand_over(&mut self, _: u16, _: Handover) {
-        panic!("there is one core");
+    fn hand_over(&mut self, core: u16, connection: Handover) {
+        assert_eq!(core, 1, "there is no other");
+        self.handed_over.push(connection);
     }
 }
 
@@ -87,6 +95,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(change: impl FnOnce(&mut NetConfig)) -> Fixture {
+        Fixture::with_shard_on(0, change)
+    }
+
+    /// The one shard is on this core; the sockets are those of core 0.
+    fn with_shard_on(core: u16, change: impl FnOnce(&mut NetConfig)) -> Fixture {
         let mut ring = Ring::new(RingConfig::default()).unwrap();
         let pool = Pool::new(8 * CHUNK_LEN).unwrap();
         let (mut listeners, addr) = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
@@ -106,17 +119,30 @@ impl Fixture {
             max_unsent: 1 << 20,
             max_unsent_own: 1 << 20,
             listings: Listings::new(1 << 20),
-            ..SessionConfig::for_tests(0, vec![0])
+            ..SessionConfig::for_tests(0, vec![core])
         });
         let listener = listeners.remove(0);
         let net = Net::new(&mut ring, pool.clone(), listener, config, session_config).unwrap();
         let now = Now { mono_us: 1_000_000, wall_us: 0 };
-        let host = TestHost { ring, now, is_open: true, stalled: Vec::new(), requests: Vec::new() };
+        let host = TestHost {
+            ring,
+            now,
+            is_open: true,
+            stalled: Vec::new(),
+            requests: Vec::new(),
+            hurried: 0,
+            handed_over: Vec::new(),
+        };
         Fixture { net, host, pool, addr, due_us: None }
     }
 
     /// A turn of the loop. Returns whether anything had happened.
     fn turn(&mut self) -> bool {
+        self.turn_within(Duration::from_millis(10))
+    }
+
+    /// The same; if nothing happens it lasts so long.
+    fn turn_within(&mut self, time: Duration) -> bool {
         let mut worked = false;
         while let Some(completion) = self.host.ring.next_completion() {
             if completion.token.class() == Class::Net {
@@ -126,14 +152,14 @@ impl Fixture {
         }
         self.net.tick(&mut self.host);
         self.due_us = self.net.settle(&mut self.host);
-        self.host.ring.submit_and_wait(Some(Duration::from_millis(10))).unwrap();
+        self.host.ring.submit_and_wait(Some(time)).unwrap();
         worked
     }
 
-    /// So many turns of the loop, each of so many µs.
+    /// So many turns of the loop, each of so many µs on the test's clock.
     fn turns(&mut self, count: usize, each_us: u64) {
         for _ in 0..count {
-            self.turn();
+            self.turn_within(Duration::from_millis(1));
             self.host.now.mono_us += each_us;
         }
     }
@@ -248,8 +274,11 @@ fn frame(value: usize) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
-    let hello =
-        Hello { min_version: 1, max_version: 1, features: 0, affinity: None, client_name: String::new() };
+    hello_for(None)
+}
+
+fn hello_for(affinity: Option<PartitionId>) -> Vec<u8> {
+    let hello = Hello { min_version: 1, max_version: 1, features: 0, affinity, client_name: String::new() };
     let mut bytes = Vec::new();
     Request::Hello(hello).encode(&mut bytes, 1, 0);
     bytes
