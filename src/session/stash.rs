@@ -63,3 +63,23 @@ impl Stash {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_for_a_frame_is_counted_and_let_go_with_it() {
+        let mut stash = Stash::default();
+        stash.push(&[1; 100]);
+        stash.expect(1_000);
+        assert!((100..1_000).contains(&stash.memory()), "a length alone takes no memory");
+        stash.push(&[1; 150]);
+        stash.expect(1_000);
+        assert!(stash.memory() >= 1_000, "{}", stash.memory());
+        stash.consume(240);
+        assert_eq!((stash.as_slice(), stash.memory()), (&[1; 10][..], 10));
+        stash.consume(10);
+        assert_eq!(stash.memory(), 0);
+    }
+}
