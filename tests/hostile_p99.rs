@@ -30,6 +30,10 @@ const ROUNDS: usize = 9;
 /// So many if the first do not show it: a median of [`ROUNDS`] varies by a third.
 const MOST_ROUNDS: usize = 27;
 
+/// So many may have missed what they should see, since this machine was busy. If more do
+/// it may be the broker that is slow.
+const MOST_MISSED: usize = ROUNDS / 2;
+
 /// What is compared. The p99 is the seventh longest wait.
 const PERCENTILES: [usize; 3] = [50, 90, 99];
 
@@ -136,7 +140,8 @@ fn compare(mut measure: impl FnMut() -> Option<([Duration; 3], [Duration; 3])>) 
     loop {
         let Some((first, second)) = measure() else {
             missed += 1;
-            assert!(missed < MOST_ROUNDS, "this machine is too slow to measure it");
+            let measured = usual.len();
+            assert!(missed <= MOST_MISSED, "{missed} rounds missed what they should see, {measured} did not");
             continue;
         };
         usual.push(first);
@@ -146,7 +151,10 @@ fn compare(mut measure: impl FnMut() -> Option<([Duration; 3], [Duration; 3])>) 
         }
         let [usually, now] = [&usual, &with].map(|measured| medians(measured.clone()));
         let is_double = (0..PERCENTILES.len()).any(|i| now[i] > 2 * usually[i]);
-        println!("{} rounds, {PERCENTILES:?}: {usually:?}, with hostile peers {now:?}", usual.len());
+        println!(
+            "{} rounds and {missed} missed, {PERCENTILES:?}: {usually:?}, with hostile peers {now:?}",
+            usual.len()
+        );
         if !is_double {
             return;
         }

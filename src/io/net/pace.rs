@@ -1,5 +1,5 @@
 //! How much of a core's time those who come and those who leave may take from the
-//! others, together. The requests of those who have said hello have no pace.
+//! others. The requests of those who have said hello have no pace.
 
 use crate::limits::MAX_ACCEPTS;
 
@@ -7,11 +7,11 @@ use crate::limits::MAX_ACCEPTS;
 /// is long.
 pub(super) const AT_ONCE: usize = MAX_ACCEPTS;
 
-/// Most have so much time, in µs; they take 10 to 20 µs. Beside 10,000 newcomers who all
+/// Most have so much time, in µs; they take 10 to 25 µs. Beside 10,000 newcomers who all
 /// sent garbage at one moment a ping took up to 108 ms, when only accepting and closing
-/// had a pace, and takes 3 ms. With more time, a crowd finds the queue at the door
-/// full, and waits for a second: of 10,000 that connect within 0.23 s, 6 to 16 % with
-/// 50 µs, and nobody with 25 µs.
+/// had a pace, and then 3 to 9 ms at the most. With more time, a crowd finds the queue at
+/// the door full, and waits for a second: of 10,000 that connect within 0.23 s, 6 to 16 %
+/// with 50 µs, and nobody with 25 µs.
 pub(super) const EACH_US: u64 = 25;
 
 /// Whoever must wait does so until there is time for so many: fewer wake-ups.
@@ -42,8 +42,9 @@ impl Step {
     }
 }
 
-/// The time that they may take: it comes as time passes, up to that of [`AT_ONCE`], or
-/// of one, and is shared in equal parts between the kinds that wait for it.
+/// The time that they may take. Each kind has its own: it comes as time passes, up to
+/// that of [`AT_ONCE`], or of one. While several kinds wait for theirs it comes to each
+/// as much more slowly, so that those who are far too many share it.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Of each kind, the time before this is used up (monotonic, µs).

@@ -26,6 +26,10 @@ pub enum Timer {
 /// hellos of 10,000 cost 0.2 s of processor time ten seconds after they came.
 const TOGETHER_US: u64 = 10_000;
 
+/// Those of a crowd that lingers are to be closed, which costs more. With 10 ms a
+/// producer's acknowledgements beside it took 0.8 to 1.4 ms every 10 ms.
+const CLOSE_TOGETHER_US: u64 = 1_000;
+
 /// Deadlines in order.
 #[derive(Debug, Default)]
 pub struct Timers {
@@ -34,11 +38,12 @@ pub struct Timers {
 
 impl Timers {
     /// Adds one: when (monotonic, µs), for which session, what. Those of
-    /// connections are due up to 10 ms later, together.
+    /// connections are due up to 10 ms later, or 1 ms, together.
     pub fn push(&mut self, due_us: u64, key: u64, timer: Timer) {
         let due_us = match timer {
             Timer::Turn => due_us,
-            Timer::Handshake | Timer::SendStall | Timer::Linger | Timer::DirectIdle | Timer::Frame => {
+            Timer::Linger => due_us.next_multiple_of(CLOSE_TOGETHER_US),
+            Timer::Handshake | Timer::SendStall | Timer::DirectIdle | Timer::Frame => {
                 due_us.next_multiple_of(TOGETHER_US)
             }
         };
@@ -82,6 +87,19 @@ mod tests {
             }
         }
         assert_eq!((wakes, fired), (100, 10_000));
+    }
+
+    #[test]
+    fn those_who_linger_are_closed_a_few_at_a_time() {
+        let mut timers = Timers::default();
+        (0..1_000).for_each(|key| timers.push(5_000_003 + key * 100, key, Timer::Linger));
+        let mut fired = 0;
+        while let Some(now) = timers.next() {
+            let together = std::iter::from_fn(|| timers.pop_due(now)).count();
+            assert!(together <= 10, "{together} at once");
+            fired += together;
+        }
+        assert_eq!(fired, 1_000);
     }
 
     #[test]
