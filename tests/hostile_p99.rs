@@ -60,24 +60,15 @@ fn hostile_peers_do_not_double_the_p99_of_others() {
     writer.read_back();
 }
 
+/// Each broker meets its first crowd, which comes, is greeted and leaves while the
+/// producer is measured.
 #[test]
 fn a_crowd_that_comes_and_goes_does_not_double_the_p99_of_others() {
-    a_crowd_does_not_double_the_p99_of_others(Crowd::begin_silent);
-}
-
-#[test]
-fn a_crowd_that_comes_and_says_hello_does_not_double_the_p99_of_others() {
-    a_crowd_does_not_double_the_p99_of_others(Crowd::begin_polite);
-}
-
-/// Each broker meets its first crowd, which comes and leaves while the producer is
-/// measured.
-fn a_crowd_does_not_double_the_p99_of_others(begin_crowd: fn(SocketAddr) -> Crowd) {
     let _alone = MEASURES.lock().unwrap_or_else(PoisonError::into_inner);
     compare(|| {
         let (_dir, server, mut writer) = begin("300s");
         let usual = writer.measure();
-        let crowd = begin_crowd(server.addr);
+        let crowd = Crowd::begin(server.addr);
         let with = writer.measure();
         let measured = Instant::now();
         let came = writer.peer.stat("connections_accepted_total") == SILENT as u64 + 1;
@@ -99,7 +90,7 @@ fn a_crowd_whose_time_is_over_does_not_double_the_p99_of_others() {
         let came = Instant::now();
         let crowd = std::thread::spawn(move || {
             keep_away();
-            Crowd::come(server.addr, |_| ())
+            Crowd::come(server.addr, &[])
         });
         let mut crowd = crowd.join().unwrap();
         std::thread::sleep((patience - Duration::from_millis(50)).saturating_sub(came.elapsed()));
@@ -224,48 +215,33 @@ impl Writer {
     }
 }
 
-/// A crowd that comes, stays for a while, and goes.
+/// A crowd that comes, says hello, is answered, and goes.
 struct Crowd(JoinHandle<Instant>);
 
 impl Crowd {
     /// How long it is there, with its coming.
     const STAYS: Duration = Duration::from_millis(600);
 
-    /// One that says nothing.
-    fn begin_silent(door: SocketAddr) -> Crowd {
-        Crowd::begin(door, |_| (), |_| ())
-    }
-
-    /// One that says hello at once, and is answered.
-    fn begin_polite(door: SocketAddr) -> Crowd {
-        let hello = encode(&Request::Hello(hello()), 1);
-        let answered = |peer: &mut Peer| assert!(matches!(peer.answer().response, Response::Hello(_)));
-        Crowd::begin(door, move |peer| peer.send(&hello), answered)
-    }
-
-    fn begin(
-        door: SocketAddr,
-        on_coming: impl Fn(&mut Peer) + Send + 'static,
-        before_leaving: impl Fn(&mut Peer) + Send + 'static,
-    ) -> Crowd {
+    fn begin(door: SocketAddr) -> Crowd {
         Crowd(std::thread::spawn(move || {
             keep_away();
             let started = Instant::now();
-            let crowd = Crowd::come(door, on_coming);
+            let crowd = Crowd::come(door, &encode(&Request::Hello(hello()), 1));
             std::thread::sleep(Crowd::STAYS.saturating_sub(started.elapsed()));
             for (i, mut peer) in crowd.into_iter().enumerate() {
                 Crowd::breathe(i);
-                before_leaving(&mut peer);
+                assert!(matches!(peer.answer().response, Response::Hello(_)));
             }
             Instant::now()
         }))
     }
 
-    fn come(door: SocketAddr, on_coming: impl Fn(&mut Peer)) -> Vec<Peer> {
+    /// Connects all of them, each of whom says this.
+    fn come(door: SocketAddr, says: &[u8]) -> Vec<Peer> {
         let one = |i| {
             Crowd::breathe(i);
             let mut peer = Peer::silent(door);
-            on_coming(&mut peer);
+            peer.send(says);
             peer
         };
         (0..SILENT).map(one).collect()
