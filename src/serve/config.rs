@@ -254,7 +254,7 @@ impl MemoryPlan {
             tail_cache: tail_chunks * CHUNK_LEN / shards,
             page_cache: (caches - tail_chunks) * CHUNK_LEN / shards,
             direct: in_flight * CHUNK_LEN / 2 / cores,
-            stashed: (memory / 32 / cores).max(2 * MAX_BATCH_LEN as usize),
+            stashed: (memory / 32 / cores).max(4 * MAX_BATCH_LEN as usize),
             // The answer about a topic with as many partitions as there may be
             // has 5 MB.
             unsent_own: (memory / 32 / cores).max(8 << 20),

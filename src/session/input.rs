@@ -132,8 +132,8 @@ impl Session {
     }
 
     /// Ends the connection: nothing that still comes is taken; what is in
-    /// flight is answered. The goodbye may be said [later](Self::part). Waiting
-    /// fetches should be [hurried](Self::hurry_fetches).
+    /// flight is answered, and then is the time to [part](Self::part). Waiting fetches
+    /// should be [hurried](Self::hurry_fetches).
     pub fn close(&mut self, violation: &Violation) -> Input {
         if self.phase != Phase::Closing {
             self.phase = Phase::Closing;
@@ -147,16 +147,10 @@ impl Session {
         self.input
     }
 
-    /// Lets a session that was [closed](Self::close) say goodbye, once nothing is in
-    /// flight any more.
+    /// Says the goodbye of a session that was [closed](Self::close), behind all answers:
+    /// once nothing is in flight any more.
     pub fn part(&mut self) {
-        self.may_part = true;
-        self.say_goodbye();
-    }
-
-    pub(super) fn say_goodbye(&mut self) {
-        if self.may_part
-            && self.pending.is_empty()
+        if self.pending.is_empty()
             && let Some(goodbye) = self.goodbye.take()
         {
             let goodbye = Response::Error(*goodbye);

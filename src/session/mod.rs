@@ -202,10 +202,8 @@ pub struct Session {
     input: Input,
     pending: PendingTable,
     fetching: SessionFetching,
-    /// Said when it may be, and nothing is in flight any more.
+    /// To be said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
-    /// Whether it may be said.
-    may_part: bool,
     stash: Stash,
     /// Frames that were handled.
     frames: u64,
@@ -239,7 +237,6 @@ impl Session {
             input: Input::Open,
             pending: PendingTable::default(),
             goodbye: None,
-            may_part: false,
             stash: Stash::default(),
             frames: 0,
             gathering: Outbox::default(),

@@ -6,7 +6,7 @@ use ringbolt_wire::{Opcode, ShardId};
 
 use super::gather::{FetchNext, TopicNext, payload_len};
 use super::pending::{Pending, number, split};
-use super::{Phase, Session, Shards, add};
+use super::{Session, Shards, add};
 use crate::shard::action::Reply;
 use crate::shard::event::ShardRequest;
 
@@ -43,9 +43,6 @@ impl Session {
             Pending::FetchParts { .. } => self.fetch_part(slot, part, reply, shards),
             Pending::Topic { .. } => self.topic_part(slot, reply, shards),
         }
-        if self.phase == Phase::Closing {
-            self.say_goodbye();
-        }
     }
 
     /// Takes the broker's counters, sorted by name, that the request under
@@ -61,9 +58,6 @@ impl Session {
                 response.encode(out, Opcode::Stats as u8, correlation, 0)
             });
         });
-        if self.phase == Phase::Closing {
-            self.say_goodbye();
-        }
     }
 
     /// Gathers an answer that lists.

@@ -41,10 +41,10 @@ impl Stash {
     }
 
     /// Makes room for `len` bytes in all, which the caller has checked against
-    /// the limit of a frame, once their first kilobytes have come: a length
-    /// alone must not cost memory.
+    /// the limit of a frame, once half of them have come: a length alone must
+    /// not cost memory.
     pub fn expect(&mut self, len: usize) {
-        if self.len() >= len / 4 {
+        if self.len() >= len / 2 {
             self.bytes.reserve(len.saturating_sub(self.len()));
         }
     }
@@ -74,10 +74,10 @@ mod tests {
         stash.push(&[1; 100]);
         stash.expect(1_000);
         assert!((100..1_000).contains(&stash.memory()), "a length alone takes no memory");
-        stash.push(&[1; 150]);
+        stash.push(&[1; 400]);
         stash.expect(1_000);
         assert!(stash.memory() >= 1_000, "{}", stash.memory());
-        stash.consume(240);
+        stash.consume(490);
         assert_eq!((stash.as_slice(), stash.memory()), (&[1; 10][..], 10));
         stash.consume(10);
         assert_eq!(stash.memory(), 0);

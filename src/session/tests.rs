@@ -279,33 +279,24 @@ fn ping_and_stats_are_answered() {
 
 #[test]
 fn more_requests_in_flight_than_allowed_end_the_connection_after_the_answers() {
-    for may_part_at_once in [true, false] {
-        let (mut session, mut shards) = greeted();
-        let frame = produce_frame(1, &batch(1, 0, b"v"));
-        for _ in 0..MAX_IN_FLIGHT {
-            assert_eq!(session.receive(&frame, &mut shards), Input::Open);
-        }
-        assert_eq!(session.receive(&frame, &mut shards), Input::Closed);
-        if may_part_at_once {
-            session.part();
-        }
-        assert!(drain(&mut session).is_empty(), "what is in flight is answered before the goodbye");
-        for (_, number, _) in std::mem::take(&mut shards.requests) {
-            assert!(!session.is_finished());
-            session.reply(number, ack(number), &mut shards);
-        }
-        let mut answers = drain(&mut session);
-        assert_eq!(session.is_finished(), may_part_at_once);
-        if !may_part_at_once {
-            session.part();
-            answers.extend(drain(&mut session));
-        }
-        assert_eq!(answers.len(), MAX_IN_FLIGHT as usize + 1);
-        let (last, acks) = answers.split_last().unwrap();
-        assert!(acks.iter().all(|(h, r)| h.correlation == 1 && matches!(r, Response::Produced(_))));
-        assert!(matches!(&last.1, Response::Error(e) if e.error_code() == Some(ErrorCode::TooManyInFlight)));
-        assert!(session.is_finished());
+    let (mut session, mut shards) = greeted();
+    let frame = produce_frame(1, &batch(1, 0, b"v"));
+    for _ in 0..MAX_IN_FLIGHT {
+        assert_eq!(session.receive(&frame, &mut shards), Input::Open);
     }
+    assert_eq!(session.receive(&frame, &mut shards), Input::Closed);
+    for (_, number, _) in std::mem::take(&mut shards.requests) {
+        session.part();
+        assert!(!session.is_finished());
+        session.reply(number, ack(number), &mut shards);
+    }
+    let acks = drain(&mut session);
+    assert_eq!(acks.len(), MAX_IN_FLIGHT as usize, "what is in flight is answered before the goodbye");
+    assert!(acks.iter().all(|(h, r)| h.correlation == 1 && matches!(r, Response::Produced(_))));
+    assert!(!session.is_finished());
+    session.part();
+    assert_eq!(only_goodbye(&mut session), ErrorCode::TooManyInFlight);
+    assert!(session.is_finished());
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub enum Violation {
         time_ms: u64,
     },
     /// The broker's memory for half-received frames is used up, and this
-    /// connection's is the oldest.
+    /// connection's is among the oldest, or grew when those could not make room.
     #[error("no memory left for frames that do not end")]
     Overloaded,
     /// The broker stops.

@@ -53,15 +53,15 @@ impl Net {
         self.mark(slot);
     }
 
-    /// Lets a session say its goodbye, which has a pace. Returns whether it must wait for
-    /// its turn. What was answered before is sent meanwhile.
+    /// Lets a session say its goodbye, which has a pace, when all is answered. Returns
+    /// whether it must wait. What was answered before is sent meanwhile.
     #[inline]
     pub(super) fn waits_to_part<H: Host>(&mut self, slot: u32, host: &mut H) -> bool {
         let connection = self.slots[slot as usize].get();
         if connection.life != Life::Open {
             return false;
         }
-        if connection.farewell == Farewell::Due {
+        if connection.farewell == Farewell::Due && connection.session.in_flight() == 0 {
             if self.parting.is_empty() && self.pace.take(Step::Part, host.now().mono_us) {
                 connection.part();
             } else {
@@ -69,7 +69,7 @@ impl Net {
                 self.parting.push_back(connection.key);
             }
         }
-        connection.farewell == Farewell::Waits
+        matches!(connection.farewell, Farewell::Due | Farewell::Waits)
     }
 
     /// Goes on with those whose turn it is to part: all during a stop.

@@ -91,9 +91,10 @@ pub(super) enum Life {
 pub(super) enum Farewell {
     /// There is none.
     None,
-    /// Its peer broke a rule, or must go for another reason.
+    /// Its peer broke a rule, or must go for another reason: it is to be said when all
+    /// is answered.
     Due,
-    /// In the list of those that wait for their turn.
+    /// All is, and it is in the list of those that wait for their turn.
     Waits,
     /// It may be said, and the connection may end.
     Free,

@@ -251,9 +251,8 @@ impl Net {
 
     /// Closes the connections whose half-received frames are oldest, until the others
     /// keep within their bound: frames that never end must not use up the memory. If a
-    /// few do not make room enough, the one closes that has `grown` beyond it.
+    /// few do not make room enough, only the one closes that has `grown` beyond it.
     fn close_oldest_stashes<H: Host>(&mut self, grown: u32, host: &mut H) {
-        let mut looked = false;
         while self.stashed.half > self.config.max_stashed {
             if let Some((since, key)) = self.oldest_halves.pop() {
                 if let Some(slot) = self.find(key)
@@ -263,29 +262,31 @@ impl Net {
                 {
                     self.violate(slot, &Violation::Overloaded, host);
                 }
-            } else if std::mem::replace(&mut looked, true) {
-                return self.violate(grown, &Violation::Overloaded, host);
-            } else {
-                self.look_for_halves();
+            } else if self.look_for_halves() < self.stashed.half - self.config.max_stashed {
+                self.violate(grown, &Violation::Overloaded, host);
             }
         }
     }
 
-    /// Finds the oldest half-received frames: several, so that one look at all
-    /// connections does for them, since those that begin later are never older. Not
-    /// those that hold far less than others, and would make no room.
-    fn look_for_halves(&mut self) {
+    /// Finds the oldest half-received frames, and returns how many bytes they take.
+    /// Several, so that one look at all connections does for them, since those that
+    /// begin later are never older. Not those that take far less than others, and would
+    /// make no room.
+    fn look_for_halves(&mut self) -> usize {
         const AT_A_LOOK: usize = 64;
+        const FAR_LESS: usize = 8;
         let connections = self.slots.iter().filter_map(|slot| slot.connection.as_deref());
         let halves = connections.filter(|c| c.stashed.half > 0);
         let mean = self.stashed.half / halves.clone().count().max(1);
-        let large = halves.filter(|c| c.stashed.half >= mean / 2).map(|c| (c.stashed_us, c.key));
-        self.oldest_halves.extend(large);
-        if self.oldest_halves.len() > AT_A_LOOK {
-            self.oldest_halves.select_nth_unstable(AT_A_LOOK);
-            self.oldest_halves.truncate(AT_A_LOOK);
+        let not_far_less = halves.filter(|c| c.stashed.half >= mean / FAR_LESS);
+        let mut oldest: Vec<_> = not_far_less.map(|c| (c.stashed_us, c.key, c.stashed.half)).collect();
+        if oldest.len() > AT_A_LOOK {
+            oldest.select_nth_unstable(AT_A_LOOK);
+            oldest.truncate(AT_A_LOOK);
         }
-        self.oldest_halves.sort_unstable_by_key(|half| std::cmp::Reverse(*half));
+        oldest.sort_unstable_by(|a, b| b.cmp(a));
+        self.oldest_halves.extend(oldest.iter().map(|&(since, key, _)| (since, key)));
+        oldest.iter().map(|&(.., len)| len).sum()
     }
 
     /// Wakes the loop at this time, for no connection in particular.

@@ -43,10 +43,11 @@ fn what_was_said_before_the_end_is_heard_when_a_shard_takes_it() {
     let mut f = Fixture::new(|_| {});
     let mut peer = f.peer();
     f.host.is_open = false;
+    // The end comes with them, before the receive has been cancelled.
     peer.send(&frame(1_000).repeat(2));
-    f.settle();
     peer.stream.shutdown(Shutdown::Write).unwrap();
     f.settle();
+    assert!(f.net.slots[0].get().ended);
     assert_eq!((peer.answers(), f.net.counters().open), (vec![], 1));
     f.open_shard();
     f.settle();
@@ -117,11 +118,31 @@ fn who_breaks_a_rule_has_its_answers_before_its_turn() {
     let mut peer = f.peer();
     let _crowd = crowd_that_parts(&mut f);
     peer.send(&[&ping().repeat(10)[..], &[0x5a; 20]].concat());
-    f.turns(5, 0);
+    f.turns(20, 0);
     assert_eq!(peer.answers(), [PONG; 10]);
     assert_eq!(f.net.unsent_own, 0);
     f.settle();
     assert_eq!(peer.answers(), [goodbye(ErrorCode::MalformedFrame)]);
+}
+
+/// Goodbyes have their pace also when the answers before them all come at one moment.
+#[test]
+fn who_breaks_a_rule_with_requests_in_flight_parts_in_turn() {
+    let mut f = Fixture::new(|_| {});
+    let mut bad = greeted(&mut f, 100);
+    for peer in &mut bad {
+        peer.send(&[&frame(1_000)[..], &[0x5a; 20]].concat());
+    }
+    f.pass(1_000_000);
+    assert_eq!(f.host.requests.len(), 100);
+    f.acknowledge();
+    f.turns(20, 0);
+    let answers: Vec<_> = bad.iter_mut().flat_map(Peer::answers).collect();
+    assert_eq!(answers.iter().filter(|answer| **answer == PRODUCED).count(), 100);
+    assert!(answers.len() <= 100 + pace::AT_ONCE, "{} were told goodbye", answers.len() - 100);
+    f.settle();
+    let told = bad.iter_mut().flat_map(Peer::answers).count();
+    assert_eq!(answers.len() + told, 200);
 }
 
 /// Whoever waits for its turn cannot make the shards work meanwhile.
@@ -140,7 +161,7 @@ fn who_breaks_a_rule_has_its_fetches_answered_at_once_and_once() {
     let _crowd = crowd_that_parts(&mut f);
     for _ in 0..5 {
         peer.send(&[0x5a; 20]);
-        f.turns(5, 0);
+        f.turns(20, 0);
         assert_eq!(f.host.hurried, 1);
     }
 }

@@ -63,7 +63,7 @@ fn a_half_that_grows_beyond_the_bound_closes_few_others() {
     check_memory(&mut f);
     assert_eq!(large.answers(), [goodbye(ErrorCode::Overloaded)]);
     let closed = small.iter_mut().flat_map(Peer::answers).count();
-    assert_eq!(closed, 64);
+    assert!(closed <= 64, "{closed} were closed, and for nothing");
 }
 
 /// A frame's vector is let go with it: a short half behind it takes no more than it
