@@ -45,7 +45,7 @@ impl Stash {
     /// not cost memory.
     pub fn expect(&mut self, len: usize) {
         if self.len() >= len / 2 {
-            self.bytes.reserve(len.saturating_sub(self.len()));
+            self.bytes.reserve_exact(len.saturating_sub(self.len()));
         }
     }
 
