@@ -159,7 +159,7 @@ pub const MAX_UNSENT_OWN: usize = 256 << 10;
 /// 20 in a frame that is allocated anew as it grows; or the names of all topics.
 pub const MAX_LISTING_LEN: usize = 12 << 20;
 
-/// Vectors that are kept for the sessions of a core to gather bytes in: one for
+/// Vectors that are kept for the sessions of a core to gather answers in: one for
 /// each session in a turn of the loop that takes all receive buffers.
 pub const MAX_SPARES: usize = 64;
 /// Longest of them in bytes, so that all of them have 1 MiB at the most.

@@ -80,8 +80,8 @@ pub struct NetConfig {
     /// Time over which the rest of a frame must come at
     /// [`MIN_FRAME_RATE`](crate::limits::MIN_FRAME_RATE), in µs.
     pub frame_timeout_us: u64,
-    /// Most bytes of half-received frames over this core's connections, and of
-    /// frames that wait.
+    /// Most bytes of memory for half-received frames over this core's connections,
+    /// and for frames that wait.
     pub max_stashed: usize,
     /// Bytes of unsent answers outside of the pool, over this core's connections,
     /// beyond which readers that do not read are closed.

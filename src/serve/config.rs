@@ -215,7 +215,8 @@ pub struct MemoryPlan {
     pub page_cache: usize,
     /// Bytes of the pool that receives of large batches may hold, for each core.
     pub direct: usize,
-    /// Bytes of half-received frames in other memory, for each core.
+    /// Bytes of other memory for half-received frames, for each core, and as many for
+    /// frames that wait for a shard.
     pub stashed: usize,
     /// Bytes of unsent answers in other memory, for each core.
     pub unsent_own: usize,

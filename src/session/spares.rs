@@ -1,5 +1,5 @@
-//! Vectors that are not in use, shared by the sessions of a core: a session has
-//! one only while bytes are in it, so one that is idle again costs nothing.
+//! Vectors for answers that are not in use, shared by the sessions of a core: a
+//! session has one only while bytes are in it, so one that is idle again costs nothing.
 
 use std::cell::RefCell;
 

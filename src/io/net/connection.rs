@@ -85,8 +85,8 @@ pub(super) enum Life {
     Ending,
 }
 
-/// Whether a session's goodbye may be said: it has its turn, since that and what
-/// follows cost more than most requests.
+/// How far a session's goodbye is. It has its turn, since that and what follows cost
+/// more than most requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Farewell {
     /// There is none.
@@ -96,8 +96,8 @@ pub(super) enum Farewell {
     Due,
     /// All is, and it is in the list of those that wait for their turn.
     Waits,
-    /// It may be said, and the connection may end.
-    Free,
+    /// It was said, and the connection ends when it is sent.
+    Said,
 }
 
 /// The receive that is under way.
@@ -156,7 +156,7 @@ pub(super) struct Connection {
     pub queued: bool,
     /// In the list of those who have not said hello, and whose bytes wait.
     pub arrives: bool,
-    /// The time for the hello was over meanwhile.
+    /// The time for its hello is over.
     pub overdue: bool,
 }
 
@@ -169,9 +169,9 @@ impl Connection {
         }
     }
 
-    /// Its goodbye may be said now.
+    /// Says its goodbye: all is answered.
     pub fn part(&mut self) {
-        self.farewell = Farewell::Free;
+        self.farewell = Farewell::Said;
         self.session.part();
     }
 

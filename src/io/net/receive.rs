@@ -263,7 +263,7 @@ impl Net {
                     self.violate(slot, &Violation::Overloaded, host);
                 }
             } else if self.look_for_halves() < self.stashed.half - self.config.max_stashed {
-                self.violate(grown, &Violation::Overloaded, host);
+                return self.violate(grown, &Violation::Overloaded, host);
             }
         }
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::limits::MAX_REFUSED_CONNECTIONS;
 
 /// Connects so many, who say nothing.
-pub(super) fn crowd(f: &Fixture, count: usize) -> Vec<TcpStream> {
+fn crowd(f: &Fixture, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| TcpStream::connect(f.addr).unwrap()).collect()
 }
 
