@@ -1,4 +1,4 @@
-//! The topics of a broker: what there is, and the changes to it.
+//! The topics and consumer groups of a broker: what there is, and the changes to it.
 //!
 //! Shard 0's log is the authority: a change is a record in its partition of
 //! topic 0, and every segment's footer repeats the whole catalog. The other
@@ -7,9 +7,14 @@
 use std::collections::BTreeMap;
 
 use ringbolt_wire::message::{MAX_PARTITIONS, TopicInfo, is_valid_topic_name};
-use ringbolt_wire::{ErrorCode, PartitionId, TopicId};
+use ringbolt_wire::{ErrorCode, GroupId, PartitionId, TopicId};
 
 use crate::limits::{MAX_TOPICS, MAX_TOTAL_PARTITIONS};
+
+mod groups;
+
+use groups::GroupTable;
+pub use groups::{DEAD_LETTER_SUFFIX, GroupEntry, MAX_GROUP_ROW_LEN, NewGroup, NotCreated};
 
 /// The partition of shard 0 that holds the catalog's changes. Not a topic that
 /// anybody can name.
@@ -20,8 +25,12 @@ pub const CATALOG_PARTITION: PartitionId = PartitionId::new(TopicId(0), 0);
 pub enum CatalogChange {
     /// A topic is there from now on.
     Created(TopicInfo),
-    /// A topic is gone.
+    /// A topic is gone, and its consumer groups.
     Deleted(TopicId),
+    /// A consumer group is there from now on, and what it needs.
+    GroupCreated(NewGroup),
+    /// A consumer group is gone.
+    GroupDeleted(GroupId),
 }
 
 /// A change, numbered.
@@ -38,7 +47,7 @@ pub struct CatalogUpdate {
 #[error("not a catalog entry of this version")]
 pub struct CatalogFormatError;
 
-/// The topics.
+/// The topics and groups.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Catalog {
     version: u64,
@@ -46,16 +55,26 @@ pub struct Catalog {
     by_id: BTreeMap<TopicId, TopicInfo>,
     by_name: BTreeMap<String, TopicId>,
     partitions: usize,
+    groups: GroupTable,
 }
 
 impl Default for Catalog {
     fn default() -> Self {
-        Catalog { version: 0, next_id: 1, by_id: BTreeMap::new(), by_name: BTreeMap::new(), partitions: 0 }
+        Catalog {
+            version: 0,
+            next_id: 1,
+            by_id: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            partitions: 0,
+            groups: GroupTable::default(),
+        }
     }
 }
 
 const KIND_CREATED: u8 = 1;
 const KIND_DELETED: u8 = 2;
+const KIND_GROUP_CREATED: u8 = 3;
+const KIND_GROUP_DELETED: u8 = 4;
 
 impl CatalogUpdate {
     /// The update as the value of a record.
@@ -70,6 +89,14 @@ impl CatalogUpdate {
                 out.push(KIND_DELETED);
                 out.extend_from_slice(&id.0.to_le_bytes());
             }
+            CatalogChange::GroupCreated(new) => {
+                out.push(KIND_GROUP_CREATED);
+                new.put(&mut out);
+            }
+            CatalogChange::GroupDeleted(id) => {
+                out.push(KIND_GROUP_DELETED);
+                out.extend_from_slice(&id.0.to_le_bytes());
+            }
         }
         out
     }
@@ -80,6 +107,8 @@ impl CatalogUpdate {
         let change = match take::<1>(&mut bytes)?[0] {
             KIND_CREATED => CatalogChange::Created(take_topic(&mut bytes)?),
             KIND_DELETED => CatalogChange::Deleted(TopicId(u32::from_le_bytes(take(&mut bytes)?))),
+            KIND_GROUP_CREATED => CatalogChange::GroupCreated(NewGroup::take(&mut bytes)?),
+            KIND_GROUP_DELETED => CatalogChange::GroupDeleted(GroupId(u32::from_le_bytes(take(&mut bytes)?))),
             _ => return Err(CatalogFormatError),
         };
         if bytes.is_empty() { Ok(CatalogUpdate { version, change }) } else { Err(CatalogFormatError) }
@@ -124,6 +153,7 @@ impl Catalog {
         out.extend_from_slice(&self.next_id.to_le_bytes());
         out.extend_from_slice(&(self.by_id.len() as u32).to_le_bytes());
         self.by_id.values().for_each(|topic| put_topic(&mut out, topic));
+        self.groups.put(&mut out);
         out
     }
 
@@ -137,12 +167,16 @@ impl Catalog {
             catalog.insert(take_topic(&mut bytes)?);
         }
         (catalog.version, catalog.next_id) = (version, next_id);
+        // A catalog from before there were groups ends here.
+        if !bytes.is_empty() {
+            catalog.groups = GroupTable::take(&mut bytes)?;
+        }
         if bytes.is_empty() { Ok(catalog) } else { Err(CatalogFormatError) }
     }
 
     /// Bytes that [`encode`](Self::encode) takes.
     pub fn encoded_len(&self) -> usize {
-        8 + 4 + 4 + self.by_id.values().map(topic_row_len).sum::<usize>()
+        8 + 4 + 4 + self.by_id.values().map(topic_row_len).sum::<usize>() + self.groups.encoded_len()
     }
 
     /// Partitions of all topics.
@@ -150,7 +184,11 @@ impl Catalog {
         self.partitions
     }
 
+    /// Adds a topic, unless it is there.
     fn insert(&mut self, topic: TopicInfo) {
+        if self.by_id.contains_key(&topic.id) {
+            return;
+        }
         self.partitions += topic.partitions as usize;
         self.next_id = self.next_id.max(topic.id.0.saturating_add(1));
         self.by_name.insert(topic.name.clone(), topic.id);
@@ -171,7 +209,17 @@ impl Catalog {
                     self.by_name.remove(&topic.name);
                     self.partitions -= topic.partitions as usize;
                 }
+                self.groups.remove_of(*id);
             }
+            CatalogChange::GroupCreated(new) => {
+                if let Some((topic, group)) = &new.dead_letter {
+                    self.insert(topic.clone());
+                    self.groups.insert(group.clone(), topic.partitions);
+                }
+                let partitions = self.by_id.get(&new.group.info.topic).map_or(0, |topic| topic.partitions);
+                self.groups.insert(new.group.clone(), partitions);
+            }
+            CatalogChange::GroupDeleted(id) => self.groups.remove(*id),
         }
     }
 
@@ -198,6 +246,9 @@ impl Catalog {
     /// The change that deletes this topic, or why it cannot be.
     pub fn plan_delete(&self, name: &str) -> Result<CatalogUpdate, ErrorCode> {
         let id = *self.by_name.get(name).ok_or(ErrorCode::UnknownTopic)?;
+        if self.groups.has_dead_letters_in(id) {
+            return Err(ErrorCode::TopicInUse);
+        }
         Ok(CatalogUpdate { version: self.version + 1, change: CatalogChange::Deleted(id) })
     }
 

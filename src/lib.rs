@@ -7,6 +7,7 @@ pub mod admin;
 pub mod buffer;
 pub mod catalog;
 pub mod cli;
+pub mod consumer;
 pub mod doctor;
 pub mod io;
 pub mod limits;

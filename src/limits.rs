@@ -86,6 +86,23 @@ pub const MAX_TOPICS: usize = 10_000;
 /// Most partitions over all topics: each costs some 300 bytes of memory and 32
 /// bytes in every segment's footer.
 pub const MAX_TOTAL_PARTITIONS: usize = 200_000;
+/// Most consumer groups, those of dead-letter topics included.
+pub const MAX_GROUPS: usize = 10_000;
+/// Most partitions over all groups: each costs some 200 bytes of memory, and 48
+/// bytes in every checkpoint.
+pub const MAX_GROUP_PARTITIONS: usize = 200_000;
+/// Most consumers that a shard knows, attached or with leases: some 200 bytes each.
+pub const MAX_CONSUMERS: usize = 20_000;
+/// Most records that one settle request may speak of: looking at each takes 1 to 3
+/// ms in all.
+pub const MAX_SETTLE_RECORDS: u64 = 16_384;
+/// Most bytes of one delivery, unless a single record is longer: one consumer's
+/// share is sent while the next one's is put together.
+pub const MAX_DELIVERY_LEN: usize = 1 << 20;
+/// Longest record batch that the broker stores: a dead letter is its record with a
+/// header more.
+pub const MAX_STORED_BATCH_LEN: u32 = MAX_BATCH_LEN + (4 << 10);
+
 /// Most producers remembered per shard: some 100 bytes each, and their runs.
 /// Those that took over and have no record yet give way to others.
 pub const MAX_PRODUCERS: usize = 1_000_000;
@@ -159,6 +176,12 @@ pub const MAX_UNSENT_OWN: usize = 256 << 10;
 /// 20 in a frame that is allocated anew as it grows; or the names of all topics.
 pub const MAX_LISTING_LEN: usize = 12 << 20;
 
+/// Partitions of which the description of a group says why nothing is sent, and
+/// consumers that it names, at most: with 100,000 partitions it has 13 MB then.
+pub const MAX_DESCRIBED_HOLDS: usize = 10_000;
+/// See [`MAX_DESCRIBED_HOLDS`].
+pub const MAX_DESCRIBED_CONSUMERS: usize = 10_000;
+
 /// Vectors that are kept for the sessions of a core to gather answers in: one for
 /// each session in a turn of the loop that takes all receive buffers.
 pub const MAX_SPARES: usize = 64;
@@ -180,7 +203,7 @@ pub const MAX_OUTGOING: usize = 4 * MAILBOX_LEN;
 /// that was about to.
 pub const MAX_HELD: usize = MAILBOX_LEN + MAX_CORES;
 
-const _: () = assert!(MAX_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
+const _: () = assert!(MAX_STORED_BATCH_LEN as usize + BLOCK_LEN <= CHUNK_LEN);
 const _: () = assert!(MAX_COMMIT_LEN <= CHUNK_LEN && MAX_COMMIT_LEN.is_multiple_of(BLOCK_LEN));
 const _: () = assert!(CHUNK_LEN.is_multiple_of(PAGE_LEN) && PAGE_LEN.is_multiple_of(BLOCK_LEN));
 const _: () =

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use net_common::cli::*;
 use net_common::*;
-use ringbolt_client::{Client, Delivery, Outcome, ProduceError, Producer, Record, StartAt};
+use ringbolt_client::{Client, Outcome, ProduceError, Producer, Receipt, Record, StartAt};
 use tempfile::TempDir;
 
 const PARTITIONS: u32 = 4;
@@ -75,14 +75,14 @@ fn the_examples_do_what_they_say() {
 /// What became of the records that one producer was given, by their numbers.
 #[derive(Default)]
 struct Told {
-    durable: BTreeMap<u64, Delivery>,
+    durable: BTreeMap<u64, Receipt>,
     retryable: Vec<u64>,
     refused: Vec<u64>,
     unknown: Vec<u64>,
 }
 
 impl Told {
-    fn note(&mut self, n: u64, result: Result<Delivery, ProduceError>) {
+    fn note(&mut self, n: u64, result: Result<Receipt, ProduceError>) {
         match result {
             Ok(delivery) => drop(self.durable.insert(n, delivery)),
             Err(error) => match error.outcome() {
@@ -185,7 +185,7 @@ fn judge(told: &Told, found: &[(u64, u32, u64)]) -> Result<(), String> {
 
 #[test]
 fn the_judge_finds_what_is_wrong() {
-    let delivery = |offset| Delivery { partition: 0, offset, commit_time: None, copies: 1 };
+    let delivery = |offset| Receipt { partition: 0, offset, commit_time: None, copies: 1 };
     let told = Told {
         durable: BTreeMap::from([(1, delivery(Some(0))), (2, delivery(None))]),
         retryable: vec![3],

@@ -31,6 +31,12 @@ const MET: &[(&str, &str, u64)] = &[
     ("MAX_PRODUCERS", "producers of a shard", MAX_PRODUCERS as u64),
     ("MAX_REMEMBERED_RUNS", "remembered runs of a producer", MAX_REMEMBERED_RUNS as u64),
     ("MAX_TOTAL_RUNS", "remembered runs of a shard", MAX_TOTAL_RUNS as u64),
+    ("MAX_GROUPS", "consumer groups", MAX_GROUPS as u64),
+    ("MAX_GROUP_PARTITIONS", "partitions of all groups", MAX_GROUP_PARTITIONS as u64),
+    ("MAX_CONSUMERS", "consumers of a shard", MAX_CONSUMERS as u64),
+    ("MAX_SETTLE_RECORDS", "records of a settle", MAX_SETTLE_RECORDS),
+    ("MAX_DESCRIBED_HOLDS", "partitions described with holds", MAX_DESCRIBED_HOLDS as u64),
+    ("MAX_DESCRIBED_CONSUMERS", "consumers described", MAX_DESCRIBED_CONSUMERS as u64),
 ];
 
 /// Limits that no client can tell from their absence.
@@ -62,6 +68,8 @@ const INTERNAL: &[&str] = &[
     "OPEN_FILES_PER_SHARD",
     "MAX_ACCEPTS",
     "OPEN_FILES_OF_PROCESS",
+    "MAX_STORED_BATCH_LEN",
+    "MAX_DELIVERY_LEN",
 ];
 
 #[test]

@@ -63,6 +63,7 @@ fn config() -> ShardConfig {
         retention_us: None,
         tail_cache_bytes: 8 << 20,
         page_cache_bytes: 4 << 20,
+        max_delayed: 100_000,
         seed: 1,
     }
 }

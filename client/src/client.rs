@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringbolt_wire::message::{HelloAck, OffsetSpec, OpenProducer, TopicDescription, TopicInfo};
+use ringbolt_wire::message::{
+    CreateGroup, GroupDescription, GroupInfo, HelloAck, OffsetSpec, OpenProducer, ResetGroup,
+    TopicDescription, TopicInfo,
+};
 use ringbolt_wire::{DEFAULT_PORT, Offset, PartitionId, ProducerId, Request, Response};
 
 use crate::backoff::{Backoff, BackoffConfig};
+use crate::consumer::ConsumerBuilder;
 use crate::error::Error;
 use crate::net::{Answer, CallError, Caller, Dialer};
 use crate::producer::ProducerBuilder;
@@ -68,8 +72,8 @@ impl<A: Into<String>> From<A> for ClientConfig {
 /// client.admin().create_topic("orders", 4).await?;
 ///
 /// let producer = client.producer("orders").build().await?;
-/// let delivery = producer.send(Record::new("one coffee").with_key("table 7")).await?;
-/// println!("on disk: partition {}, offset {:?}", delivery.partition, delivery.offset);
+/// let receipt = producer.send(Record::new("one coffee").with_key("table 7")).await?;
+/// println!("on disk: partition {}, offset {:?}", receipt.partition, receipt.offset);
 /// producer.close().await;
 /// # Ok(())
 /// # }
@@ -110,7 +114,7 @@ impl Client {
         Ok(Client { inner: Arc::new(Inner { config, addrs, limits, caller }) })
     }
 
-    /// Topics, offsets, counters.
+    /// Topics, groups, offsets, counters.
     pub fn admin(&self) -> Admin<'_> {
         Admin { client: self }
     }
@@ -136,10 +140,16 @@ impl Client {
         &self.inner.config
     }
 
-    /// For a connection of a producer's or reader's own, to the core that owns
-    /// `affinity`.
-    pub(crate) fn dialer(&self, affinity: PartitionId, max_receive_len: u32) -> Dialer {
-        dialer(&self.inner.config, &self.inner.addrs, Some(affinity), max_receive_len)
+    /// A consumer of this topic in a group, which is created if there is none of
+    /// that name; see [`ConsumerBuilder`] for its settings.
+    pub fn consumer(&self, topic: impl Into<String>, group: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), topic.into(), group.into())
+    }
+
+    /// For a connection of a producer's, reader's or consumer's own, to the core that
+    /// owns `affinity`, or whichever.
+    pub(crate) fn dialer(&self, affinity: Option<PartitionId>, max_receive_len: u32) -> Dialer {
+        dialer(&self.inner.config, &self.inner.addrs, affinity, max_receive_len)
     }
 
     /// A seed that differs between clients and calls.
@@ -207,7 +217,7 @@ fn unexpected(response: &Response) -> Error {
     Error::InvalidSetting(format!("an answer of another kind came: {response:?}"))
 }
 
-/// Calls that concern topics and the broker as a whole.
+/// Calls that concern topics, groups, and the broker as a whole.
 #[derive(Clone, Copy, Debug)]
 pub struct Admin<'a> {
     client: &'a Client,
@@ -284,6 +294,70 @@ impl Admin<'_> {
             Response::Offset(offset) => Ok(offset),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Creates a consumer group; with `or_find`, a group of that name on that topic
+    /// and in that mode is answered as it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `GroupExists`, `UnknownTopic`, `InvalidTopicName`,
+    /// `TooManyGroups` or `InvalidRequest`. Without `or_find` also
+    /// [`Error::ConnectionLost`] or [`Error::Timeout`] when it is not known whether it
+    /// was created.
+    pub async fn create_group(&self, create: CreateGroup) -> Result<GroupInfo, Error> {
+        let repeatable = create.or_find;
+        match self.client.ask(Request::CreateGroup(create), repeatable).await?.0 {
+            Response::Group(group) => Ok(group),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Deletes a consumer group: its consumers end, and what it had completed is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownGroup`; [`Error::ConnectionLost`] or
+    /// [`Error::Timeout`] when it is not known whether it was deleted.
+    pub async fn delete_group(&self, name: &str) -> Result<(), Error> {
+        self.client.ask(Request::DeleteGroup { name: name.to_owned() }, false).await.map(drop)
+    }
+
+    /// The consumer groups, by name.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and the like.
+    pub async fn groups(&self) -> Result<Vec<GroupInfo>, Error> {
+        match self.client.ask(Request::ListGroups, true).await?.0 {
+            Response::Groups(groups) => Ok(groups),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A consumer group: how far it is in each partition, what keeps it from being
+    /// further, and its consumers.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownGroup`.
+    pub async fn describe_group(&self, name: &str) -> Result<GroupDescription, Error> {
+        let request = Request::DescribeGroup { name: name.to_owned() };
+        match self.client.ask(request, true).await?.0 {
+            Response::GroupDescribed(group) => Ok(*group),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets a consumer group back, or forward, in one partition or in all. What was
+    /// delivered before is no longer its consumers'.
+    ///
+    /// It is not made again after a loss: what was delivered in between would be
+    /// forgotten with it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownGroup` or `UnknownPartition`;
+    /// [`Error::ConnectionLost`] or [`Error::Timeout`] when it is not known whether it
+    /// was done.
+    pub async fn reset_group(&self, reset: ResetGroup) -> Result<(), Error> {
+        self.client.ask(Request::ResetGroup(reset), false).await.map(drop)
     }
 
     /// The broker's counters by name.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringbolt_wire::Outcome;
-use ringbolt_wire::message::ErrorResponse;
+use ringbolt_wire::message::{ErrorResponse, GroupMode};
 
 use crate::producer_state::Failure;
 use crate::session::SessionError;
@@ -80,6 +80,79 @@ pub enum Error {
     /// before.
     #[error("the reader has no partition left to read from")]
     ReaderEnded,
+    /// The consumer was closed.
+    #[error("the consumer is closed")]
+    ConsumerClosed,
+    /// A consumer has attached under the same id elsewhere, or this one was detached
+    /// from there: what this one had is no longer its own.
+    #[error("another consumer has attached under this consumer's id")]
+    ConsumerReplaced,
+    /// A record was not settled.
+    #[error(transparent)]
+    Settle(#[from] SettleError),
+    /// [`Consumer::process_with`](crate::Consumer::process_with) needs an exclusive
+    /// group: in another, records of a partition are processed side by side.
+    #[error("group {group} is {mode}; only what an exclusive group consumes can be processed once")]
+    NotExclusive {
+        /// The group.
+        group: String,
+        /// Its mode.
+        mode: GroupMode,
+    },
+    /// [`Consumer::process_with`](crate::Consumer::process_with) cannot tell which
+    /// records of an input partition were processed: it would have to guess.
+    #[error("it is not known how far partition {partition} was processed: {text}")]
+    ProgressUnknown {
+        /// Index of the input partition.
+        partition: u32,
+        /// What was found instead.
+        text: String,
+    },
+    /// What was made of a record cannot be produced.
+    #[error("what was made of the record at offset {offset} of partition {partition}: {error}")]
+    Output {
+        /// Index of the input partition.
+        partition: u32,
+        /// Offset of the input.
+        offset: u64,
+        /// Why not.
+        error: ProduceError,
+    },
+}
+
+/// Why a delivered record was not settled as asked.
+#[derive(thiserror::Error, Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SettleError {
+    /// The record is no longer this consumer's: its lease ran out, or was given back,
+    /// and another delivery of it counts. Nothing was changed.
+    #[error("no longer yours: the record's lease ran out or was given back; it is delivered again")]
+    LeaseLost,
+    /// The record was completed before: acknowledged, dead-lettered or expired.
+    /// (Acknowledging it once more is no error.)
+    #[error("the record was completed before")]
+    AlreadyCompleted,
+    /// The broker refused, for another reason. Nothing was changed.
+    #[error("the broker refused: {0}")]
+    Refused(ErrorResponse),
+    /// The consumer was closed before this was sent: the record was given back.
+    #[error("the consumer is closed; the record was given back")]
+    Closed,
+    /// The answer was lost. Either it was done, or the record's lease ended in
+    /// another way; it is delivered again unless it was completed.
+    #[error("the answer was lost; it is not known whether the record was settled")]
+    Unknown,
+}
+
+impl SettleError {
+    /// Which of the four outcomes; never [`Outcome::Durable`].
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            SettleError::Unknown => Outcome::Unknown,
+            SettleError::Refused(refusal) if refusal.is_retryable() => Outcome::RejectedRetryable,
+            _ => Outcome::RejectedFinal,
+        }
+    }
 }
 
 impl Error {
@@ -88,6 +161,8 @@ impl Error {
         match self {
             Error::Connect { .. } | Error::Damaged { .. } => Outcome::RejectedRetryable,
             Error::Refused(refusal) if refusal.is_retryable() => Outcome::RejectedRetryable,
+            Error::Settle(error) => error.outcome(),
+            Error::Output { error, .. } => error.outcome(),
             Error::Session(_) | Error::ConnectionLost | Error::Timeout(_) => Outcome::Unknown,
             _ => Outcome::RejectedFinal,
         }

@@ -2,9 +2,10 @@
 //! on disk.
 //!
 //! [`Client`] knows where the broker is. [`Client::producer`] makes a
-//! [`Producer`], [`Client::reader`] a [`Reader`], [`Client::admin`] has the
-//! calls that concern topics and the broker as a whole. All three survive lost
-//! connections and restarts of the broker.
+//! [`Producer`], [`Client::reader`] a [`Reader`], [`Client::consumer`] a
+//! [`Consumer`] of a group, [`Client::admin`] has the calls that concern topics,
+//! groups and the broker as a whole. All of them survive lost connections and
+//! restarts of the broker.
 //!
 //! Every record that is produced ends in one of the four outcomes of
 //! [`Outcome`]: durable, rejected (retry may help), rejected (retry will not
@@ -16,6 +17,8 @@
 
 pub mod backoff;
 mod client;
+mod consumer;
+mod consumer_state;
 mod error;
 mod net;
 mod partitioner;
@@ -26,13 +29,19 @@ mod record;
 pub mod session;
 
 pub use client::{Admin, Client, ClientConfig};
-pub use error::{Error, ProduceError};
+pub use consumer::{Consumer, ConsumerBuilder, Delivery, Settling};
+pub use error::{Error, ProduceError, SettleError};
 pub use partitioner::partition_for_key;
 pub use producer::{Pending, Producer, ProducerBuilder};
 pub use reader::{Reader, ReaderBuilder, StartAt};
-pub use record::{ConsumedRecord, Delivery, Record};
+pub use record::{ConsumedRecord, Receipt, Record, SOURCE_HEADER, Source};
 
+pub use ringbolt_wire::batch::DeadLetter;
 pub use ringbolt_wire::message::{
-    ErrorResponse, HelloAck, OffsetSpec, PartitionInfo, TopicDescription, TopicInfo,
+    Backoff as RetryBackoff, ConsumerInfo, CreateGroup, ErrorResponse, GroupConfig, GroupDescription,
+    GroupInfo, GroupMode, GroupPartition, GroupStart, HelloAck, Hold, OffsetSpec, PartitionInfo, Progress,
+    ResetGroup, TopicDescription, TopicInfo,
 };
-pub use ringbolt_wire::{ErrorCode, Offset, Outcome, PartitionId, ProducerId, ShardId, TopicId};
+pub use ringbolt_wire::{
+    ConsumerId, ErrorCode, GroupId, Offset, Outcome, PartitionId, ProducerId, ShardId, TopicId,
+};

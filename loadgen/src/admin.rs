@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
-use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, HelloAck, OffsetSpec, TopicInfo};
+use ringbolt_wire::message::{
+    CreateGroup, ErrorResponse, Fetch, FetchPartition, GroupDescription, GroupInfo, HelloAck, OffsetSpec,
+    TopicDescription, TopicInfo,
+};
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId, Request, Response};
 
 /// Longest wait for a connection or an answer. Creating a topic of 100,000
@@ -149,7 +152,9 @@ impl Admin {
                     return Err(AdminError::Refused(error));
                 }
                 SessionEvent::Answer { response, payload, .. } => return Ok((response, payload)),
-                SessionEvent::Connected(_) | SessionEvent::Produced { .. } => {}
+                SessionEvent::Connected(_)
+                | SessionEvent::Produced { .. }
+                | SessionEvent::Delivered { .. } => {}
             }
         }
     }
@@ -163,17 +168,42 @@ impl Admin {
                 other => drop(other?),
             }
         }
-        match self.ask(&Request::DescribeTopic { name: name.to_owned() })? {
-            Response::Topic(topic) if partitions.is_none_or(|p| p <= topic.topic.partitions) => {
-                Ok(topic.topic)
+        let topic = self.describe_topic(name)?.topic;
+        match partitions {
+            Some(wants) if wants > topic.partitions => {
+                Err(AdminError::Partitions { name: name.to_owned(), has: topic.partitions, wants })
             }
-            Response::Topic(topic) => Err(AdminError::Partitions {
-                name: name.to_owned(),
-                has: topic.topic.partitions,
-                wants: partitions.unwrap_or(0),
-            }),
+            _ => Ok(topic),
+        }
+    }
+
+    /// Describes a topic.
+    pub fn describe_topic(&mut self, name: &str) -> Result<TopicDescription, AdminError> {
+        match self.ask(&Request::DescribeTopic { name: name.to_owned() })? {
+            Response::Topic(topic) => Ok(topic),
             _ => Err(something_else()),
         }
+    }
+
+    /// Creates a group, or finds it.
+    pub fn create_group(&mut self, create: CreateGroup) -> Result<GroupInfo, AdminError> {
+        match self.ask(&Request::CreateGroup(create))? {
+            Response::Group(group) => Ok(group),
+            _ => Err(something_else()),
+        }
+    }
+
+    /// Describes a group.
+    pub fn describe_group(&mut self, name: &str) -> Result<GroupDescription, AdminError> {
+        match self.ask(&Request::DescribeGroup { name: name.to_owned() })? {
+            Response::GroupDescribed(group) => Ok(*group),
+            _ => Err(something_else()),
+        }
+    }
+
+    /// Deletes a group.
+    pub fn delete_group(&mut self, name: &str) -> Result<(), AdminError> {
+        self.ask(&Request::DeleteGroup { name: name.to_owned() }).map(drop)
     }
 
     /// The offset after a partition's last record.

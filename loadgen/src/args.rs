@@ -1,11 +1,17 @@
 //! The command line of `loadgen`.
 
+mod group;
+
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::group::AckMode;
 use crate::payload::TRAILER_LEN;
+use group::parse_lease;
+pub use group::{GroupArgs, ShareMode};
 
 /// What the exit code says, for the help.
 const EXIT_CODES: &str = "\
@@ -38,6 +44,10 @@ pub enum Command {
     /// Load a broker, and report latency, throughput and losses.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunArgs>),
+    /// Consume what is there through a consumer group until nothing is left, and report
+    /// how many records a second were acknowledged durably.
+    #[command(after_help = EXIT_CODES)]
+    Drain(Box<DrainArgs>),
     /// Read back everything that a ledger speaks of, and judge it.
     #[command(after_help = EXIT_CODES)]
     Verify(VerifyArgs),
@@ -100,6 +110,9 @@ pub struct RunArgs {
     /// Bytes per record value, such as 1024, 1KiB, 64KiB
     #[arg(long, value_name = "BYTES", default_value = "1KiB", value_parser = parse_size)]
     pub size: u32,
+    /// Give messages one of so many keys
+    #[arg(long, value_name = "K", conflicts_with = "read")]
+    pub keys: Option<NonZeroU32>,
     /// How long to measure, after the warm-up [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "count")]
     pub duration: Option<Duration>,
@@ -171,6 +184,9 @@ pub struct RunArgs {
     /// what it has in flight is then unknown
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
+    /// Of consumers of a group.
+    #[command(flatten)]
+    pub grouped: GroupArgs,
 }
 
 impl RunArgs {
@@ -197,6 +213,61 @@ impl RunArgs {
     pub fn warmup(&self) -> Duration {
         self.warmup.unwrap_or(Duration::from_secs(u64::from(self.count.is_none())))
     }
+}
+
+/// Arguments of `loadgen drain`.
+#[derive(Args, Clone, Debug)]
+pub struct DrainArgs {
+    /// The broker, as HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub addr: String,
+    /// Topic
+    #[arg(long, value_name = "T", default_value = "loadgen")]
+    pub topic: String,
+    /// Group; created at the topic's first record if it is missing. Without it, a group
+    /// is made for the occasion, and deleted again
+    #[arg(long, value_name = "G")]
+    pub group: Option<String>,
+    /// Consumers, each on a connection of its own to each shard
+    #[arg(long, value_name = "C", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub consumers: u32,
+    /// Records that each consumer may have in hand, at each shard
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub credit: u32,
+    /// How the group's consumers share, if it is created
+    #[arg(long, value_name = "MODE", default_value = "shared")]
+    pub mode: ShareMode,
+    /// How records are acknowledged
+    #[arg(long, value_name = "MODE", default_value = "each")]
+    pub ack_mode: AckMode,
+    /// For how long records are leased [default: the group's time, 30s for a new one]
+    #[arg(long, value_name = "TIME", value_parser = parse_lease)]
+    pub lease: Option<Duration>,
+    /// How long a consumer works on each record, on as many at once as it has in hand
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub work_time: Duration,
+    /// Give up when nothing was delivered or acknowledged for this long
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the distribution of the time to a confirmation in HdrHistogram's
+    /// percentile format, µs
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Write a self-contained page with charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// No progress and no table
+    #[arg(long)]
+    pub quiet: bool,
+    /// Pin the thread that drives the sockets to this core
+    #[arg(long, value_name = "N")]
+    pub core: Option<usize>,
+    /// Never sleep: spin for completions at the price of a whole core
+    #[arg(long)]
+    pub busy_poll: bool,
 }
 
 /// Arguments of `loadgen verify`.
@@ -270,6 +341,37 @@ mod tests {
             panic!("not a run")
         };
         assert!(run.allow_expired);
+    }
+
+    #[test]
+    fn what_a_group_does_is_asked_of_a_group() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["loadgen", "run"], args].concat());
+        for alone in [["--fail-rate", "0.1"], ["--mode", "exclusive"], ["--group", "g"], ["--credit", "3"]] {
+            assert!(parse(&alone).is_err(), "{alone:?}");
+            assert!(
+                parse(&[&["--consumers", "1", "--group", "g"], &alone[..]].concat()).is_ok()
+                    || alone[0] == "--group"
+            );
+        }
+        for bad in [["--fail-rate", "1.1"], ["--crash-rate", "-1"], ["--lease", "0s"], ["--lease", "25h"]] {
+            assert!(parse(&[&["--consumers", "1", "--group", "g"], &bad[..]].concat()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn consumers_that_crash_have_short_leases_unless_others_are_asked_for() {
+        let args = |args: &[&str]| {
+            let base = ["loadgen", "run", "--consumers", "1", "--group", "g"];
+            let Some(Command::Run(run)) = Cli::try_parse_from([&base, args].concat()).unwrap().command else {
+                panic!("not a run")
+            };
+            run.grouped
+        };
+        assert_eq!(args(&[]).lease(), None);
+        assert_eq!(args(&["--crash-rate", "0.1"]).lease(), Some(Duration::from_secs(1)));
+        assert_eq!(args(&["--crash-rate", "0.1", "--lease", "5s"]).conduct().lease_ms, 5000);
+        assert!(args(&["--lease", "5ms", "--work-time", "5ms"]).misfit().is_some());
+        assert!(args(&["--ack-mode", "up-to", "--fail-rate", "0.5"]).misfit().is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::LONGEST_SLEEP;
+use crate::engine::{LONGEST_SLEEP, Troop, Turn};
 use crate::ledger::{Entry, LedgerError};
 use crate::producer::{Context, LinkError, Phase, Producer, Tally};
 use crate::signals::Signals;
@@ -24,17 +24,6 @@ const BOOKKEEPING: u64 = 5_000_000;
 const CATCH_UP: u64 = 5_000_000_000;
 /// Between two looks for producers that wait too long, in ns.
 const TIMEOUT_CHECK: u64 = 100_000_000;
-
-/// What the engine is to do next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
-    /// Go on.
-    Go,
-    /// Call [`Fleet::fill`] for every producer: all may send now.
-    FillAll,
-    /// Stop: the run is over.
-    Done,
-}
 
 /// What is left of a fleet. Ledger and recorder are closed, which is what their
 /// other ends wait for.
@@ -88,43 +77,6 @@ impl Fleet {
     pub fn finish(self) -> Finished {
         let Context { tally, failure, ledger_error, .. } = self.ctx;
         Finished { tally, failure, ledger_error }
-    }
-
-    /// Lets the run take its course; to be called at every turn.
-    pub fn poll(&mut self, now: u64) -> Turn {
-        self.ctx.recorder.tick(now);
-        self.note_pause(now);
-        let mut turn = Turn::Go;
-        match self.ctx.phase {
-            Phase::Opening if self.signals.is_interrupted() => self.stop_sending(now),
-            Phase::Opening if self.producers.iter().all(Producer::is_ready) => {
-                self.begin(now);
-                turn = Turn::FillAll;
-            }
-            Phase::Opening => {}
-            Phase::Sending => {
-                if !self.measuring && now >= self.measure_at {
-                    self.measure(now);
-                }
-                if now >= self.stop_at || self.signals.is_interrupted() {
-                    self.stop_sending(now);
-                }
-            }
-            Phase::CatchingUp => {
-                if now >= self.catch_up_until || !self.is_behind() {
-                    self.ctx.phase = Phase::Draining;
-                }
-            }
-            Phase::Draining => {}
-        }
-        if now >= self.bookkeeping_at || self.ctx.phase == Phase::Draining {
-            self.keep_books(now);
-        }
-        if self.is_over() {
-            self.end(now);
-            return Turn::Done;
-        }
-        turn
     }
 
     /// Notes a pause if the engine's last call was longer ago than it may sleep:
@@ -221,21 +173,67 @@ impl Fleet {
         self.ctx.note(Entry::RunEnded);
         self.ctx.hand_over();
     }
+}
 
-    /// There is a connection for producer `index`.
-    pub fn connected(&mut self, index: usize, now: u64) {
+impl Troop for Fleet {
+    fn now(&self) -> u64 {
+        self.ctx.clock.now()
+    }
+
+    fn len(&self) -> usize {
+        self.producers.len()
+    }
+
+    fn poll(&mut self, now: u64) -> Turn {
+        self.ctx.recorder.tick(now);
+        self.note_pause(now);
+        let mut turn = Turn::Go;
+        match self.ctx.phase {
+            Phase::Opening if self.signals.is_interrupted() => self.stop_sending(now),
+            Phase::Opening if self.producers.iter().all(Producer::is_ready) => {
+                self.begin(now);
+                turn = Turn::FillAll;
+            }
+            Phase::Opening => {}
+            Phase::Sending => {
+                if !self.measuring && now >= self.measure_at {
+                    self.measure(now);
+                }
+                if now >= self.stop_at || self.signals.is_interrupted() {
+                    self.stop_sending(now);
+                }
+            }
+            Phase::CatchingUp => {
+                if now >= self.catch_up_until || !self.is_behind() {
+                    self.ctx.phase = Phase::Draining;
+                }
+            }
+            Phase::Draining => {}
+        }
+        if now >= self.bookkeeping_at || self.ctx.phase == Phase::Draining {
+            self.keep_books(now);
+        }
+        if self.is_over() {
+            self.end(now);
+            return Turn::Done;
+        }
+        turn
+    }
+
+    fn connect_at(&self, index: usize) -> Option<u64> {
+        self.producers[index].connect_at()
+    }
+
+    fn connected(&mut self, index: usize, now: u64) {
         self.producers[index].connected(&mut self.ctx, now);
     }
 
-    /// Producer `index` has no connection.
-    pub fn disconnected(&mut self, index: usize, now: u64) {
+    fn disconnected(&mut self, index: usize, now: u64) {
         self.producers[index].disconnected(&mut self.ctx, now);
     }
 
-    /// Bytes arrived for producer `index`. Returns false if its connection must
-    /// be closed.
     #[inline]
-    pub fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool {
+    fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool {
         self.note_pause(now);
         match self.producers[index].received(&mut self.ctx, bytes, now) {
             Ok(()) => true,
@@ -248,20 +246,23 @@ impl Fleet {
         }
     }
 
-    /// Lets producer `index` make what it can send now.
     #[inline]
-    pub fn fill(&mut self, index: usize, now: u64) {
+    fn fill(&mut self, index: usize, now: u64) -> bool {
         self.producers[index].fill(&mut self.ctx, now);
+        true
     }
 
-    /// Takes the memory of producer `index`'s last output back, when it was sent.
     #[inline]
-    pub fn recycle(&mut self, index: usize, memory: Vec<u8>) {
+    fn take_output(&mut self, index: usize) -> Option<(Vec<u8>, usize)> {
+        self.producers[index].take_output()
+    }
+
+    #[inline]
+    fn recycle(&mut self, index: usize, memory: Vec<u8>) {
         self.producers[index].recycle(&mut self.ctx, memory);
     }
 
-    /// When producer `index` wants to be filled although nothing arrived.
-    pub fn wake_at(&self, index: usize) -> Option<u64> {
+    fn wake_at(&self, index: usize) -> Option<u64> {
         self.producers[index].wake_at(&self.ctx)
     }
 }

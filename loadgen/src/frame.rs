@@ -7,6 +7,8 @@
 //! always the same here, so that the step is four table look-ups. The bytes are
 //! exactly those of [`ringbolt_wire::BatchBuilder`]; a test holds that.
 
+use std::num::NonZeroU32;
+
 use crc_fast::{CrcAlgorithm, checksum_combine};
 use ringbolt_wire::message::PRODUCE_HEAD_LEN;
 use ringbolt_wire::{
@@ -17,7 +19,7 @@ use ringbolt_wire::{
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
-use crate::payload::{Filler, Stamp, TRAILER_LEN};
+use crate::payload::{Filler, Stamp, TRAILER_LEN, splitmix64};
 use crate::send_buffer::SendBuffer;
 
 /// The words of a batch header, as `docs/protocol.md` lays them out: all but
@@ -48,9 +50,33 @@ pub struct Place {
     pub epoch: Epoch,
 }
 
-/// Bytes of a record batch with `count` values of `value_len` bytes.
-pub fn batch_len(value_len: usize, count: u32) -> usize {
-    BATCH_HEADER_LEN + count as usize * (RECORD_HEADER_LEN + value_len)
+/// Bytes of a key.
+pub const KEY_LEN: usize = 8;
+
+/// The keys of a run's messages: numbers below a bound, for each message one that
+/// follows from who sends it and its sequence, so that it is the same when the message
+/// is sent again.
+#[derive(Clone, Copy, Debug)]
+pub struct KeySpace(NonZeroU32);
+
+impl KeySpace {
+    /// So many keys.
+    pub fn new(keys: NonZeroU32) -> KeySpace {
+        KeySpace(keys)
+    }
+
+    #[inline]
+    fn key(self, stamp: &Stamp) -> [u8; KEY_LEN] {
+        let mut seed = u64::from(stamp.producer) << 40 ^ stamp.sequence;
+        (splitmix64(&mut seed) % u64::from(self.0.get())).to_le_bytes()
+    }
+}
+
+/// Bytes of a record batch with `count` values of `value_len` bytes, with keys or
+/// without.
+pub fn batch_len(value_len: usize, keyed: bool, count: u32) -> usize {
+    let key_len = if keyed { KEY_LEN } else { 0 };
+    BATCH_HEADER_LEN + count as usize * (RECORD_HEADER_LEN + key_len + value_len)
 }
 
 /// Makes the produce frames of a run.
@@ -62,21 +88,23 @@ pub struct FrameMaker {
     record: [u64; RECORD_WORDS],
     /// Records of a usual frame.
     records: u32,
+    keys: Option<KeySpace>,
 }
 
 impl FrameMaker {
     /// A maker of frames whose values have the length of `filler`'s, and which
-    /// have `records` records more often than not.
-    pub fn new(filler: Filler, records: u32) -> FrameMaker {
+    /// have `records` records more often than not, with keys if there are some.
+    pub fn new(filler: Filler, records: u32, keys: Option<KeySpace>) -> FrameMaker {
         let mut sample = BatchBuilder::new();
-        sample.push(0, None, &vec![0; filler.value_len()], &[]);
+        let key = keys.map(|_| &[0; KEY_LEN][..]);
+        sample.push(0, key, &vec![0; filler.value_len()], &[]);
         let sample = sample.finish(PartitionId::default(), ProducerId(0), Epoch(0), Sequence(0));
         let (batch, rest) =
             sample.split_first_chunk::<BATCH_HEADER_LEN>().expect("a batch starts with its header");
         let (record, _) =
             rest.split_first_chunk::<RECORD_HEADER_LEN>().expect("a record follows its batch's header");
         let shift = CrcShift::new(filler.filler_len());
-        FrameMaker { shift, filler, batch: words(batch), record: words(record), records }
+        FrameMaker { shift, filler, batch: words(batch), record: words(record), records, keys }
     }
 
     /// Bytes of a record's value.
@@ -87,7 +115,7 @@ impl FrameMaker {
 
     /// Bytes of the record batch with `count` records.
     pub fn batch_len(&self, count: u32) -> usize {
-        batch_len(self.filler.value_len(), count)
+        batch_len(self.filler.value_len(), self.keys.is_some(), count)
     }
 
     /// Bytes of the whole frame with `count` records.
@@ -130,6 +158,11 @@ impl FrameMaker {
                 let record = self.record(timestamp_us).map(U64::new);
                 out.put(record.as_bytes());
                 crc = crc32c_append(crc, record.as_bytes());
+            }
+            if let Some(keys) = self.keys {
+                let key = keys.key(&Stamp { sequence, ..stamp });
+                out.put(&key);
+                crc = crc32c_append(crc, &key);
             }
             // By place, not by sequence, so that it may lie there already.
             let (filler, filler_crc) = self.filler.get(slot as u64 + i);
@@ -228,6 +261,10 @@ mod tests {
         epoch: Epoch(9),
     };
 
+    fn keys() -> Option<KeySpace> {
+        NonZeroU32::new(5).map(KeySpace::new)
+    }
+
     fn made(maker: &FrameMaker, out: &mut SendBuffer, correlation: u64, stamp: Stamp, count: u32) {
         let head = produce_head(correlation, 0, maker.batch_len(count) as u32);
         maker.put(out, &head, PLACE, stamp, 1_700_000_000_000_000, count);
@@ -239,7 +276,9 @@ mod tests {
         for i in 0..u64::from(count) {
             let (filler, crc) = maker.filler.get(slot + i);
             let stamp = Stamp { sequence: stamp.sequence + i, ..stamp };
-            builder.push(1_700_000_000_000_000, None, &[filler, &stamp.trailer(crc)].concat(), &[]);
+            let key = maker.keys.map(|keys| keys.key(&stamp));
+            let key = key.as_ref().map(|key| &key[..]);
+            builder.push(1_700_000_000_000_000, key, &[filler, &stamp.trailer(crc)].concat(), &[]);
         }
         let batch = builder.finish(PLACE.partition, PLACE.producer, PLACE.epoch, Sequence(stamp.sequence));
         let mut frame = Vec::new();
@@ -251,8 +290,9 @@ mod tests {
     #[test]
     fn frames_are_byte_for_byte_those_of_the_wire_crate() {
         for value_len in [TRAILER_LEN, TRAILER_LEN + 1, 100, 1024, 65_536] {
-            for count in [1, 2, 3, 16] {
-                let maker = FrameMaker::new(Filler::new(42, value_len), count);
+            for (count, keys) in [1, 2, 3, 16].into_iter().flat_map(|count| [(count, None), (count, keys())])
+            {
+                let maker = FrameMaker::new(Filler::new(42, value_len), count, keys);
                 let stamp = Stamp { run: 77, producer: 2, partition: 4, sequence: 1 << 33, sent_ns: 5 };
                 let mut out = SendBuffer::default();
                 made(&maker, &mut out, 0xfeed, stamp, count);
@@ -275,8 +315,10 @@ mod tests {
         #[test]
         fn memory_that_was_used_makes_no_difference(
             rounds in prop::collection::vec(prop::collection::vec(0u32..4, 1..8), 1..12),
+            keyed in any::<bool>(),
         ) {
-            let maker = FrameMaker::new(Filler::new(1, 70), 2);
+            let keys = keys().filter(|_| keyed);
+            let maker = FrameMaker::new(Filler::new(1, 70), 2, keys);
             let usual = maker.frame_len(2) as u64;
             let mut out = SendBuffer::default();
             let mut sequence = 0;

@@ -6,12 +6,16 @@
 pub mod admin;
 pub mod args;
 pub mod consumer;
+pub mod drain;
 pub mod embedded;
 pub mod engine;
 pub mod error;
 pub mod fleet;
 pub mod frame;
+pub mod group;
+pub mod group_run;
 pub mod judge;
+pub mod lag;
 pub mod ledger;
 pub mod payload;
 pub mod peer;

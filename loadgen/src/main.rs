@@ -1,18 +1,19 @@
 //! The `loadgen` command.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use loadgen::admin::Admin;
-use loadgen::args::{Cli, Command, RunArgs, VerifyArgs};
+use loadgen::args::{Cli, Command, DrainArgs, RunArgs, VerifyArgs};
 use loadgen::error::Error;
 use loadgen::judge::{Decision, Verdict};
 use loadgen::peer::Peer;
 use loadgen::report::{self, Report};
 use loadgen::run::Outcome;
 use loadgen::signals::Signals;
-use loadgen::{read, run, verify};
+use loadgen::{drain, read, run, verify};
 use ringbolt::io::process::StopSignals;
 
 /// The broker broke its word.
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         None => everything(&RunArgs::defaults()),
         Some(Command::Run(args)) => single(&args),
+        Some(Command::Drain(args)) => consume(&args),
         Some(Command::Verify(args)) => judge(&args),
     };
     done.unwrap_or_else(|error| {
@@ -103,21 +105,34 @@ fn finish(args: &RunArgs, outcome: Outcome) -> Result<ExitCode, Error> {
             (None, ..) => {}
         }
     }
-    write_files(args, &report)?;
+    write_files([&args.json, &args.hgrm, &args.html], &report)?;
     if let Some(failure) = &failure {
         eprintln!("loadgen: {failure}");
     }
     Ok(exit_code(report.verdict.as_ref(), failure.is_some()).into())
 }
 
-fn write_files(args: &RunArgs, report: &Report) -> Result<(), Error> {
-    if let Some(path) = &args.json {
+/// `loadgen drain`.
+fn consume(args: &DrainArgs) -> Result<ExitCode, Error> {
+    let Outcome { report, failure } = drain::drain(args, heed_signals()?, &command())?;
+    if !args.quiet {
+        println!("{}", report::results(&report));
+    }
+    write_files([&args.json, &args.hgrm, &args.html], &report)?;
+    if let Some(failure) = &failure {
+        eprintln!("loadgen: {failure}");
+    }
+    Ok(exit_code(None, failure.is_some()).into())
+}
+
+fn write_files([json, hgrm, html]: [&Option<PathBuf>; 3], report: &Report) -> Result<(), Error> {
+    if let Some(path) = json {
         report::write_file(path, report.to_json().as_bytes())?;
     }
-    if let Some(path) = &args.hgrm {
+    if let Some(path) = hgrm {
         report::write_file(path, report::write_hgrm(&report.totals.latency).as_bytes())?;
     }
-    if let Some(path) = &args.html {
+    if let Some(path) = html {
         report::write_file(path, report::render_html(report).map_err(Error::Chart)?.as_bytes())?;
     }
     Ok(())

@@ -14,7 +14,9 @@ use crate::consumer::Consumer;
 use crate::engine::{self, Engine, EngineConfig, EngineError, consume};
 use crate::error::Error;
 use crate::fleet::{Finished, Fleet, Plan};
-use crate::frame::{FrameMaker, batch_len};
+use crate::frame::{FrameMaker, KeySpace, batch_len};
+use crate::group::Consumed;
+use crate::group_run::GroupRun;
 use crate::judge::{Judge, Verdict};
 use crate::ledger::{Entry, LedgerReader, LedgerSink, LedgerWriter, RunInfo};
 use crate::payload::Filler;
@@ -49,13 +51,16 @@ struct Run<'a> {
 
 /// Sees to it that the run fits the broker, and that its topic is there.
 fn set_up(args: &RunArgs, peer: &Peer) -> Result<TopicId, Error> {
-    if args.consumers > args.partitions {
+    if let Some(misfit) = args.grouped.misfit() {
+        return Err(Error::Usage(misfit));
+    }
+    if args.grouped.group.is_none() && args.consumers > args.partitions {
         return Err(Error::Usage(format!(
             "{} consumers for {} partitions: some would have nothing to read; lower --consumers or raise --partitions",
             args.consumers, args.partitions
         )));
     }
-    let batch_len = batch_len(args.size as usize, args.batch);
+    let batch_len = batch_len(args.size as usize, args.keys.is_some(), args.batch);
     if let Peer::Echo(_) = peer {
         fits(args, batch_len, ringbolt::limits::MAX_BATCH_LEN, u32::MAX)?;
         return Ok(TopicId(1));
@@ -141,6 +146,23 @@ impl LedgerFile {
 
 type ConsumerThread = JoinHandle<Result<(JudgeSink, Option<String>), EngineError>>;
 
+/// Who consumes beside the producers.
+enum Consumers {
+    /// They read by offset.
+    Readers(ConsumerThread),
+    /// They are a group's.
+    Group(Box<GroupRun>),
+}
+
+/// What consumers have to say when all is over.
+#[derive(Default)]
+struct Told {
+    fetched: Option<Fetched>,
+    consumed: Option<Consumed>,
+    verdict: Option<Verdict>,
+    failure: Option<String>,
+}
+
 impl Run<'_> {
     fn go(&self, ledger: Option<&Path>) -> Result<Outcome, Error> {
         let ledger = LedgerFile::of(self.args, ledger)?;
@@ -170,18 +192,15 @@ impl Run<'_> {
             return Err(error.into());
         }
 
-        let mut verdict = None;
-        let mut fetched = None;
-        if let (Some(consumers), Some(ledger)) = (consumers, &ledger) {
-            let (sink, stopped) = self.catch_up(consumers)?;
-            failure = failure.or(stopped);
-            fetched = Some(sink.fetched());
-            verdict = Some(judge(sink.into_judge(), &ledger.path, Some(self.number))?);
-        }
+        let told = match (consumers, &ledger) {
+            (Some(consumers), Some(ledger)) => self.catch_up(consumers, &ledger.path)?,
+            _ => Told::default(),
+        };
+        failure = failure.or(told.failure.clone());
         if tally.acked == 0 {
             failure.get_or_insert("nothing was acknowledged".to_owned());
         }
-        let report = self.report(totals, tally, name, fetched, verdict);
+        let report = self.report(totals, tally, name, told);
         Ok(Outcome { report, failure })
     }
 
@@ -216,7 +235,11 @@ impl Run<'_> {
                 echo: args.echo,
                 wall_us: self.wall_us,
             },
-            maker: FrameMaker::new(Filler::new(self.number, args.size as usize), args.batch),
+            maker: FrameMaker::new(
+                Filler::new(self.number, args.size as usize),
+                args.batch,
+                args.keys.map(KeySpace::new),
+            ),
             clock: self.clock,
             recorder,
             ledger,
@@ -249,10 +272,19 @@ impl Run<'_> {
         self.args.count.map(|count| count / producers + u64::from(index < count % producers))
     }
 
-    fn start_consumers(&self) -> Result<Option<ConsumerThread>, Error> {
-        if self.args.consumers == 0 {
-            return Ok(None);
+    fn start_consumers(&self) -> Result<Option<Consumers>, Error> {
+        let Run { args, config, clock, .. } = *self;
+        match &args.grouped.group {
+            _ if args.consumers == 0 => Ok(None),
+            None => Ok(Some(Consumers::Readers(self.start_readers()?))),
+            Some(name) => {
+                let run = GroupRun::start(args, name, config, clock, self.signals.clone(), self.number)?;
+                Ok(Some(Consumers::Group(Box::new(run))))
+            }
         }
+    }
+
+    fn start_readers(&self) -> Result<ConsumerThread, Error> {
         let count = self.args.consumers as usize;
         // Only what this run produces is of interest.
         let from = Admin::persist(self.config.addr, |admin| {
@@ -273,16 +305,33 @@ impl Run<'_> {
             .name("consumers".into())
             .spawn(move || consume::run(consumers, sink, config, clock, signals))
             .map_err(|error| EngineError::Ring(error.to_string()))?;
-        Ok(Some(thread))
+        Ok(thread)
     }
 
-    fn catch_up(&self, consumers: ConsumerThread) -> Result<(JudgeSink, Option<String>), Error> {
+    /// Lets consumers finish, and judges.
+    fn catch_up(&self, consumers: Consumers, ledger: &Path) -> Result<Told, Error> {
         let progress = Progress::new(self.args.quiet, None);
         progress.say("the consumers catch up");
         self.signals.freeze(self.clock.now());
-        let result = consumers.join().map_err(|_| Error::Panic)?;
+        let mut told = Told::default();
+        match consumers {
+            Consumers::Readers(thread) => {
+                let (sink, stopped) = thread.join().map_err(|_| Error::Panic)??;
+                told.failure = stopped;
+                told.fetched = Some(sink.fetched());
+                told.verdict = Some(judge(sink.into_judge(), ledger, Some(self.number))?);
+            }
+            Consumers::Group(run) => {
+                let mut end = run.catch_up()?;
+                read_ledger(end.judge.messages(), ledger, Some(self.number))?;
+                let verdict = end.judge.verdict(end.is_drained);
+                let dead_letters = verdict.group.as_ref().map(|group| group.dead_letters);
+                told.consumed = Some(Consumed { dead_letters, ..end.consumed });
+                (told.failure, told.fetched, told.verdict) = (end.failure, Some(end.fetched), Some(verdict));
+            }
+        }
         progress.finish();
-        Ok(result?)
+        Ok(told)
     }
 
     /// Sums up and shows the intervals until the producers are done.
@@ -291,14 +340,7 @@ impl Run<'_> {
         watch(intervals, &Progress::new(self.args.quiet, length), "opening")
     }
 
-    fn report(
-        &self,
-        totals: Totals,
-        tally: Tally,
-        engine: &'static str,
-        fetched: Option<Fetched>,
-        verdict: Option<Verdict>,
-    ) -> Report {
+    fn report(&self, totals: Totals, tally: Tally, engine: &'static str, told: Told) -> Report {
         let reason = self
             .args
             .rate
@@ -325,11 +367,12 @@ impl Run<'_> {
             engine,
             echo: self.args.echo,
             command: self.command.to_owned(),
-            fetched,
+            fetched: told.fetched,
+            consumed: told.consumed,
             verdict: None,
             totals,
         };
-        if let Some(verdict) = verdict {
+        if let Some(verdict) = told.verdict {
             report.judged(verdict);
         }
         report
@@ -366,6 +409,11 @@ fn share(partitions: &[PartitionId], index: usize, of: usize) -> Vec<PartitionId
 /// Lets a judge with evidence from a broker read a ledger, and decide. Of a
 /// file with several runs only `only` counts, if it is given.
 pub fn judge(mut judge: Judge, ledger: &Path, only: Option<u64>) -> Result<Verdict, Error> {
+    read_ledger(&mut judge, ledger, only)?;
+    Ok(judge.verdict())
+}
+
+fn read_ledger(judge: &mut Judge, ledger: &Path, only: Option<u64>) -> Result<(), Error> {
     let mut relevant = only.is_none();
     LedgerReader::open(ledger)?.for_each(|entry| {
         if let (Entry::RunStarted(info), Some(only)) = (&entry, only) {
@@ -375,10 +423,10 @@ pub fn judge(mut judge: Judge, ledger: &Path, only: Option<u64>) -> Result<Verdi
             judge.entry(&entry);
         }
     })?;
-    Ok(judge.verdict())
+    Ok(())
 }
 
-fn nanos(duration: Duration) -> u64 {
+pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
 }
 

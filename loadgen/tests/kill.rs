@@ -132,6 +132,54 @@ fn nothing_acknowledged_is_lost_over_twenty_kills_under_load() {
     assert_eq!(code, Some(0));
 }
 
+/// The broker is killed twice while a group consumes: the run goes on and is acquitted.
+fn survives_with_a_group(consuming: &[&str]) -> Value {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let (data, ledger, port) = (folder.path().join("data"), folder.path().join("ledger"), free_port());
+    let json = folder.path().join("run.json");
+    let mut broker = serve(&data, port);
+    let run =
+        ["run", "--producers", "8", "--in-flight", "4", "--partitions", "4", "--size", "300", "--quiet"];
+    let load = loadgen(&run, &ledger, port)
+        .args(["--duration", "2s", "--warmup", "0s", "--consumers", "3", "--group", "g"])
+        .args(consuming)
+        .arg("--json")
+        .arg(&json)
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("loadgen starts");
+    wait_for_load(&ledger);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(300));
+        broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
+        broker = serve(&data, port);
+    }
+    let ended = load.wait_with_output().expect("it was a child");
+    broker.kill().and_then(|()| broker.wait()).expect("SIGKILL");
+    let report = std::fs::read_to_string(&json).unwrap_or_else(|_| panic!("{ended:?}"));
+    let report: Value = serde_json::from_str(&report).expect("it is JSON");
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}: {}, {}", report["verdict"], report["consumed"]);
+    assert!(report["consumed"]["reconnects"].as_u64().is_some_and(|times| times >= 4), "{report}");
+    report
+}
+
+#[test]
+fn a_group_keeps_its_word_over_kills() {
+    let report = survives_with_a_group(&["--work-time", "2ms", "--fail-rate", "0.05", "--max-failures", "3"]);
+    assert!(report["consumed"]["unconfirmed"].as_u64().is_some_and(|records| records > 0), "{report}");
+}
+
+#[test]
+fn the_order_of_keys_is_kept_over_kills() {
+    survives_with_a_group(&["--mode", "key-ordered", "--keys", "200", "--fail-rate", "0.05"]);
+}
+
+#[test]
+fn the_order_of_a_partition_is_kept_over_kills() {
+    survives_with_a_group(&["--mode", "exclusive", "--credit", "32", "--work-time", "1ms"]);
+}
+
 #[test]
 fn a_broker_that_lost_everything_is_found_out() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");

@@ -89,6 +89,24 @@ fn help(name: &str) -> Option<&'static str> {
         "tail_cache_bytes" => "Bytes of recent commits in memory.",
         "violations_total" => "Connections closed for what their peer did.",
         "waiting_fetches" => "Fetches that wait for records or for pages now.",
+        _ => return help_of_groups(name),
+    })
+}
+
+fn help_of_groups(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "acked_records_total" => "Records that consumers of groups acknowledged.",
+        "consumers" => "Consumers of groups that are attached, or have leases.",
+        "dead_letters_total" => "Records moved to dead-letter topics.",
+        "delayed_records" => "Records that wait for a time of their own, for each group.",
+        "delivered_bytes_total" => "Bytes of record batches delivered to consumers of groups.",
+        "delivered_records_total" => "Records delivered to consumers of groups, each time.",
+        "expired_leases_total" => "Leases that ran out.",
+        "group_log_bytes_total" => "Bytes of consumer groups' state appended to the logs.",
+        "leased_records" => "Records that consumers have now.",
+        "lost_settles_total" => "Settle requests without answer that could not be carried out.",
+        "redriven_records_total" => "Dead letters moved back to where they came from.",
+        "returned_records_total" => "Records that came back from consumers, for whatever reason.",
         _ => return None,
     })
 }

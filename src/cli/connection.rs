@@ -64,6 +64,9 @@ fn hint(error: &Error) -> &'static str {
         Error::Refused(refusal) => match refusal.error_code() {
             Some(ErrorCode::UnknownTopic) => "; see: ringbolt topic list",
             Some(ErrorCode::TopicExists) => "; see: ringbolt topic describe",
+            Some(ErrorCode::UnknownGroup) => "; see: ringbolt group list",
+            Some(ErrorCode::GroupExists) => "; see: ringbolt group describe",
+            Some(ErrorCode::TopicInUse) => "; delete the group first: ringbolt group delete",
             Some(ErrorCode::InvalidTopicName) => "; 1 to 249 of A-Z a-z 0-9 . _ -",
             _ => "",
         },

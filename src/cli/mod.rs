@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod connection;
 pub mod consume;
 pub mod doctor;
+pub mod group;
 mod lines;
 pub mod log;
 pub mod produce;
@@ -32,6 +33,8 @@ enum Command {
     Produce(produce::ProduceArgs),
     /// Print the records of a topic.
     Consume(consume::ConsumeArgs),
+    /// Create, list, describe, reset, delete and explain consumer groups.
+    Group(group::GroupArgs),
     /// Print the broker's counters.
     Stats(stats::StatsArgs),
     /// Check this machine for Ringbolt and measure the floor under its latency.
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Topic(args) => topic::run(args),
         Command::Produce(args) => produce::run(args),
         Command::Consume(args) => consume::run(args),
+        Command::Group(args) => group::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Log(args) => log::run(args),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use ringbolt_client::producer_state::Failure;
 use ringbolt_client::{
-    Delivery, Error, ErrorCode, ErrorResponse, Outcome, Pending, ProduceError, Producer, Record,
+    Error, ErrorCode, ErrorResponse, Outcome, Pending, ProduceError, Producer, Receipt, Record,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -287,7 +287,7 @@ async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-fn tell(out: &mut impl Write, line: u64, result: &Result<Delivery, ProduceError>) {
+fn tell(out: &mut impl Write, line: u64, result: &Result<Receipt, ProduceError>) {
     match result {
         // A reader of the report that went away is no reason to stop producing.
         Ok(delivery) => {
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_durable_record_is_told_as_partition_and_offset() {
-        let delivery = |offset| Delivery { partition: 3, offset, commit_time: None, copies: 1 };
+        let delivery = |offset| Receipt { partition: 3, offset, commit_time: None, copies: 1 };
         let mut out = Vec::new();
         tell(&mut out, 1, &Ok(delivery(Some(9))));
         tell(&mut out, 2, &Ok(delivery(None)));

@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::Buffer;
-use crate::limits::{BLOCK_LEN, MAX_BATCH_LEN};
+use crate::limits::{BLOCK_LEN, MAX_STORED_BATCH_LEN};
 
 /// Length of a commit header in bytes.
 pub const COMMIT_HEADER_LEN: usize = size_of::<RawCommitHeader>();
@@ -187,7 +187,7 @@ impl CommitHeader {
         let payload = &commit[start..start + self.payload_len as usize];
         let (mut at, mut heads_crc) = (0, 0);
         for index in 0..self.batches {
-            let view = BatchView::parse_unchecked_records(&payload[at..], MAX_BATCH_LEN)
+            let view = BatchView::parse_unchecked_records(&payload[at..], MAX_STORED_BATCH_LEN)
                 .map_err(|error| PayloadFault::Batch { index, error })?;
             heads_crc = crc32c_append(heads_crc, &view.as_bytes()[..BATCH_HEADER_LEN]);
             each((start + at) as u32, view);

@@ -25,6 +25,40 @@ pub struct Durable {
     _only_here: (),
 }
 
+/// Something to be said when what it speaks of is durable, and not before: whoever has
+/// it can do nothing with it without the proof.
+#[derive(Debug)]
+pub struct Unconfirmed<T>(T);
+
+impl<T> Unconfirmed<T> {
+    /// Keeps it until then.
+    pub fn new(value: T) -> Self {
+        Unconfirmed(value)
+    }
+
+    /// The time has come.
+    pub fn confirm(self, _: &Durable) -> Confirmed<T> {
+        Confirmed(self.0)
+    }
+}
+
+/// Something that speaks of what is durable: only [`Unconfirmed::confirm`] makes one.
+#[derive(Debug)]
+pub struct Confirmed<T>(T);
+
+impl<T> Confirmed<T> {
+    /// What is to be said.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+impl<T> AsRef<T> for Confirmed<T> {
+    fn as_ref(&self) -> &T {
+        &self.0
+    }
+}
+
 /// How many of `max_in_flight` writes at once commits may use that have room for
 /// more batches.
 pub fn small_in_flight(max_in_flight: usize) -> usize {

@@ -27,6 +27,7 @@ use super::window::Window;
 use super::{LogId, Lsn, SegmentSeq};
 use crate::buffer::BufferPool;
 use crate::catalog::{CATALOG_PARTITION, CatalogUpdate};
+use crate::consumer::GROUPS_PARTITION;
 use crate::limits::{BLOCK_LEN, CHUNK_LEN};
 
 /// Which log is recovered, and for which start of the broker.
@@ -123,6 +124,7 @@ pub fn recover<P: BufferPool>(
             break;
         }
     }
+    recovery.replay_groups()?;
     Ok(recovery.finish(segments))
 }
 
@@ -133,6 +135,8 @@ struct Recovery<'a, B> {
     /// Whether it is known which commit comes next: the oldest segment may start
     /// anywhere, because older ones are deleted by retention.
     started: bool,
+    /// Whether changes to consumer groups in sealed segments were carried out.
+    replayed: bool,
 }
 
 impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
@@ -153,6 +157,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
                 cut: Cut::default(),
             },
             started: false,
+            replayed: false,
         }
     }
 
@@ -182,6 +187,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
             return Err(RecoveryError::Acknowledged { shard, segment, position, index, damage });
         }
         let end = trailer.map_or(Trailer::position(segment_len), |t| t.end);
+        self.replay_groups()?;
         self.log.open_first_index = self.log.tail.next_index;
         let (position, damage) = self.commits(segment, end)?;
         self.log.open = Some((segment, position));
@@ -330,7 +336,7 @@ impl<'a, B: AsRef<[u8]> + AsMut<[u8]>> Recovery<'a, B> {
         let result = bytes.map(|bytes| apply_commit(&mut state, header, bytes, segment, position));
         self.log.state = state;
         let result = result?;
-        if let Err(damage @ (Damage::Offset { .. } | Damage::Catalog)) = result {
+        if let Err(damage @ (Damage::Offset { .. } | Damage::Catalog | Damage::Groups)) = result {
             let shard = self.log.identity.shard;
             return Err(RecoveryError::Inconsistent { shard, segment, position, damage });
         }
@@ -484,7 +490,11 @@ fn apply_batch(
         return Err(Damage::Offset { partition: id, found: base, expected: partition.end_offset });
     }
     state.apply(slot, batch.header(), segment, at);
-    if id == CATALOG_PARTITION { apply_catalog(state, batch) } else { Ok(()) }
+    match id {
+        CATALOG_PARTITION => apply_catalog(state, batch),
+        GROUPS_PARTITION => groups::apply_changes(state, batch),
+        _ => Ok(()),
+    }
 }
 
 fn apply_catalog(state: &mut LogState, batch: &BatchView<'_>) -> Result<(), Damage> {
@@ -505,5 +515,6 @@ impl fmt::Display for Cut {
     }
 }
 
+mod groups;
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,9 @@ pub enum Damage {
     /// A record of the catalog that cannot be read.
     #[error("a change to the catalog cannot be read")]
     Catalog,
+    /// A record of the consumer groups' state that cannot be read.
+    #[error("a change to consumer groups cannot be read")]
+    Groups,
 }
 
 /// Why a log cannot be recovered. Nothing was changed.

@@ -13,7 +13,8 @@ use super::SegmentSeq;
 use super::footer::{FOOTER_HEAD_LEN, PARTITION_ROW_LEN, PRODUCER_ROW_LEN, SEQUENCE_RUN_LEN};
 use super::index::{PartitionIndex, RAW_RUN_LEN, Run, SealedPart};
 use super::producers::{ProducerState, Producers};
-use crate::catalog::{Catalog, CatalogChange, CatalogUpdate, MAX_TOPIC_ROW_LEN, topic_row_len};
+use crate::catalog::{Catalog, CatalogChange, CatalogUpdate, MAX_GROUP_ROW_LEN, topic_row_len};
+use crate::consumer::GroupsState;
 use crate::limits::{MAX_PRODUCERS, MAX_REMEMBERED_RUNS, MAX_TOTAL_RUNS};
 
 /// One partition.
@@ -61,6 +62,8 @@ impl Partition {
 pub struct LogState {
     /// The topics; empty but on shard 0.
     pub catalog: Catalog,
+    /// What is durable of this shard's consumer groups.
+    pub groups: GroupsState,
     partitions: Slab<Partition>,
     by_id: FxHashMap<PartitionId, u32>,
     producers: usize,
@@ -254,7 +257,7 @@ impl LogState {
     /// batch was applied.
     #[inline]
     pub fn footer_len_with_one_more(&self) -> usize {
-        let one = MAX_TOPIC_ROW_LEN
+        let one = MAX_GROUP_ROW_LEN
             + PARTITION_ROW_LEN
             + PRODUCER_ROW_LEN
             + (MAX_REMEMBERED_RUNS + 1) * SEQUENCE_RUN_LEN
@@ -301,6 +304,8 @@ impl LogState {
         match &update.change {
             CatalogChange::Created(topic) => self.footer_len += topic_row_len(topic),
             CatalogChange::Deleted(id) => self.remove_topic(*id),
+            CatalogChange::GroupCreated(_) => self.footer_len += MAX_GROUP_ROW_LEN,
+            CatalogChange::GroupDeleted(_) => {}
         }
     }
 

@@ -234,12 +234,7 @@ impl Core {
     /// room in the order in which it came, and what asks how far a producer got
     /// waits behind it; reading goes on.
     fn request_here(&mut self, shard: ShardId, from: ReplyTo, request: ShardRequest<'static, PoolBuffer>) {
-        let appends = matches!(
-            request,
-            ShardRequest::Produce { .. }
-                | ShardRequest::CreateTopic { .. }
-                | ShardRequest::DeleteTopic { .. }
-        );
+        let appends = request.appends();
         let waits = match self.held[usize::from(shard.0)].is_empty() {
             true => appends && !self.local(shard).shard.accepts_produce(),
             false => appends || matches!(request, ShardRequest::OpenProducer(_)),
@@ -444,6 +439,18 @@ impl Core {
             ShardRequest::DeleteTopic { name } => ShardRequest::DeleteTopic { name },
             ShardRequest::ListTopics => ShardRequest::ListTopics,
             ShardRequest::LookUpTopic { name } => ShardRequest::LookUpTopic { name },
+            ShardRequest::CreateGroup(create) => ShardRequest::CreateGroup(create),
+            ShardRequest::DeleteGroup { name } => ShardRequest::DeleteGroup { name },
+            ShardRequest::ListGroups => ShardRequest::ListGroups,
+            ShardRequest::LookUpGroup { name } => ShardRequest::LookUpGroup { name },
+            ShardRequest::GroupStates(group) => ShardRequest::GroupStates(group),
+            ShardRequest::ResetGroup { group, to, partition } => {
+                ShardRequest::ResetGroup { group, to, partition }
+            }
+            ShardRequest::Attach(attach) => ShardRequest::Attach(attach),
+            ShardRequest::Detach(at) => ShardRequest::Detach(at),
+            ShardRequest::Receive(receive) => ShardRequest::Receive(receive),
+            ShardRequest::Settle(settle) => ShardRequest::Settle(settle),
         }
     }
 }

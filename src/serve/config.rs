@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::consumer::wheel::ENTRY_COST;
 use crate::limits::{
     BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_FRAME_TIMEOUT_MS, DEFAULT_HANDSHAKE_TIMEOUT_MS,
     DEFAULT_MAX_CONNECTIONS, DEFAULT_MEMORY, DEFAULT_SEGMENT_LEN, MAX_BATCH_LEN, MAX_COMMITS_IN_FLIGHT,
@@ -213,6 +214,8 @@ pub struct MemoryPlan {
     pub tail_cache: usize,
     /// Bytes of pages read back kept in memory, for each shard.
     pub page_cache: usize,
+    /// Records of a shard that may wait for a time of their own.
+    pub delayed: usize,
     /// Bytes of the pool that receives of large batches may hold, for each core.
     pub direct: usize,
     /// Bytes of other memory for half-received frames, for each core, and as many for
@@ -254,6 +257,8 @@ impl MemoryPlan {
             receive_chunks,
             tail_cache: tail_chunks * CHUNK_LEN / shards,
             page_cache: (caches - tail_chunks) * CHUNK_LEN / shards,
+            // Of what is beside the chunks, like half frames and answers.
+            delayed: memory / 8 / ENTRY_COST / shards,
             direct: in_flight * CHUNK_LEN / 2 / cores,
             stashed: (memory / 32 / cores).max(4 * MAX_BATCH_LEN as usize),
             // The answer about a topic with as many partitions as there may be

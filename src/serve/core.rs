@@ -215,6 +215,7 @@ impl CoreStart {
             retention_us: self.config.retention_time.map(micros),
             tail_cache_bytes: self.plan.tail_cache,
             page_cache_bytes: self.plan.page_cache,
+            max_delayed: self.plan.delayed,
             seed: random_seed(),
         }
     }

@@ -1,13 +1,17 @@
 //! Bytes in: frames, the handshake, and the way to the right shard.
 
 use ringbolt_wire::frame::FRAME_HEADER_LEN;
-use ringbolt_wire::message::{ErrorResponse, Fetch, Hello, HelloAck, PRODUCE_HEAD_LEN, Request, Response};
+use ringbolt_wire::message::{
+    ErrorResponse, Fetch, Hello, HelloAck, PRODUCE_HEAD_LEN, Request, ResetGroup, Response, Settle,
+};
 use ringbolt_wire::{BatchError, BatchHeader, ErrorCode, FrameHeader, Opcode, PROTOCOL_VERSION, ShardId};
 
 use super::fetching::Charge;
 use super::gather::{FetchGather, TopicGather};
+use super::group_gather::GroupTask;
 use super::listing::Listing;
 use super::pending::{Pending, number};
+use super::route::for_one_shard;
 use super::{Input, Phase, Session, Shards, Violation, add};
 use crate::limits::{
     BLOCK_LEN, MAX_BATCH_LEN, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_FRAME_LEN, MAX_HELLO_FRAME_LEN,
@@ -28,7 +32,7 @@ pub struct DirectFrame<B> {
 }
 
 /// What became of one frame.
-enum Taken {
+pub(super) enum Taken {
     /// It was handled.
     Yes,
     /// It must be handled later; nothing of it was taken.
@@ -176,7 +180,10 @@ impl Session {
                 Pending::FetchParts { gather, .. } => {
                     gather.waiting().for_each(|(part, shard)| shards.fetch_now(shard, number(slot, part)));
                 }
-                Pending::Single { .. } | Pending::Topic { .. } => {}
+                Pending::Attach { shard, .. } | Pending::Receive { shard, .. } => {
+                    shards.fetch_now(*shard, number(slot, 0));
+                }
+                Pending::Single { .. } | Pending::Topic { .. } | Pending::Group { .. } => {}
             }
         }
     }
@@ -405,11 +412,20 @@ impl Session {
         request: Request,
         shards: &mut S,
     ) -> Result<Taken, Violation> {
-        self.check_in_flight()?;
+        if !matches!(request, Request::Settle(Settle { confirm: false, .. })) {
+            self.check_in_flight()?;
+        }
         let correlation = header.correlation;
         let all = self.config.shards();
         let first = ShardId(0);
-        let lists = matches!(request, Request::DescribeTopic { .. } | Request::ListTopics | Request::Stats);
+        let lists = matches!(
+            request,
+            Request::DescribeTopic { .. }
+                | Request::ListTopics
+                | Request::Stats
+                | Request::ListGroups
+                | Request::DescribeGroup { .. }
+        );
         if lists && let Err(input) = self.begin_listing(shards) {
             return Ok(Taken::No(input));
         }
@@ -435,25 +451,20 @@ impl Session {
                 shards.request(first, number, ShardRequest::LookUpTopic { name });
                 return Ok(Taken::Yes);
             }
-            Request::CreateTopic { name, partitions } => {
-                (first, ShardRequest::CreateTopic { name, partitions })
+            Request::DescribeGroup { name } => {
+                return Ok(self.ask_group(header, name, GroupTask::Describe, shards));
             }
-            Request::DeleteTopic { name } => (first, ShardRequest::DeleteTopic { name }),
-            Request::ListTopics => (first, ShardRequest::ListTopics),
-            Request::Offsets { partition, spec } => {
-                (shard_of(partition, all), ShardRequest::Offsets { partition, spec })
+            Request::ResetGroup(ResetGroup { name, to, partition }) => {
+                return Ok(self.ask_group(header, name, GroupTask::Reset { to, partition }, shards));
             }
-            Request::OpenProducer(open) => (shard_of(open.partition, all), ShardRequest::OpenProducer(open)),
-            Request::Produce { .. } => unreachable!("produce requests have their own way"),
+            Request::Attach(_) | Request::Detach(_) | Request::Receive(_) | Request::Settle(_) => {
+                return Ok(self.consume(header, request, shards));
+            }
+            other => for_one_shard(other, all),
         };
         // What asks how far a producer got waits behind what appends, so it waits
         // here as well, and not without a bound on the shard's core.
-        let appends = matches!(
-            request,
-            ShardRequest::CreateTopic { .. }
-                | ShardRequest::DeleteTopic { .. }
-                | ShardRequest::OpenProducer(_)
-        );
+        let appends = request.appends() || matches!(request, ShardRequest::OpenProducer(_));
         if !lists && !shards.accepts(shard, appends) {
             return Ok(Taken::No(Input::Stalled(shard)));
         }
@@ -533,12 +544,12 @@ impl Session {
     }
 
     #[inline]
-    fn insert(&mut self, pending: Pending) -> u64 {
+    pub(super) fn insert(&mut self, pending: Pending) -> u64 {
         number(self.pending.insert(pending), 0)
     }
 
     #[inline]
-    fn count(&self, header: &FrameHeader) {
+    pub(super) fn count(&self, header: &FrameHeader) {
         let counters = &self.config.counters;
         add(&counters.requests, 1);
         if header.opcode == Opcode::Produce as u8 {

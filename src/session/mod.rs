@@ -17,11 +17,14 @@ use crate::shard::event::ShardRequest;
 
 mod fetching;
 mod gather;
+mod group_gather;
+mod groups;
 mod input;
 mod listing;
 mod outbox;
 mod pending;
 mod replies;
+mod route;
 mod spares;
 mod stash;
 mod violation;

@@ -5,6 +5,7 @@ use slab::Slab;
 
 use super::fetching::Charge;
 use super::gather::{FetchGather, TopicGather};
+use super::group_gather::GroupGather;
 
 /// A request in flight: what its answer must repeat, and what is known of its
 /// parts.
@@ -30,6 +31,20 @@ pub enum Pending {
     Topic {
         correlation: u64,
         gather: Box<TopicGather>,
+    },
+    Group {
+        correlation: u64,
+        gather: Box<GroupGather>,
+    },
+    /// One shard answers, as often as it has records, and once at the end.
+    Attach {
+        correlation: u64,
+        shard: ShardId,
+    },
+    /// One shard answers with records, perhaps late.
+    Receive {
+        correlation: u64,
+        shard: ShardId,
     },
 }
 

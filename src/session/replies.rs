@@ -42,6 +42,9 @@ impl Session {
             }
             Pending::FetchParts { .. } => self.fetch_part(slot, part, reply, shards),
             Pending::Topic { .. } => self.topic_part(slot, reply, shards),
+            Pending::Group { .. } => self.group_part(slot, reply, shards),
+            Pending::Attach { .. } => self.attached(slot, reply),
+            Pending::Receive { .. } => self.received(slot, reply),
         }
     }
 
@@ -61,7 +64,7 @@ impl Session {
     }
 
     /// Gathers an answer that lists.
-    fn list(&mut self, answer: impl FnOnce(&mut Self)) {
+    pub(super) fn list(&mut self, answer: impl FnOnce(&mut Self)) {
         let before = self.gathering.len();
         answer(self);
         let len = self.gathering.len() - before;
@@ -70,7 +73,9 @@ impl Session {
 
     fn single(&mut self, opcode: Opcode, correlation: u64, reply: Reply) {
         match opcode {
-            Opcode::ListTopics => self.list(|session| session.answered(opcode, correlation, reply)),
+            Opcode::ListTopics | Opcode::ListGroups => {
+                self.list(|session| session.answered(opcode, correlation, reply))
+            }
             _ => self.answered(opcode, correlation, reply),
         }
     }
@@ -83,10 +88,19 @@ impl Session {
             Reply::TopicCreated(topic) => Response::TopicCreated(topic),
             Reply::TopicDeleted => Response::TopicDeleted,
             Reply::Topics(topics) => Response::Topics(topics),
+            Reply::Group(info) => Response::Group(info),
+            Reply::GroupDeleted => Response::GroupDeleted,
+            Reply::Groups(groups) => Response::Groups(groups),
+            Reply::Detached => Response::Detached,
+            Reply::Settled(settled) => Response::Settled(settled.into_inner()),
             Reply::Error(error) => return self.refuse(opcode as u8, correlation, error),
-            Reply::Fetched { .. } | Reply::PartitionStates(_) | Reply::Topic(_) => {
-                unreachable!("{opcode:?} is answered by {reply:?}")
-            }
+            Reply::Fetched { .. }
+            | Reply::PartitionStates(_)
+            | Reply::Topic(_)
+            | Reply::GroupFound(..)
+            | Reply::GroupStates(..)
+            | Reply::GroupReset
+            | Reply::Delivered { .. } => unreachable!("{opcode:?} is answered by {reply:?}"),
         };
         self.gathering.append(&self.config.spares, |out| response.encode(out, opcode as u8, correlation, 0));
     }
@@ -102,6 +116,10 @@ impl Session {
         self.gathering.append(&self.config.spares, |out| {
             response.encode(out, Opcode::Fetch as u8, correlation, len as u32)
         });
+        self.append_payload(payload);
+    }
+
+    pub(super) fn append_payload(&mut self, payload: impl IntoIterator<Item = Bytes>) {
         for piece in payload {
             let copied = self.gathering.append_shared(&self.config.spares, piece);
             add(&self.config.counters.copied_bytes, copied);

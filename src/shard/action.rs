@@ -1,12 +1,16 @@
 //! All that a shard may ask for.
 
 use bytes::Bytes;
-use ringbolt_wire::message::{ErrorResponse, FetchedPartition, ProduceAck, ProducerOpened, TopicInfo};
+use ringbolt_wire::message::{
+    ConsumerInfo, Delivery, ErrorResponse, FetchedPartition, GroupInfo, GroupPartition, ProduceAck,
+    ProducerOpened, Settled, TopicInfo,
+};
 use ringbolt_wire::{Offset, ShardId};
 use smallvec::SmallVec;
 
 use crate::buffer::Buffer;
 use crate::catalog::CatalogUpdate;
+use crate::log::group_commit::Confirmed;
 use crate::log::{SegmentSeq, segment_file};
 use crate::shard::event::{DiskFault, ReplyTo};
 
@@ -44,6 +48,29 @@ pub enum Reply {
     Topics(Vec<TopicInfo>),
     /// The topic.
     Topic(TopicInfo),
+    /// The group is there, on every shard.
+    Group(GroupInfo),
+    /// The group is deleted on every shard.
+    GroupDeleted,
+    /// The groups, by name.
+    Groups(Vec<GroupInfo>),
+    /// The group, and the name of its topic.
+    GroupFound(GroupInfo, String),
+    /// How far the group is in this shard's partitions, and its consumers here.
+    GroupStates(Vec<GroupPartition>, Vec<ConsumerInfo>),
+    /// The group begins anew in this shard's partitions.
+    GroupReset,
+    /// The consumer is attached no longer. The last answer.
+    Detached,
+    /// Records: to an `Attach` one of many answers.
+    Delivered {
+        /// What they are.
+        delivery: Delivery,
+        /// Their batches, in pieces.
+        payload: SmallVec<[Bytes; 4]>,
+    },
+    /// What became of records is durable.
+    Settled(Confirmed<Settled>),
     /// Refused.
     Error(ErrorResponse),
 }

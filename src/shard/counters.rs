@@ -35,6 +35,31 @@ pub struct ShardCounters {
     pub tail_cache_bytes: u64,
     /// Fetches that wait for records or for pages.
     pub waiting_fetches: u64,
+    /// Records delivered to consumers of groups, each time.
+    pub delivered_records: u64,
+    /// Bytes of record batches sent with them.
+    pub delivered_bytes: u64,
+    /// Records that consumers acknowledged.
+    pub acked_records: u64,
+    /// Records that came back from consumers, for whatever reason.
+    pub returned_records: u64,
+    /// Leases that ran out.
+    pub expired_leases: u64,
+    /// Records moved to dead-letter topics.
+    pub dead_letters: u64,
+    /// Records moved from dead-letter topics back to where they came from.
+    pub redriven_records: u64,
+    /// Settle requests that could not be carried out, and of which nobody wanted to
+    /// hear.
+    pub lost_settles: u64,
+    /// Bytes of changes to groups that were appended to the log, checkpoints included.
+    pub group_log_bytes: u64,
+    /// Consumers attached, or with leases.
+    pub consumers: u64,
+    /// Records leased now.
+    pub leased_records: u64,
+    /// Records that wait for a time of their own, for each group.
+    pub delayed_records: u64,
 }
 
 impl ShardCounters {
@@ -49,6 +74,18 @@ impl ShardCounters {
             ("commits_total", self.commits),
             ("commit_bytes_total", self.commit_bytes),
             ("fetched_bytes_total", self.fetched_bytes),
+            ("delivered_records_total", self.delivered_records),
+            ("delivered_bytes_total", self.delivered_bytes),
+            ("acked_records_total", self.acked_records),
+            ("returned_records_total", self.returned_records),
+            ("expired_leases_total", self.expired_leases),
+            ("dead_letters_total", self.dead_letters),
+            ("redriven_records_total", self.redriven_records),
+            ("lost_settles_total", self.lost_settles),
+            ("group_log_bytes_total", self.group_log_bytes),
+            ("consumers", self.consumers),
+            ("leased_records", self.leased_records),
+            ("delayed_records", self.delayed_records),
             ("fetches_total", self.fetches),
             ("page_reads_total", self.page_reads),
             ("corrupt_reads_total", self.corrupt_reads),

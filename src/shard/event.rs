@@ -1,8 +1,10 @@
 //! All that can happen to a shard.
 
 use bytes::Bytes;
-use ringbolt_wire::message::{Fetch, OffsetSpec, OpenProducer};
-use ringbolt_wire::{PartitionId, ShardId, TopicId};
+use ringbolt_wire::message::{
+    Attach, ConsumerAt, CreateGroup, Fetch, GroupStart, OffsetSpec, OpenProducer, Receive, Settle,
+};
+use ringbolt_wire::{GroupId, PartitionId, ShardId, TopicId};
 
 use crate::buffer::Buffer;
 use crate::catalog::CatalogUpdate;
@@ -84,6 +86,59 @@ pub enum ShardRequest<'a, B> {
         /// Its name.
         name: String,
     },
+    /// Create a consumer group, or find it. Shard 0 only.
+    CreateGroup(CreateGroup),
+    /// Delete a consumer group. Shard 0 only.
+    DeleteGroup {
+        /// Its name.
+        name: String,
+    },
+    /// List the consumer groups. Shard 0 only.
+    ListGroups,
+    /// Look up a consumer group by name. Shard 0 only.
+    LookUpGroup {
+        /// Its name.
+        name: String,
+    },
+    /// How far a group is in this shard's partitions.
+    GroupStates(GroupId),
+    /// Begin anew in this shard's partitions of a group.
+    ResetGroup {
+        /// The group.
+        group: GroupId,
+        /// Where.
+        to: GroupStart,
+        /// In this partition; `None` for all.
+        partition: Option<u32>,
+    },
+    /// Attach a consumer. Deliveries are answers as well; the last one is not.
+    Attach(Attach),
+    /// Detach a consumer.
+    Detach(ConsumerAt),
+    /// Deliver once. May be answered late.
+    Receive(Receive),
+    /// What became of records. Answered if that is wanted.
+    Settle(Settle),
+}
+
+impl<B> ShardRequest<'_, B> {
+    /// Whether it appends to the shard's log, and so waits while that has no room; what
+    /// a consumer asks stays in order, and waits with it.
+    pub fn appends(&self) -> bool {
+        matches!(
+            self,
+            ShardRequest::Produce { .. }
+                | ShardRequest::CreateTopic { .. }
+                | ShardRequest::DeleteTopic { .. }
+                | ShardRequest::CreateGroup(_)
+                | ShardRequest::DeleteGroup { .. }
+                | ShardRequest::ResetGroup { .. }
+                | ShardRequest::Settle(_)
+                | ShardRequest::Attach(_)
+                | ShardRequest::Detach(_)
+                | ShardRequest::Receive(_)
+        )
+    }
 }
 
 /// A device's fault, as the kernel reported it.
@@ -130,12 +185,14 @@ pub enum Event<'a, B: Buffer> {
         /// What is asked.
         request: ShardRequest<'a, B>,
     },
-    /// Answer this waiting fetch now, with what there is.
+    /// Answer this waiting fetch now, with what there is; or end this `Attach`, or this
+    /// `Receive`, whose consumer keeps its leases.
     FetchNow {
-        /// As given with the fetch.
+        /// As given with the request.
         from: ReplyTo,
     },
-    /// The session is gone: its waiting fetches are dropped.
+    /// The session is gone: its waiting fetches are dropped, and its consumers are sent
+    /// nothing more.
     SessionClosed {
         /// Core that had it.
         core: u16,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use ringbolt_wire::message::{ErrorResponse, Fetch, FetchPartition, FetchedPartition, OffsetSpec};
+use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition};
 use ringbolt_wire::{ErrorCode, Offset, PartitionId};
 use rustc_hash::FxHashMap;
 use slab::Slab;
@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use super::Shard;
 use super::action::{ReadToken, Reply};
 use super::event::{DiskFault, ReplyTo};
+use super::group_admin::INTERNAL;
 use super::read::{Batches, Pieces, Unavailable};
 use crate::buffer::BufferPool;
 use crate::limits::{MAX_FETCH_BYTES, MAX_LOOKS_PER_TURN, PAGE_LEN};
@@ -30,10 +31,12 @@ const READ_AHEAD_PAGES: usize = 6;
 
 /// What somebody waits for.
 #[derive(Clone, Debug)]
-enum Ask {
+pub(super) enum Ask {
     Fetch(Fetch),
     /// The first offset whose commit time is at or after this.
     Time(PartitionId, u64),
+    /// To read a record of the part of a group that has this owner.
+    Part(u32, u64),
 }
 
 impl Ask {
@@ -41,7 +44,7 @@ impl Ask {
     fn looks(&self) -> usize {
         match self {
             Ask::Fetch(fetch) => fetch.partitions.len(),
-            Ask::Time(..) => 1,
+            Ask::Time(..) | Ask::Part(..) => 1,
         }
     }
 }
@@ -96,8 +99,10 @@ pub(super) struct Fetches {
 }
 
 /// What a look at a job's wish gives.
-enum Look {
+pub(super) enum Look {
     Answer(Reply),
+    /// What was to be read can be.
+    Readable,
     Wait,
     Pages(Vec<PageId>),
 }
@@ -161,7 +166,7 @@ impl Fetches {
 
     /// Whether it is the turn of this job (`None`: of a new one) to read from
     /// disk.
-    fn may_read(&self, id: Option<usize>, max_readers: usize) -> bool {
+    pub(super) fn may_read(&self, id: Option<usize>, max_readers: usize) -> bool {
         if id.is_some_and(|id| self.jobs[id].cold == Cold::Reading) {
             return true;
         }
@@ -231,11 +236,12 @@ impl<P: BufferPool> Shard<P> {
         self.ask(from, Ask::Fetch(fetch), deadline_us, now);
     }
 
-    fn ask(&mut self, from: ReplyTo, ask: Ask, deadline_us: u64, now: Now) {
+    pub(super) fn ask(&mut self, from: ReplyTo, ask: Ask, deadline_us: u64, now: Now) {
         let may_read = self.fetches.may_read(None, self.reader.pages.max_readers());
         self.reader.may_want = may_read;
         match self.look(&ask, deadline_us <= now.mono_us) {
             Look::Answer(reply) => self.answer(from, reply),
+            Look::Readable => unreachable!("only a part of a group waits to read"),
             waits => {
                 let (cold, needs) = (Cold::No, SmallVec::new());
                 let id = self.fetches.add(Job { from, ask, deadline_us, ready: false, cold, needs });
@@ -333,6 +339,7 @@ impl<P: BufferPool> Shard<P> {
                     let job = self.end_job(id);
                     self.answer(job.from, reply);
                 }
+                Look::Readable => self.readable(id, now),
                 waits => self.wait_for(id, waits, may_read),
             }
         }
@@ -410,7 +417,35 @@ impl<P: BufferPool> Shard<P> {
         match ask {
             Ask::Fetch(fetch) => self.look_at_fetch(fetch, late),
             Ask::Time(partition, time_us) => self.look_at_time(*partition, *time_us),
+            Ask::Part(owner, offset) => match self.probe(*owner, *offset) {
+                Err(Unavailable::Pages(pages)) => Look::Pages(pages),
+                // What else is wrong is seen when it is read.
+                _ => Look::Readable,
+            },
         }
+    }
+
+    /// Lets a part of a group wait for pages, to read a record.
+    pub(super) fn wait_for_pages(&mut self, owner: u32, offset: u64, pages: Vec<PageId>) {
+        let from = ReplyTo { core: INTERNAL, session: 1 << 32 | u64::from(owner), correlation: offset };
+        if self.fetches.by_origin.contains_key(&from) {
+            return;
+        }
+        let (ask, may_read) = (Ask::Part(owner, offset), self.reader.may_want);
+        let (cold, needs) = (Cold::No, SmallVec::new());
+        let job = Job { from, ask, deadline_us: u64::MAX, ready: false, cold, needs };
+        let id = self.fetches.add(job);
+        self.wait_for(id, Look::Pages(pages), may_read);
+    }
+
+    /// A part of a group goes on, while the pages that it needed are here.
+    fn readable(&mut self, id: usize, now: Now) {
+        let mut job = self.fetches.remove(id);
+        let needs = std::mem::take(&mut job.needs);
+        if let Ask::Part(owner, _) = job.ask {
+            self.go_on_with(owner, now);
+        }
+        needs.iter().for_each(|page| self.reader.pages.unpin(*page));
     }
 
     fn look_at_fetch(&mut self, fetch: &Fetch, late: bool) -> Look {
@@ -505,7 +540,13 @@ impl<P: BufferPool> Shard<P> {
         (fetched, pages)
     }
 
-    fn report_corrupt(&mut self, partition: PartitionId, offset: Offset, segment: SegmentSeq, position: u64) {
+    pub(super) fn report_corrupt(
+        &mut self,
+        partition: PartitionId,
+        offset: Offset,
+        segment: SegmentSeq,
+        position: u64,
+    ) {
         self.counters.corrupt_reads += 1;
         let shard = self.config.shard;
         tracing::error!(%shard, %segment, position, %partition, %offset, "stored records are damaged: not served");
@@ -513,7 +554,7 @@ impl<P: BufferPool> Shard<P> {
 
     /// Reads from the run that holds `offset`. Without `at_least_one`, nothing
     /// if the first batch is longer than `room`.
-    fn read_some(
+    pub(super) fn read_some(
         &mut self,
         slot: u32,
         offset: Offset,
@@ -539,58 +580,5 @@ impl<P: BufferPool> Shard<P> {
         // A run lies in one commit, so it is durable as a whole or not at all.
         assert!(batches.next <= durable_end, "only durable records are read");
         Ok(batches)
-    }
-
-    pub(super) fn offsets(&mut self, from: ReplyTo, id: PartitionId, spec: OffsetSpec, now: Now) {
-        let slot = match self.slot(id) {
-            Ok(slot) => slot,
-            Err(code) => return self.refuse(from, code, format!("partition {id}")),
-        };
-        let partition = self.state.partition(slot);
-        match spec {
-            OffsetSpec::Earliest => self.reply(from, Reply::Offset(partition.start_offset)),
-            OffsetSpec::End => self.reply(from, Reply::Offset(partition.durable_end)),
-            OffsetSpec::Time(time_us) => self.ask(from, Ask::Time(id, time_us), u64::MAX, now),
-        }
-    }
-
-    fn look_at_time(&mut self, id: PartitionId, time_us: u64) -> Look {
-        let slot = match self.slot(id) {
-            Ok(slot) => slot,
-            Err(code) => {
-                let error = ErrorResponse::new(code, format!("partition {id}"));
-                return Look::Answer(Reply::Error(error));
-            }
-        };
-        let partition = self.state.partition(slot);
-        let (start, end) = (partition.start_offset, partition.durable_end);
-        // Commit times never fall in a log, so a segment whose last commit is
-        // older holds nothing that is wanted.
-        let sealed = &self.segments.sealed;
-        let first = sealed.partition_point(|segment| segment.last_commit_time_us < time_us);
-        let parts = &partition.index.sealed;
-        let part = sealed.get(first).and_then(|first| {
-            let at = parts.partition_point(|part| part.segment < first.segment);
-            parts.get(at).copied()
-        });
-        let found = match part {
-            Some(part) => match self.reader.find_run_by_time(&part, id, time_us) {
-                Ok(Some(run)) => Some(run.base_offset),
-                // The segment was written to after the partition's last record
-                // in it: what follows that record is the answer.
-                Ok(None) => Some(part.end_offset),
-                Err(Unavailable::Pages(pages)) => return Look::Pages(pages),
-                Err(Unavailable::Shortage) => {
-                    return Look::Answer(Reply::Error(ErrorResponse::new(ErrorCode::Overloaded, "")));
-                }
-                Err(Unavailable::Corrupt { segment, position }) => {
-                    self.report_corrupt(id, start, segment, position);
-                    return Look::Answer(Reply::Error(ErrorResponse::new(ErrorCode::CorruptData, "")));
-                }
-            },
-            None => partition.index.locate_time_in_memory(time_us).map(|run| run.base_offset),
-        };
-        let offset = found.unwrap_or(end).clamp(start, end);
-        Look::Answer(Reply::Offset(offset))
     }
 }

@@ -7,9 +7,16 @@
 //! `tests/` are the two drivers.
 
 pub mod action;
+mod config;
+mod consume;
 pub mod counters;
+mod dead_letter;
+mod deliver;
 pub mod event;
 mod fetch;
+mod group_admin;
+mod group_log;
+mod offsets;
 pub mod placement;
 mod produce;
 mod read;
@@ -20,4 +27,5 @@ mod shard;
 mod tests;
 mod topics;
 
-pub use shard::{Shard, ShardConfig};
+pub use config::ShardConfig;
+pub use shard::Shard;

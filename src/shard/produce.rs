@@ -153,6 +153,18 @@ impl<P: BufferPool> Shard<P> {
         now: Now,
     ) -> Result<(), ErrorCode> {
         self.make_room(bytes.len(), now)?;
+        self.append_here(slot, partition, bytes, to);
+        Ok(())
+    }
+
+    /// Copies a batch into the open commit, which has room for it.
+    pub(super) fn append_here(
+        &mut self,
+        slot: u32,
+        partition: PartitionId,
+        bytes: &[u8],
+        to: Option<ReplyTo>,
+    ) {
         let base_offset = self.state.partition(slot).end_offset;
         let open = self.commits.open().expect("make_room leaves a commit open");
         let (header, at) = open.next_header(bytes, base_offset);
@@ -161,7 +173,6 @@ impl<P: BufferPool> Shard<P> {
         open.append(&header, bytes);
         self.counters.copied_bytes += bytes.len() as u64;
         self.wait_for_open_commit(slot, partition, base_offset, bytes.len(), to);
-        Ok(())
     }
 
     /// Makes a commit of its own from a batch that lies in aligned memory.

@@ -5,7 +5,7 @@ use ringbolt_wire::batch::BATCH_HEADER_LEN;
 use ringbolt_wire::{BatchHeader, Offset, PartitionId, crc32c_append};
 use smallvec::SmallVec;
 
-use crate::limits::{MAX_BATCH_LEN, PAGE_LEN};
+use crate::limits::{MAX_STORED_BATCH_LEN, PAGE_LEN};
 use crate::log::index::{MAX_RUN_LEN, RAW_RUN_LEN, Run, SealedPart, read_run};
 use crate::log::pages::{PageId, Pages};
 use crate::log::tail_cache::TailCache;
@@ -58,6 +58,12 @@ pub(super) struct LogReader {
 }
 
 impl LogReader {
+    /// Reads up to `durable_end`.
+    pub fn new(tail: TailCache, pages: Pages, segment_len: u64, durable_end: Lsn) -> LogReader {
+        let (broken, short) = (Vec::new(), Vec::new());
+        LogReader { tail, pages, segment_len, durable_end, broken, short, may_want: false }
+    }
+
     /// The bytes at a place in the log, and pages asked for ahead of need.
     fn pieces(
         &mut self,
@@ -200,7 +206,7 @@ impl LogReader {
         let plausible = run.base_offset >= part.base_offset
             && run.end_offset() <= part.end_offset
             && run.len > 0
-            && run.len <= MAX_RUN_LEN.max(MAX_BATCH_LEN)
+            && run.len <= MAX_RUN_LEN.max(MAX_STORED_BATCH_LEN)
             && u64::from(run.position) + u64::from(run.len) <= self.segment_len;
         if plausible { Ok(run) } else { Err(corrupt) }
     }
@@ -272,7 +278,7 @@ fn check_batch(
         && header.base_offset() == base
         && header.commit_time_us() == run.commit_time_us
         && header.len() <= len - at
-        && header.len() <= MAX_BATCH_LEN as usize;
+        && header.len() <= MAX_STORED_BATCH_LEN as usize;
     fits.then(|| (header.len(), Offset(base.0 + u64::from(header.count()))))
 }
 

@@ -129,7 +129,7 @@ impl Segments {
     /// Whether the open segment surely has room for another commit, or another
     /// segment stands ready.
     pub fn has_room_or_next(&self, footer_len: usize) -> bool {
-        let largest = (crate::limits::MAX_BATCH_LEN as usize + 2 * crate::limits::BLOCK_LEN) as u64;
+        let largest = (crate::limits::MAX_STORED_BATCH_LEN as usize + 2 * crate::limits::BLOCK_LEN) as u64;
         let room = 2 * largest + crate::limits::MAX_COMMIT_LEN as u64;
         self.has_ready()
             || self.open.is_some_and(|open| open.position + room <= self.commit_limit(footer_len))

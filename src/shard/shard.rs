@@ -8,15 +8,20 @@ use ringbolt_wire::{ErrorCode, PartitionId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::action::{Action, FatalError, Reply, WriteToken};
+use super::config::ShardConfig;
 use super::counters::ShardCounters;
+use super::dead_letter::Moves;
 use super::event::{DiskFault, Event, ReplyTo, ShardRequest};
 use super::fetch::Fetches;
+use super::group_admin::INTERNAL;
+use super::group_log::GroupLog;
 use super::placement::shard_of;
 use super::read::LogReader;
 use super::segments::{SegmentWrite, Segments};
 use super::topics::PendingChange;
 use crate::buffer::{BufferPool, Carver};
 use crate::catalog::Catalog;
+use crate::consumer::{GROUPS_PARTITION, Groups};
 use crate::limits::{BLOCK_LEN, MAX_SEALED_COMMITS};
 use crate::log::commit::OpenCommit;
 use crate::log::group_commit::{DurableCommit, GroupCommit, share};
@@ -45,31 +50,6 @@ const PAGES_RETRY_US: u64 = 1000;
 /// commits much.
 const MAX_READS_IN_FLIGHT: usize = 4;
 
-/// What a shard is told when it starts.
-#[derive(Clone, Debug)]
-pub struct ShardConfig {
-    /// Which shard.
-    pub shard: ShardId,
-    /// How many shards the data directory has.
-    pub shards: u16,
-    /// Most commits written at once. A commit that has room for more batches
-    /// is written only while fewer than a quarter of them are.
-    pub commits_in_flight: usize,
-    /// Longest time that an open commit waits for more batches although it
-    /// might be written, in µs.
-    pub commit_delay_us: u64,
-    /// Most bytes of segments that are kept; `None` keeps all.
-    pub retention_bytes: Option<u64>,
-    /// Longest time that records are kept, in µs; `None` keeps all.
-    pub retention_us: Option<u64>,
-    /// Bytes of recent commits that are kept in memory.
-    pub tail_cache_bytes: usize,
-    /// Bytes of pages read back that are kept in memory.
-    pub page_cache_bytes: usize,
-    /// Source of the identities that the shard gives to producers.
-    pub seed: u64,
-}
-
 /// A shard. See the [module](super).
 pub struct Shard<P: BufferPool> {
     pub(super) config: ShardConfig,
@@ -86,6 +66,9 @@ pub struct Shard<P: BufferPool> {
     pub(super) segments: Segments,
     pub(super) reader: LogReader,
     pub(super) fetches: Fetches,
+    pub(super) groups: Groups,
+    pub(super) group_log: GroupLog,
+    pub(super) moves: Moves,
     pub(super) changes: VecDeque<PendingChange>,
     /// Who has opened a producer, and the answer once the commit with this index
     /// is durable.
@@ -129,9 +112,10 @@ impl<P: BufferPool> Shard<P> {
         // footer, partitions that are deleted by now.
         state.reset_footer_len_for_open(recovered.open.map(|(segment, _)| segment));
         state.retain_partitions(|id| {
-            id == crate::catalog::CATALOG_PARTITION
+            [crate::catalog::CATALOG_PARTITION, GROUPS_PARTITION].contains(&id)
                 || catalog.get(id.topic).is_some_and(|topic| id.index < topic.partitions)
         });
+        state.groups.retain(|key| catalog.group(key.group).is_some());
         let durable_end = recovered
             .open
             .map_or(Lsn(u64::MAX), |(segment, position)| Lsn::new(segment, position, identity.segment_len));
@@ -144,15 +128,12 @@ impl<P: BufferPool> Shard<P> {
                 recovered.tail,
                 recovered.last_is_unrecorded,
             ),
-            reader: LogReader {
-                tail: TailCache::new(config.tail_cache_bytes),
-                pages: Pages::new(config.page_cache_bytes),
-                segment_len: identity.segment_len,
+            reader: LogReader::new(
+                TailCache::new(config.tail_cache_bytes),
+                Pages::new(config.page_cache_bytes),
+                identity.segment_len,
                 durable_end,
-                broken: Vec::new(),
-                short: Vec::new(),
-                may_want: false,
-            },
+            ),
             random: config.seed,
             config,
             identity,
@@ -163,6 +144,9 @@ impl<P: BufferPool> Shard<P> {
             opened_at_us: 0,
             segments,
             fetches: Fetches::default(),
+            groups: Groups::default(),
+            group_log: GroupLog::default(),
+            moves: Moves::default(),
             changes: VecDeque::new(),
             waiting_opens: VecDeque::new(),
             out: VecDeque::new(),
@@ -179,6 +163,8 @@ impl<P: BufferPool> Shard<P> {
             replace_cut: recovered.cut != Cut::default(),
         };
         catalog.topics().for_each(|topic| shard.add_topic(topic));
+        catalog.groups().for_each(|group| shard.add_group(group, None, now));
+        shard.retain_groups();
         shard
     }
 
@@ -190,16 +176,21 @@ impl<P: BufferPool> Shard<P> {
         }
         match event {
             Event::Request { from, request } => self.request(from, request, now),
+            Event::FetchNow { from } if self.end_of_link(from) => {}
             Event::FetchNow { from } => self.fetch_now(from, now),
-            Event::SessionClosed { core, session } => self.drop_session(core, session),
+            Event::SessionClosed { core, session } => {
+                self.drop_session(core, session);
+                self.drop_consumers(core, session);
+            }
             Event::Written { token, result } => self.written(token, result, now),
             Event::Read { token, result } => self.page_read(token, result),
             Event::SegmentPrepared { segment, result } => self.segment_prepared(segment, result, now),
-            Event::Catalog(update) => self.apply_published(update),
+            Event::Catalog(update) => self.apply_published(&update, now),
             Event::CatalogApplied { shard, version } => self.change_applied(shard, version),
             Event::Stop => {
                 self.stopping = true;
                 self.answer_all_fetches(now);
+                self.stop_consumers();
             }
         }
     }
@@ -226,7 +217,8 @@ impl<P: BufferPool> Shard<P> {
         let retain = (self.config.retention_us.is_some() && !self.segments.sealed.is_empty())
             .then_some(self.retained_at_us + RETAIN_EVERY_US);
         let others = [self.fetches.next_deadline(), self.segments.retry_at(), self.pages_retry_us];
-        [record, seal, retain].into_iter().chain(others).flatten().min()
+        let groups = [self.groups.next_deadline(), self.group_log.retry_at(), self.moves.retry_us];
+        [record, seal, retain].into_iter().chain(others).chain(groups).flatten().min()
     }
 
     /// Whether the disk is what there is to wait for: as many commits are written as
@@ -270,6 +262,9 @@ impl<P: BufferPool> Shard<P> {
         counters.sealed_index_bytes = self.state.sealed_index_bytes() as u64;
         counters.tail_cache_bytes = self.reader.tail.bytes() as u64;
         counters.waiting_fetches = self.fetches.len() as u64;
+        counters.consumers = self.groups.consumers as u64;
+        counters.leased_records = self.groups.leased() as u64;
+        counters.delayed_records = self.groups.dated.len() as u64;
         counters
     }
 
@@ -284,10 +279,25 @@ impl<P: BufferPool> Shard<P> {
             ShardRequest::DeleteTopic { name } => self.delete_topic(from, &name, now),
             ShardRequest::ListTopics => self.list_topics(from),
             ShardRequest::LookUpTopic { name } => self.look_up_topic(from, &name),
+            ShardRequest::CreateGroup(create) => self.create_group(from, &create, now),
+            ShardRequest::DeleteGroup { name } => self.delete_group(from, &name, now),
+            ShardRequest::ListGroups => self.list_groups(from),
+            ShardRequest::LookUpGroup { name } => self.look_up_group(from, &name),
+            ShardRequest::GroupStates(group) => self.group_states(from, group, now),
+            ShardRequest::ResetGroup { group, to, partition } => {
+                self.reset_group(from, group, to, partition, now)
+            }
+            ShardRequest::Attach(attach) => self.attach(from, &attach, now),
+            ShardRequest::Detach(at) => self.detach(from, &at, now),
+            ShardRequest::Receive(receive) => self.receive(from, &receive, now),
+            ShardRequest::Settle(settle) => self.settle(from, &settle, now),
         }
     }
 
     pub(super) fn reply(&mut self, to: ReplyTo, reply: Reply) {
+        if to.core == INTERNAL {
+            return self.hear(to, &reply);
+        }
         self.out.push_back(Action::Reply { to, reply });
     }
 
@@ -320,6 +330,7 @@ impl<P: BufferPool> Shard<P> {
     fn advance(&mut self, now: Now) {
         self.expire_fetches(now);
         self.look_again(now);
+        self.advance_groups(now);
         self.advance_segments(now);
         // If there is no room for it now, there is none for others either.
         let _ = self.replace_cut(now);
@@ -386,6 +397,7 @@ impl<P: BufferPool> Shard<P> {
             );
             self.state.begin_segment(open.segment);
             self.segments.close(footer, trailer);
+            self.want_checkpoint();
         }
         self.segments.open_next(tail.next_index)
     }
@@ -441,7 +453,9 @@ impl<P: BufferPool> Shard<P> {
             }
         }
         self.wake_fetches(&commit.acks);
-        self.changes_durable(commit.index);
+        self.wake_groups(&commit.acks);
+        self.groups_durable(commit.index, &commit.proof);
+        self.changes_durable(commit.index, now);
         self.opens_durable(commit.index);
         self.commits.recycle(commit.acks);
     }
@@ -528,9 +542,13 @@ impl<P: BufferPool> Shard<P> {
         self.retained_at_us = now.mono_us;
         let before_us = self.config.retention_us.map(|age| now.wall_us.saturating_sub(age));
         while let Some(segment) = self.segments.expired(self.config.retention_bytes, before_us) {
+            if self.needs_segment(segment) {
+                break;
+            }
             self.segments.drop_oldest();
             self.state.drop_segment(segment);
             self.forget_pages(segment);
+            self.retain_groups();
         }
         // Strictly oldest first: a gap in the files would look like a loss.
         while let Some(segment) = self.segments.dropped.pop_front_if(|s| !self.reader.pages.is_reading(*s)) {

@@ -1,6 +1,7 @@
 //! A shard on a disk in memory whose answers the test gives by hand.
 
 mod damage;
+mod groups;
 mod reading;
 mod topics;
 
@@ -118,6 +119,7 @@ fn config() -> ShardConfig {
         retention_us: None,
         tail_cache_bytes: 64 << 10,
         page_cache_bytes: 4 << 20,
+        max_delayed: 100_000,
         seed: 1,
     }
 }
@@ -141,7 +143,9 @@ impl Rig {
     fn start_with(config: ShardConfig, disk: Disk, term: u64) -> Result<Rig, RecoveryError> {
         let segments: Vec<_> = disk.0.keys().copied().collect();
         let mut pool = Endless::default();
-        let log = recover(identity(term), Extent::EMPTY, &segments, &disk, &mut pool)?;
+        // Retention may have taken the first ones.
+        let extent = segments.first().and_then(|first| Extent::new(*first, *first)).unwrap_or(Extent::EMPTY);
+        let log = recover(identity(term), extent, &segments, &disk, &mut pool)?;
         let catalog: Catalog = log.state.catalog.clone();
         let now = Now { mono_us: 1, wall_us: 1_000_000 * term };
         let mut rig = Rig {
@@ -222,8 +226,14 @@ impl Rig {
                     }
                     self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
                 }
+                Action::RecycleSegment { segment } => {
+                    self.disk.0.remove(&segment);
+                }
                 Action::Stop(error) => self.stopped = Some(error),
                 Action::PublishCatalog(update) => self.published.push(update),
+                Action::CatalogApplied { shard: shard @ ShardId(0), version } => {
+                    self.shard.handle(Event::CatalogApplied { shard, version }, self.now);
+                }
                 other => panic!("not expected here: {other:?}"),
             }
         }

@@ -11,7 +11,7 @@ use super::action::{Action, Reply};
 use super::event::ReplyTo;
 use super::placement::shard_of;
 use crate::buffer::BufferPool;
-use crate::catalog::{CATALOG_PARTITION, CatalogChange, CatalogUpdate};
+use crate::catalog::{CATALOG_PARTITION, CatalogChange, CatalogUpdate, DEAD_LETTER_SUFFIX};
 use crate::limits::{MAX_TOPICS, MAX_TOTAL_PARTITIONS};
 use crate::log::footer::PARTITION_ROW_LEN;
 use crate::time::Now;
@@ -31,12 +31,12 @@ pub(super) struct PendingChange {
     after: Vec<(ReplyTo, Reply)>,
 }
 
-/// A topic's name for a refusal: one that is too long to be any is not sent
+/// A topic's or group's name for a refusal: one that is too long to be any is not sent
 /// back.
-fn shown(name: &str) -> String {
+pub(super) fn shown(kind: &str, name: &str) -> String {
     match name.len() {
-        0..=MAX_TOPIC_NAME_LEN => format!("topic {name:?}"),
-        len => format!("a topic name of {len} bytes"),
+        0..=MAX_TOPIC_NAME_LEN => format!("{kind} {name:?}"),
+        len => format!("a {kind} name of {len} bytes"),
     }
 }
 
@@ -60,24 +60,26 @@ impl<P: BufferPool> Shard<P> {
                 );
                 self.refuse_when_durable(from, code, text);
             }
-            Err(code) => self.refuse_when_durable(from, code, shown(name)),
+            Err(code) => self.refuse_when_durable(from, code, shown("topic", name)),
         }
     }
 
     pub(super) fn delete_topic(&mut self, from: ReplyTo, name: &str, now: Now) {
         match self.state.catalog.plan_delete(name) {
             Ok(update) => self.change_catalog(from, update, now),
-            Err(code) => self.refuse_when_durable(from, code, shown(name)),
+            Err(code) => self.refuse_when_durable(from, code, shown("topic", name)),
         }
     }
 
     /// Refuses for what the catalog says. It may say so because of a change that a
     /// crash would still undo: then the answer waits for it.
-    fn refuse_when_durable(&mut self, from: ReplyTo, code: ErrorCode, text: String) {
-        let reply = Reply::Error(ErrorResponse::new(code, text));
+    pub(super) fn refuse_when_durable(&mut self, from: ReplyTo, code: ErrorCode, text: String) {
+        self.answer_when_durable(from, Reply::Error(ErrorResponse::new(code, text)));
+    }
+
+    /// Answers what the catalog says, once that is durable.
+    pub(super) fn answer_when_durable(&mut self, from: ReplyTo, reply: Reply) {
         match self.changes.back_mut() {
-            // One per session at most: a session has one request for topics under
-            // way.
             Some(change) => change.after.push((from, reply)),
             None => self.reply(from, reply),
         }
@@ -91,7 +93,7 @@ impl<P: BufferPool> Shard<P> {
         (self.identity.segment_len / 4).saturating_sub(taken as u64) as usize / PARTITION_ROW_LEN
     }
 
-    fn change_catalog(&mut self, from: ReplyTo, update: CatalogUpdate, now: Now) {
+    pub(super) fn change_catalog(&mut self, from: ReplyTo, update: CatalogUpdate, now: Now) {
         if self.stopping {
             return self.refuse(from, ErrorCode::ShuttingDown, "");
         }
@@ -104,25 +106,27 @@ impl<P: BufferPool> Shard<P> {
         }
         self.state.apply_catalog(&update);
         let index = self.commits.tail().next_index;
+        // Where a new group begins must be durable here as well.
+        let first = u16::from(!matches!(update.change, CatalogChange::GroupCreated(_)));
         self.changes.push_back(PendingChange {
             update,
             from,
             index,
             published: false,
-            missing: (1..self.config.shards).map(ShardId).collect(),
+            missing: (first..self.config.shards).map(ShardId).collect(),
             after: Vec::new(),
         });
     }
 
     /// Publishes the changes whose commit is durable by now.
-    pub(super) fn changes_durable(&mut self, durable_index: u64) {
+    pub(super) fn changes_durable(&mut self, durable_index: u64, now: Now) {
         let mut due = Vec::new();
         for change in self.changes.iter_mut().filter(|c| !c.published && c.index <= durable_index) {
             change.published = true;
             due.push(change.update.clone());
         }
         for update in due {
-            self.apply_change(&update);
+            self.apply_change(&update, now);
             if self.config.shards > 1 {
                 self.out.push_back(Action::PublishCatalog(update));
             }
@@ -144,6 +148,8 @@ impl<P: BufferPool> Shard<P> {
             let reply = match change.update.change {
                 CatalogChange::Created(topic) => Reply::TopicCreated(topic),
                 CatalogChange::Deleted(_) => Reply::TopicDeleted,
+                CatalogChange::GroupCreated(new) => Reply::Group(new.group.info),
+                CatalogChange::GroupDeleted(_) => Reply::GroupDeleted,
             };
             self.reply(change.from, reply);
             change.after.into_iter().for_each(|(to, reply)| self.reply(to, reply));
@@ -151,27 +157,44 @@ impl<P: BufferPool> Shard<P> {
     }
 
     /// Shard 0 has published a change.
-    pub(super) fn apply_published(&mut self, update: CatalogUpdate) {
-        self.apply_change(&update);
-        let (shard, version) = (self.config.shard, update.version);
-        self.out.push_back(Action::CatalogApplied { shard, version });
+    pub(super) fn apply_published(&mut self, update: &CatalogUpdate, now: Now) {
+        self.apply_change(update, now);
+        if !matches!(update.change, CatalogChange::GroupCreated(_)) {
+            let (shard, version) = (self.config.shard, update.version);
+            self.out.push_back(Action::CatalogApplied { shard, version });
+        }
     }
 
-    fn apply_change(&mut self, update: &CatalogUpdate) {
+    fn apply_change(&mut self, update: &CatalogUpdate, now: Now) {
         match &update.change {
             CatalogChange::Created(topic) => self.add_topic(topic),
             CatalogChange::Deleted(id) => {
+                for group in self.groups.of_topic(*id) {
+                    self.remove_group(group);
+                }
                 self.topics.remove(id);
+                self.groups.forget_topic(*id);
                 self.state.remove_topic(*id);
                 // Whoever waits for its records is told.
                 self.fetches.make_all_ready();
             }
+            CatalogChange::GroupCreated(new) => {
+                if let Some((topic, group)) = &new.dead_letter {
+                    self.add_topic(topic);
+                    self.add_group(group, None, now);
+                }
+                self.add_group(&new.group, Some(update.version), now);
+            }
+            CatalogChange::GroupDeleted(id) => self.remove_group(*id),
         }
     }
 
     /// Makes room for this shard's partitions of a topic.
     pub(super) fn add_topic(&mut self, topic: &TopicInfo) {
         self.topics.insert(topic.id, topic.partitions);
+        if topic.name.ends_with(DEAD_LETTER_SUFFIX) {
+            self.groups.holds_dead_letters(topic.id);
+        }
         for index in 0..topic.partitions {
             let id = PartitionId::new(topic.id, index);
             if shard_of(id, self.config.shards) == self.config.shard {
@@ -198,7 +221,7 @@ impl<P: BufferPool> Shard<P> {
         let topic = self.state.catalog.by_name(name);
         match topic.filter(|topic| self.topics.contains_key(&topic.id)).cloned() {
             Some(topic) => self.reply(from, Reply::Topic(topic)),
-            None => self.refuse_when_durable(from, ErrorCode::UnknownTopic, shown(name)),
+            None => self.refuse_when_durable(from, ErrorCode::UnknownTopic, shown("topic", name)),
         }
     }
 

@@ -31,6 +31,7 @@ impl Simulation {
                 retention_us: p.retention_us,
                 tail_cache_bytes: p.tail_cache_bytes,
                 page_cache_bytes: p.page_cache_bytes,
+                max_delayed: 10_000,
                 seed: self.rng.next(),
             };
             let node = &mut self.nodes[i];

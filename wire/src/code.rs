@@ -141,6 +141,27 @@ codes! {
     Overloaded = 51, retryable, answers, "the broker is overloaded";
     /// The broker is stopping.
     ShuttingDown = 52, retryable, answers, "the broker is shutting down";
+
+    /// A group of that name exists, for another topic or in another mode.
+    GroupExists = 60, lasting, answers, "a group of that name exists, for another topic or in another mode";
+    /// No such consumer group (it may have been deleted, with its topic as well).
+    UnknownGroup = 61, lasting, answers, "no such consumer group";
+    /// More consumer groups, or consumers, than the broker may hold.
+    TooManyGroups = 62, lasting, answers, "the broker's limit of consumer groups or consumers is reached";
+    /// The record is no longer leased to this consumer: the lease ran out, was
+    /// given back, or is another consumer's now.
+    LeaseLost = 63, lasting, answers, "no longer yours: the lease ran out or is another consumer's";
+    /// The record was completed before: acknowledged, dead-lettered or expired.
+    AlreadyCompleted = 64, lasting, answers, "the record was completed before";
+    /// The record was not delivered yet, to anybody.
+    NotDelivered = 65, lasting, answers, "the record was not delivered";
+    /// No consumer of that number is attached to the group.
+    UnknownConsumer = 66, lasting, answers, "no such consumer is attached to the group";
+    /// The consumer has attached anew, over another connection or with another
+    /// request. Ends the `Attach` before it.
+    ConsumerReplaced = 67, lasting, answers, "the consumer has attached anew elsewhere";
+    /// The topic is a group's dead-letter topic.
+    TopicInUse = 68, lasting, answers, "the topic is the dead-letter topic of a consumer group";
 }
 
 impl ErrorCode {

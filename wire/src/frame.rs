@@ -110,6 +110,28 @@ opcodes! {
     OpenProducer = 35;
     /// The broker's counters.
     Stats = 48;
+    /// Creates a consumer group, or finds it.
+    CreateGroup = 64;
+    /// Deletes a consumer group.
+    DeleteGroup = 65;
+    /// Lists the consumer groups.
+    ListGroups = 66;
+    /// Describes a consumer group: how far it is, and why it gets nothing.
+    DescribeGroup = 67;
+    /// Sets a consumer group back, or forward.
+    ResetGroup = 68;
+    /// Attaches a consumer to a group: from here on it is sent records, as far
+    /// as its credit goes.
+    Attach = 72;
+    /// Detaches a consumer: what it holds is given back.
+    Detach = 73;
+    /// Asks for records once, and waits for them.
+    Receive = 74;
+    /// Says what became of delivered records, and gives credit.
+    Settle = 75;
+    /// Records for an attached consumer: a response with the correlation of its
+    /// `Attach`, of which there are many.
+    Delivery = 76;
 }
 
 /// A frame's header, decoded.

@@ -46,6 +46,16 @@ id! {
     /// Number of a shard within a broker, from 0.
     ShardId(u16)
 }
+id! {
+    /// A consumer group's number. Assigned at creation, never reused within a
+    /// data directory. 0 is not a group.
+    GroupId(u32)
+}
+id! {
+    /// Identity of a consumer of a group: whoever attaches under it again has
+    /// the leases that it had. Chosen by the consumer, at random; 0 is none.
+    ConsumerId(u64)
+}
 
 impl ProducerId {
     /// No producer: batches are appended without de-duplication.

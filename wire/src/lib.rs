@@ -18,7 +18,7 @@ mod reader;
 pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchView, Batches, Record, RecordView};
 pub use code::{ErrorCode, Outcome};
 pub use frame::{FrameError, FrameHeader, Opcode};
-pub use ids::{Epoch, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId};
+pub use ids::{ConsumerId, Epoch, GroupId, Offset, PartitionId, ProducerId, Sequence, ShardId, TopicId};
 pub use message::{MessageError, Request, Response};
 
 /// The protocol version that this crate speaks.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringbolt_wire::message::ErrorResponse;
+use ringbolt_wire::message::{ErrorResponse, ProduceAck};
 use ringbolt_wire::{Request, Response};
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,6 +42,8 @@ type Reply = oneshot::Sender<Result<Answer, CallError>>;
 
 enum Command {
     Call(Request, Reply),
+    /// A batch, and how many copies its acknowledgement is to stand for.
+    Produce(Bytes, u8, Reply),
     /// The connection does not answer: give it up.
     Reset,
 }
@@ -62,8 +64,30 @@ impl Caller {
 
     /// Makes a request and awaits its answer.
     pub async fn call(&self, request: Request, timeout: Duration) -> Result<Answer, CallError> {
+        self.command(|reply| Command::Call(request, reply), timeout).await
+    }
+
+    /// Produces a batch and awaits its answer.
+    pub async fn produce(
+        &self,
+        batch: Bytes,
+        min_copies: u8,
+        timeout: Duration,
+    ) -> Result<ProduceAck, CallError> {
+        match self.command(|reply| Command::Produce(batch, min_copies, reply), timeout).await? {
+            (Response::Produced(ack), _) => Ok(ack),
+            // The session pairs answers with requests by operation.
+            _ => Err(CallError::Lost(Error::ConnectionLost)),
+        }
+    }
+
+    async fn command(
+        &self,
+        command: impl FnOnce(Reply) -> Command,
+        timeout: Duration,
+    ) -> Result<Answer, CallError> {
         let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Call(request, reply)).await.is_err() {
+        if self.commands.send(command(reply)).await.is_err() {
             return Err(CallError::NotSent(Error::ConnectionLost));
         }
         match tokio::time::timeout(timeout, answer).await {
@@ -85,16 +109,7 @@ async fn run(dialer: Dialer, mut commands: mpsc::Receiver<Command>) {
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Reset) => link = None,
-                Some(Command::Call(request, reply)) => {
-                    link = match dial_if_down(&dialer, link).await {
-                        Ok(link) => Some(ask(link, request, reply)),
-                        Err(error) => {
-                            // A caller that went away needs no answer.
-                            let _ = reply.send(Err(CallError::NotSent(error)));
-                            None
-                        }
-                    };
-                }
+                Some(command) => link = asked(&dialer, link, command).await,
             },
             event = next_event(&mut link) => match event {
                 Ok(event) => link = link.and_then(|link| answered(link, event)),
@@ -122,15 +137,33 @@ async fn dial_if_down(dialer: &Dialer, link: Option<Link<Reply>>) -> Result<Link
     }
 }
 
-fn ask(mut link: Link<Reply>, request: Request, reply: Reply) -> Link<Reply> {
-    if let Err(refused) = link.session().request(&request, reply) {
+/// Makes a request, over a new connection if there is none.
+async fn asked(dialer: &Dialer, link: Option<Link<Reply>>, command: Command) -> Option<Link<Reply>> {
+    let dialled = dial_if_down(dialer, link).await;
+    let (mut link, sent) = match (dialled, command) {
+        (_, Command::Reset) => return None,
+        (Err(error), Command::Call(_, reply) | Command::Produce(_, _, reply)) => {
+            // A caller that went away needs no answer.
+            let _ = reply.send(Err(CallError::NotSent(error)));
+            return None;
+        }
+        (Ok(mut link), Command::Call(request, reply)) => {
+            let sent = link.session().request(&request, reply);
+            (link, sent)
+        }
+        (Ok(mut link), Command::Produce(batch, min_copies, reply)) => {
+            let sent = link.session().produce_bytes(&batch, min_copies, reply);
+            (link, sent)
+        }
+    };
+    if let Err(refused) = sent {
         let error = match refused.why {
             why @ SendRefusal::TooLong { .. } => Error::InvalidSetting(why.to_string()),
             _ => Error::ConnectionLost,
         };
         let _ = refused.tag.send(Err(CallError::NotSent(error)));
     }
-    link
+    (!link.session().is_done()).then_some(link)
 }
 
 /// Hands an answer on; `None` if the connection has served its time.
@@ -142,9 +175,12 @@ fn answered(mut link: Link<Reply>, event: SessionEvent<Reply>) -> Option<Link<Re
         SessionEvent::Answer { tag, response, payload } => {
             let _ = tag.send(Ok((response, payload)));
         }
+        SessionEvent::Produced { tag, ack } => {
+            let _ = tag.send(Ok((Response::Produced(ack), Bytes::new())));
+        }
         SessionEvent::Goodbye(reason) => tracing::debug!(%reason, "the broker said goodbye"),
-        // Nothing is produced here, and the handshake is over.
-        SessionEvent::Produced { .. } | SessionEvent::Connected(_) => return None,
+        // Nobody is attached here, and the handshake is over.
+        SessionEvent::Delivered { .. } | SessionEvent::Connected(_) => return None,
     }
     (!link.session().is_done()).then_some(link)
 }

@@ -35,6 +35,15 @@ pub struct ProducerBuilder {
     buffer_bytes: usize,
 }
 
+/// Settings that do not say where a record goes, nor who produces it.
+pub(crate) struct PlainSettings {
+    pub client: Client,
+    pub topic: String,
+    pub min_copies: u8,
+    pub batch_bytes: usize,
+    pub batch_records: u32,
+}
+
 impl ProducerBuilder {
     pub(crate) fn new(client: Client, topic: String) -> Self {
         ProducerBuilder {
@@ -159,7 +168,7 @@ impl ProducerBuilder {
             let task = ShardTask::new(
                 shard.clone(),
                 shared.clone(),
-                self.client.dialer(at(indexes[0]), MAX_ANSWER_LEN),
+                self.client.dialer(Some(at(indexes[0])), MAX_ANSWER_LEN),
                 self.state_config(identity),
                 self.min_copies,
                 (sticky.clone(), count),
@@ -182,6 +191,18 @@ impl ProducerBuilder {
                 tasks: Mutex::new(tasks),
             }),
         })
+    }
+
+    /// What counts for a producer that decides on partition and identity by itself.
+    pub(crate) fn into_plain(self) -> Result<PlainSettings, Error> {
+        self.check()?;
+        if self.partition.is_some() || self.identity.is_some() {
+            let text = "partition and identity follow from the input and must not be set";
+            return Err(Error::InvalidSetting(text.to_owned()));
+        }
+        let Gathering { batch_bytes, batch_records, .. } = self.gathering();
+        let (client, topic, min_copies) = (self.client, self.topic, self.min_copies);
+        Ok(PlainSettings { client, topic, min_copies, batch_bytes, batch_records })
     }
 
     fn check(&self) -> Result<(), Error> {

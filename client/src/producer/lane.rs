@@ -11,10 +11,10 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::timeout_at;
 
 use crate::error::ProduceError;
-use crate::record::{Delivery, Record};
+use crate::record::{Receipt, Record};
 
 /// Where a record's end is told.
-pub(super) type Waiter = oneshot::Sender<Result<Delivery, ProduceError>>;
+pub(super) type Waiter = oneshot::Sender<Result<Receipt, ProduceError>>;
 
 /// When a batch is complete.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,6 @@
 //! record how it ended.
 
 mod builder;
-mod connection;
 mod lane;
 mod task;
 
@@ -21,13 +20,14 @@ use ringbolt_wire::ProducerId;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub(crate) use builder::PlainSettings;
 pub use builder::ProducerBuilder;
 use lane::{Lane, Room, Shard, Shared, lock};
 
 use crate::error::ProduceError;
 use crate::partitioner::partition_for_key;
 use crate::producer_state::Failure;
-use crate::record::{Delivery, Record};
+use crate::record::{Receipt, Record};
 
 /// A producer to one topic. Cheap to clone; clones share batches, connections
 /// and identity.
@@ -64,11 +64,11 @@ struct Inner {
 #[derive(Debug)]
 #[must_use = "await it to learn what became of the record"]
 pub struct Pending {
-    answer: oneshot::Receiver<Result<Delivery, ProduceError>>,
+    answer: oneshot::Receiver<Result<Receipt, ProduceError>>,
 }
 
 impl Future for Pending {
-    type Output = Result<Delivery, ProduceError>;
+    type Output = Result<Receipt, ProduceError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.answer).poll(cx));
@@ -89,7 +89,7 @@ impl Producer {
     /// # Errors
     /// [`ProduceError`]; [`ProduceError::outcome`] tells whether the record is
     /// surely not written.
-    pub async fn send(&self, record: Record) -> Result<Delivery, ProduceError> {
+    pub async fn send(&self, record: Record) -> Result<Receipt, ProduceError> {
         self.enqueue(record).await?.await
     }
 

@@ -10,14 +10,13 @@ use ringbolt_wire::message::ErrorResponse;
 use ringbolt_wire::{ErrorCode, Request, Response};
 use tokio::time::sleep_until;
 
-use super::connection::{Connection, ConnectionEvent};
 use super::lane::{Shard, Shared, Tag, Times};
 use super::turn;
 use crate::backoff::Backoff;
 use crate::error::Error;
-use crate::net::Dialer;
+use crate::net::{Connection, ConnectionEvent, Dialer};
 use crate::producer_state::{BatchId, Finished, ProducerConfig, ProducerState, Step};
-use crate::record::{Delivery, from_us};
+use crate::record::{Receipt, from_us};
 use crate::session::{SendRefusal, SessionEvent};
 
 /// Which request an answer belongs to.
@@ -225,7 +224,7 @@ impl ShardTask {
             Err(failure) => Err(failure.into()),
         };
         for (index, waiter) in (0u64..).zip(finished.tag.waiters) {
-            let answer = verdict.clone().map(|durable| Delivery {
+            let answer = verdict.clone().map(|durable| Receipt {
                 partition,
                 offset: durable.base_offset.map(|base| base.0 + index),
                 commit_time: (durable.commit_time_us > 0).then(|| from_us(durable.commit_time_us)),
@@ -296,8 +295,10 @@ impl ShardTask {
                 tracing::debug!(%reason, "the broker said goodbye");
                 None
             }
-            // Only batches are produced, and the handshake is over.
-            SessionEvent::Produced { .. } | SessionEvent::Connected(_) => None,
+            // Only batches are produced, nobody is attached, and the handshake is over.
+            SessionEvent::Produced { .. } | SessionEvent::Delivered { .. } | SessionEvent::Connected(_) => {
+                None
+            }
         };
         if let Some(lane) = lane {
             self.queue(lane);

@@ -174,7 +174,7 @@ impl ReaderBuilder {
         let longest = self.max_bytes.max(longest_batch).saturating_add(ANSWER_HEAD_LEN);
         let config = self.client.config();
         FetchTask {
-            caller: Caller::spawn(self.client.dialer(positions[0].partition, longest)),
+            caller: Caller::spawn(self.client.dialer(Some(positions[0].partition), longest)),
             topic: self.topic.clone(),
             positions,
             max_wait: self.max_wait,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ringbolt_wire::{BatchView, Offset};
 
 use crate::error::Error;
-use crate::record::{ConsumedRecord, from_us};
+use crate::record::ConsumedRecord;
 
 /// Batches of one partition, checked by the task that fetched them.
 #[derive(Debug)]
@@ -34,18 +34,9 @@ pub(super) fn decode(
             text: error.to_string(),
         })?;
         let len = view.as_bytes().len();
-        let commit_time = from_us(view.header().commit_time_us());
-        for (offset, record) in view.records().filter(|(offset, _)| *offset >= fetched.from) {
-            records.push_back(ConsumedRecord {
-                topic: topic.clone(),
-                partition: fetched.partition,
-                offset: offset.0,
-                commit_time,
-                timestamp: from_us(record.timestamp_us),
-                key: record.key.map(|key| rest.slice_ref(key)),
-                value: rest.slice_ref(record.value),
-                headers: record.headers().map(|(n, v)| (n.to_owned(), rest.slice_ref(v))).collect(),
-            });
+        let header = view.header();
+        for record in view.records().filter(|(offset, _)| *offset >= fetched.from) {
+            records.push_back(ConsumedRecord::from_batch(topic, fetched.partition, header, record, &rest));
         }
         rest = rest.slice(len..);
     }

@@ -78,7 +78,8 @@ pub enum SendRefusal {
         /// The broker's limit.
         limit: u64,
     },
-    /// `hello` is the session's own, and produce has its own methods.
+    /// `hello` is the session's own; produce, and a settle without confirmation,
+    /// have methods of their own.
     #[error("this request has a method of its own")]
     WrongMethod,
 }

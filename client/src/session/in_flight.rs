@@ -69,6 +69,17 @@ impl<T> InFlight<T> {
         Correlation::new(index, slot.generation)
     }
 
+    /// The request with this correlation, if one waits; it goes on waiting.
+    #[inline]
+    pub fn get(&self, correlation: Correlation) -> Option<(Opcode, Option<&T>)> {
+        let slot = self.slots.get(correlation.slot())?;
+        if u64::from(slot.generation) != correlation.0 >> 32 {
+            return None;
+        }
+        let (opcode, tag) = slot.request.as_ref()?;
+        Some((*opcode, tag.as_ref()))
+    }
+
     /// Ends the request with this correlation, if one waits.
     #[inline]
     pub fn remove(&mut self, correlation: Correlation) -> Option<(Opcode, Option<T>)> {

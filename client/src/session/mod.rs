@@ -18,13 +18,14 @@
 mod error;
 mod in_flight;
 mod outbox;
+mod receive;
 #[cfg(test)]
 mod tests;
 
-use bytes::{Buf, Bytes, BytesMut};
-use ringbolt_wire::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode};
+use bytes::Bytes;
+use ringbolt_wire::frame::Opcode;
 use ringbolt_wire::message::{
-    ErrorResponse, Hello, HelloAck, MAX_CLIENT_NAME_LEN, PRODUCE_ACK_FRAME_LEN, PRODUCE_HEAD_LEN, ProduceAck,
+    Delivery, ErrorResponse, Hello, HelloAck, MAX_CLIENT_NAME_LEN, PRODUCE_HEAD_LEN, ProduceAck, Settle,
     produce_head,
 };
 use ringbolt_wire::{PROTOCOL_VERSION, PartitionId, Request, Response};
@@ -81,7 +82,17 @@ pub enum SessionEvent<T> {
         tag: T,
         /// The answer; it belongs to the request's operation.
         response: Response,
-        /// The record batches of a fetch answer; else empty.
+        /// The record batches of a fetch or receive answer; else empty.
+        payload: Bytes,
+    },
+    /// Records for an attached consumer. Its attach goes on: the final answer comes
+    /// as [`SessionEvent::Answer`].
+    Delivered {
+        /// Which attach, see [`Session::tag`].
+        attach: Correlation,
+        /// What they are.
+        delivery: Delivery,
+        /// The record batches.
         payload: Bytes,
     },
     /// The broker is about to close the connection, for this reason. Requests
@@ -174,14 +185,19 @@ impl<T> Session<T> {
         !self.out.is_empty()
     }
 
-    /// Makes a request other than produce and hello.
+    /// Makes a request other than produce, hello, and a settle without answer.
     ///
     /// # Errors
     /// [`NotSent`], with `tag`, when there is no credit, the session has
     /// failed, the request is longer than the broker accepts, or it is not for
     /// this method.
     pub fn request(&mut self, request: &Request, tag: T) -> Result<Correlation, NotSent<T>> {
-        if matches!(request, Request::Hello(_) | Request::Produce { .. }) {
+        let has_own_method = match request {
+            Request::Hello(_) | Request::Produce { .. } => true,
+            Request::Settle(settle) => !settle.confirm,
+            _ => false,
+        };
+        if has_own_method {
             return Err(NotSent { tag, why: SendRefusal::WrongMethod });
         }
         let limit = match self.admit(0) {
@@ -189,20 +205,43 @@ impl<T> Session<T> {
             Err(why) => return Err(NotSent { tag, why }),
         };
         let correlation = self.in_flight.insert(request.opcode(), Some(tag));
-        let buffer = self.out.buffer();
-        let start = buffer.len();
-        request.encode(buffer, correlation.0, 0);
-        let len = buffer.len() - start;
-        if len as u64 <= u64::from(limit) {
-            return Ok(correlation);
-        }
-        buffer.truncate(start);
+        let Err(why) = self.put(request, correlation.0, limit) else { return Ok(correlation) };
         match self.in_flight.remove(correlation) {
-            Some((_, Some(tag))) => {
-                Err(NotSent { tag, why: SendRefusal::TooLong { len: len as u64, limit: u64::from(limit) } })
-            }
+            Some((_, Some(tag))) => Err(NotSent { tag, why }),
             _ => unreachable!("the request was inserted with its tag above"),
         }
+    }
+
+    /// Sends a settle that asks for no confirmation: there is no answer, so it is
+    /// not in flight and needs no credit of the session.
+    ///
+    /// # Errors
+    /// [`SendRefusal`] when the session has failed or is not connected, the request
+    /// is longer than the broker accepts, or it asks for a confirmation.
+    pub fn settle_unconfirmed(&mut self, settle: Settle) -> Result<(), SendRefusal> {
+        if settle.confirm {
+            return Err(SendRefusal::WrongMethod);
+        }
+        let limit = self.ready()?.max_frame_len;
+        self.put(&Request::Settle(settle), 0, limit)
+    }
+
+    /// Appends a request to what is sent unless it is longer than `limit`.
+    fn put(&mut self, request: &Request, correlation: u64, limit: u32) -> Result<(), SendRefusal> {
+        let buffer = self.out.buffer();
+        let start = buffer.len();
+        request.encode(buffer, correlation, 0);
+        let len = buffer.len() - start;
+        if len as u64 <= u64::from(limit) {
+            return Ok(());
+        }
+        buffer.truncate(start);
+        Err(SendRefusal::TooLong { len: len as u64, limit: u64::from(limit) })
+    }
+
+    /// The driver's note about a request that waits for its answer.
+    pub fn tag(&self, correlation: Correlation) -> Option<&T> {
+        self.in_flight.get(correlation)?.1
     }
 
     /// Sends a complete record batch, copied behind its head: right for small
@@ -278,14 +317,7 @@ impl<T> Session<T> {
     /// Whether a request with a batch of this length (0 for none) may be made.
     #[inline]
     fn admit(&self, batch_len: usize) -> Result<&HelloAck, SendRefusal> {
-        if self.failed.is_some() {
-            return Err(SendRefusal::Closed);
-        }
-        let limits = match (&self.limits, self.state) {
-            (Some(limits), State::Connected) => limits,
-            (_, State::Leaving) => return Err(SendRefusal::Closed),
-            _ => return Err(SendRefusal::NotConnected),
-        };
+        let limits = self.ready()?;
         if self.in_flight.len() >= limits.max_in_flight {
             return Err(SendRefusal::NoCredit { limit: limits.max_in_flight });
         }
@@ -295,6 +327,17 @@ impl<T> Session<T> {
             return Err(SendRefusal::TooLong { len: batch_len as u64, limit: limit as u64 });
         }
         Ok(limits)
+    }
+
+    /// The broker's limits, if frames may be sent.
+    #[inline]
+    fn ready(&self) -> Result<&HelloAck, SendRefusal> {
+        match (&self.limits, self.state) {
+            _ if self.failed.is_some() => Err(SendRefusal::Closed),
+            (Some(limits), State::Connected) => Ok(limits),
+            (_, State::Leaving) => Err(SendRefusal::Closed),
+            _ => Err(SendRefusal::NotConnected),
+        }
     }
 
     /// The next bytes to send, if any. Pieces follow each other without gap;
@@ -309,209 +352,9 @@ impl<T> Session<T> {
         self.out.recycle(buffer);
     }
 
-    /// Consumes one frame from the front of `input` and tells what it meant.
-    /// `None`: more bytes are needed, see [`wanted`](Self::wanted). Call again
-    /// after an event, since `input` may hold more. Fetched batches are split
-    /// off `input`, not copied.
-    ///
-    /// # Errors
-    /// [`SessionError`]: the connection cannot go on; every later call repeats
-    /// the error. Requests without answer are in
-    /// [`into_unanswered`](Self::into_unanswered).
-    pub fn receive(&mut self, input: &mut BytesMut) -> Result<Option<SessionEvent<T>>, SessionError> {
-        self.guard(|session| {
-            let Some(header) = session.complete_frame(input)? else { return Ok(None) };
-            let event = session.settle(&header, &input[FRAME_HEADER_LEN..header.head_len()])?;
-            input.advance(header.head_len());
-            let body = input.split_to(header.payload_len as usize);
-            Ok(Some(event.with_payload(|| body.freeze())))
-        })
-    }
-
-    /// As [`receive`](Self::receive) for borrowed bytes: `input` is advanced
-    /// past what was consumed. The start of a frame whose rest is missing is
-    /// kept inside, so `None` always leaves `input` empty. Payload is copied.
-    ///
-    /// # Errors
-    /// As [`receive`](Self::receive).
-    #[inline]
-    pub fn receive_slice(&mut self, input: &mut &[u8]) -> Result<Option<SessionEvent<T>>, SessionError> {
-        self.guard(|session| {
-            if !session.partial.is_empty() {
-                return session.continue_partial(input);
-            }
-            let Some(header) = session.complete_frame(input)? else {
-                session.partial.extend_from_slice(input);
-                *input = &[];
-                return Ok(None);
-            };
-            let (frame, rest) = input.split_at(header.frame_len());
-            *input = rest;
-            session.settle_frame(&header, frame).map(Some)
-        })
-    }
-
-    /// The acknowledgement of a batch at the front of `input`, which is advanced
-    /// past it: the same as [`receive_slice`](Self::receive_slice) would find, at
-    /// a fraction of the cost, for a driver that waits for little else. `None` if
-    /// something else stands there, or not all of it; `receive_slice` then tells
-    /// what.
-    #[inline]
-    pub fn receive_ack(&mut self, input: &mut &[u8]) -> Option<(T, ProduceAck)> {
-        if self.failed.is_some()
-            || !self.partial.is_empty()
-            || PRODUCE_ACK_FRAME_LEN > self.max_receive_len as usize
-        {
-            return None;
-        }
-        let (correlation, ack) = ProduceAck::from_frame(input)?;
-        let tag = self.in_flight.remove_if(Correlation(correlation), Opcode::Produce)?;
-        *input = &input[PRODUCE_ACK_FRAME_LEN..];
-        Some((tag, ack))
-    }
-
-    /// Fewest bytes that must follow `have` (what `receive` left) before it can
-    /// find something; a driver may reserve that much. Before the frame's head
-    /// is there and verified this is only the rest of the head, so that no
-    /// reservation follows an unchecked length.
-    pub fn wanted(&self, have: &[u8]) -> usize {
-        let Ok(Some(header)) = FrameHeader::decode(have, self.max_receive_len) else {
-            return FRAME_HEADER_LEN.saturating_sub(have.len()).max(1);
-        };
-        let head_is_good = have.len() >= header.head_len() && header.verify(have).is_ok();
-        let len = if head_is_good { header.frame_len() } else { header.head_len() };
-        len.saturating_sub(have.len()).max(1)
-    }
-
     /// The notes of all requests without answer, in no particular order: for
     /// each of them the outcome is unknown. For when the connection is gone.
     pub fn into_unanswered(self) -> impl Iterator<Item = T> {
         self.in_flight.into_tags()
-    }
-
-    /// Runs `step` unless an error came before; remembers the error it ends in.
-    #[inline]
-    fn guard<R>(
-        &mut self,
-        step: impl FnOnce(&mut Self) -> Result<R, SessionError>,
-    ) -> Result<R, SessionError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        let result = step(self);
-        if let Err(error) = &result {
-            self.failed = Some(error.clone());
-        }
-        result
-    }
-
-    /// The header of the frame at the front of `bytes` if all of it is there.
-    #[inline]
-    fn complete_frame(&self, bytes: &[u8]) -> Result<Option<FrameHeader>, SessionError> {
-        let Some(header) = FrameHeader::decode(bytes, self.max_receive_len)? else { return Ok(None) };
-        if bytes.len() < header.frame_len() {
-            return Ok(None);
-        }
-        header.verify(bytes)?;
-        Ok(Some(header))
-    }
-
-    fn continue_partial(&mut self, input: &mut &[u8]) -> Result<Option<SessionEvent<T>>, SessionError> {
-        loop {
-            let header = FrameHeader::decode(&self.partial, self.max_receive_len)?;
-            let len = header.as_ref().map_or(FRAME_HEADER_LEN, FrameHeader::frame_len);
-            let taken = (len - self.partial.len()).min(input.len());
-            self.partial.extend_from_slice(&input[..taken]);
-            *input = &input[taken..];
-            match header {
-                Some(header) if self.partial.len() == len => {
-                    let frame = std::mem::take(&mut self.partial);
-                    header.verify(&frame)?;
-                    let event = self.settle_frame(&header, &frame);
-                    self.partial = frame;
-                    self.partial.clear();
-                    return event.map(Some);
-                }
-                // The header is complete only now: look at it.
-                None if self.partial.len() == len => {}
-                _ => return Ok(None),
-            }
-        }
-    }
-
-    #[inline]
-    fn settle_frame(&mut self, header: &FrameHeader, frame: &[u8]) -> Result<SessionEvent<T>, SessionError> {
-        let (head, payload) = frame.split_at(header.head_len());
-        let event = self.settle(header, &head[FRAME_HEADER_LEN..])?;
-        Ok(event.with_payload(|| Bytes::copy_from_slice(payload)))
-    }
-
-    /// Finds out what a frame with this header and meta means. The payload is
-    /// filled in by the caller, who knows how it can be had.
-    #[inline]
-    fn settle(&mut self, header: &FrameHeader, meta: &[u8]) -> Result<SessionEvent<T>, SessionError> {
-        if !header.is_response {
-            return Err(SessionError::NotAResponse { opcode: header.opcode });
-        }
-        let decode = || {
-            Response::decode(header.opcode, header.status, meta, header.payload_len)
-                .map_err(|error| SessionError::Message { opcode: header.opcode, error })
-        };
-        if header.opcode == Opcode::Goodbye as u8 {
-            return self.leave(decode()?);
-        }
-        let correlation = Correlation(header.correlation);
-        let Some((opcode, tag)) = self.in_flight.remove(correlation) else {
-            return Err(SessionError::UnexpectedAnswer { correlation: header.correlation });
-        };
-        if opcode as u8 != header.opcode {
-            return Err(SessionError::WrongOperation { asked: opcode as u8, answered: header.opcode });
-        }
-        match (decode()?, tag) {
-            (Response::Produced(ack), Some(tag)) => Ok(SessionEvent::Produced { tag, ack }),
-            (response, Some(tag)) => Ok(SessionEvent::Answer { tag, response, payload: Bytes::new() }),
-            // Only hello carries no tag.
-            (Response::Hello(ack), None) => self.greeted(ack),
-            (Response::Error(refusal), None) => Err(SessionError::HandshakeRefused(refusal)),
-            (_, None) => Err(SessionError::UnexpectedAnswer { correlation: header.correlation }),
-        }
-    }
-
-    fn greeted(&mut self, ack: HelloAck) -> Result<SessionEvent<T>, SessionError> {
-        if ack.version != PROTOCOL_VERSION {
-            return Err(SessionError::UnsupportedVersion(ack.version));
-        }
-        if self.state == State::Greeting {
-            self.state = State::Connected;
-        }
-        self.limits = Some(ack.clone());
-        Ok(SessionEvent::Connected(ack))
-    }
-
-    fn leave(&mut self, response: Response) -> Result<SessionEvent<T>, SessionError> {
-        match response {
-            Response::Error(reason) if self.state == State::Greeting => {
-                Err(SessionError::HandshakeRefused(reason))
-            }
-            Response::Error(reason) => {
-                self.state = State::Leaving;
-                Ok(SessionEvent::Goodbye(reason))
-            }
-            // The decoder knows no other goodbye.
-            _ => Err(SessionError::NotAResponse { opcode: Opcode::Goodbye as u8 }),
-        }
-    }
-}
-
-impl<T> SessionEvent<T> {
-    /// Puts the frame's payload into the one event that has one.
-    #[inline]
-    fn with_payload(self, payload: impl FnOnce() -> Bytes) -> Self {
-        match self {
-            SessionEvent::Answer { tag, response: response @ Response::Fetched(_), .. } => {
-                SessionEvent::Answer { tag, response, payload: payload() }
-            }
-            other => other,
-        }
     }
 }

@@ -2,9 +2,14 @@
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use ringbolt_wire::frame::{FrameHeader, Opcode};
-use ringbolt_wire::message::{ErrorResponse, FetchedPartition, HelloAck, ProduceAck};
-use ringbolt_wire::{ErrorCode, Offset, PartitionId, Request, Response, TopicId};
+use ringbolt_wire::frame::{FRAME_HEADER_LEN, FrameHeader, Opcode};
+use ringbolt_wire::message::{
+    Attach, ConsumerAt, Credit, DeliveredRange, Delivery, ErrorResponse, FetchedPartition, HelloAck,
+    LeaseRange, PRODUCE_ACK_FRAME_LEN, ProduceAck, Receive, Settle,
+};
+use ringbolt_wire::{
+    ConsumerId, ErrorCode, GroupId, Offset, PartitionId, Request, Response, ShardId, TopicId,
+};
 
 use super::*;
 
@@ -293,6 +298,121 @@ fn a_refused_handshake_says_why() {
         let error = session.receive_slice(&mut &bytes[..]).unwrap_err();
         assert_eq!(error, SessionError::HandshakeRefused(refusal));
     }
+}
+
+const AT: ConsumerAt = ConsumerAt { shard: ShardId(1), group: GroupId(2), consumer: ConsumerId(3) };
+
+fn attach() -> Request {
+    Request::Attach(Attach { at: AT, credit: Credit::default(), lease_ms: 0, held: Vec::new() })
+}
+
+fn delivery(payload_len: u32) -> Response {
+    let lease = LeaseRange { partition: 0, base_offset: Offset(4), count: 1, acquired: 1 };
+    let range = DeliveredRange { lease, failed: 0, first_delivery_us: 0, payload_len };
+    Response::Delivered(Delivery { lease_ms: 1000, ranges: vec![range] })
+}
+
+#[test]
+fn deliveries_belong_to_their_attach_and_do_not_end_it() {
+    let mut session = connected(8);
+    let attached = session.request(&attach(), 1).unwrap();
+    let ping = session.request(&Request::Ping, 2).unwrap();
+    let mut bytes = BytesMut::new();
+    for payload in [&b"first"[..], b"second one"] {
+        let mut frame = Vec::new();
+        delivery(payload.len() as u32).encode(
+            &mut frame,
+            Opcode::Delivery as u8,
+            attached.0,
+            payload.len() as u32,
+        );
+        bytes.extend_from_slice(&frame);
+        bytes.extend_from_slice(payload);
+    }
+    let mut frame = Vec::new();
+    Response::Pong.encode(&mut frame, Opcode::Ping as u8, ping.0, 0);
+    Response::Detached.encode(&mut frame, Opcode::Attach as u8, attached.0, 0);
+    bytes.extend_from_slice(&frame);
+    let range = bytes.as_ptr_range();
+    for expected in [&b"first"[..], b"second one"] {
+        let event = session.receive(&mut bytes).unwrap();
+        let Some(SessionEvent::Delivered { attach, delivery, payload }) = event else { panic!("{event:?}") };
+        assert_eq!((attach, session.tag(attach)), (attached, Some(&1)));
+        assert_eq!((delivery.lease_ms, &payload[..]), (1000, expected));
+        assert!(range.contains(&payload.as_ptr()), "records are not copied");
+        assert_eq!(session.in_flight(), 2);
+    }
+    let event = session.receive(&mut bytes).unwrap();
+    assert!(matches!(event, Some(SessionEvent::Answer { tag: 2, response: Response::Pong, .. })));
+    let event = session.receive(&mut bytes).unwrap();
+    assert!(matches!(event, Some(SessionEvent::Answer { tag: 1, response: Response::Detached, .. })));
+    assert_eq!((session.in_flight(), session.tag(attached)), (0, None));
+}
+
+#[test]
+fn a_delivery_without_an_attach_ends_the_session() {
+    let deliver = |correlation: u64| {
+        let mut bytes = Vec::new();
+        delivery(1).encode(&mut bytes, Opcode::Delivery as u8, correlation, 1);
+        bytes.push(0);
+        bytes
+    };
+    let mut session = connected(8);
+    let ping = session.request(&Request::Ping, 1).unwrap();
+    let error = session.receive_slice(&mut &deliver(ping.0)[..]).unwrap_err();
+    let (asked, answered) = (Opcode::Ping as u8, Opcode::Delivery as u8);
+    assert_eq!(error, SessionError::WrongOperation { asked, answered });
+
+    let mut session = connected(8);
+    let attached = session.request(&attach(), 1).unwrap();
+    let mut bytes = Vec::new();
+    Response::Detached.encode(&mut bytes, Opcode::Attach as u8, attached.0, 0);
+    session.receive_slice(&mut &bytes[..]).unwrap().unwrap();
+    let error = session.receive_slice(&mut &deliver(attached.0)[..]).unwrap_err();
+    assert_eq!(error, SessionError::UnexpectedAnswer { correlation: attached.0 }, "it has ended");
+
+    let mut session = connected(8);
+    let attached = session.request(&attach(), 1).unwrap();
+    let mut bytes = Vec::new();
+    let refusal = ErrorResponse::new(ErrorCode::UnknownGroup, "");
+    Response::Error(refusal).encode(&mut bytes, Opcode::Delivery as u8, attached.0, 0);
+    let error = session.receive_slice(&mut &bytes[..]).unwrap_err();
+    assert!(matches!(error, SessionError::WrongOperation { .. }), "an attach ends under its own operation");
+}
+
+#[test]
+fn records_that_were_asked_for_once_come_with_the_answer() {
+    let mut session = connected(8);
+    let credit = Credit { records: 1, bytes: 1 };
+    let receive = Receive { at: AT, credit, lease_ms: 0, max_wait_ms: 0 };
+    let asked = session.request(&Request::Receive(receive), 1).unwrap();
+    let mut bytes = Vec::new();
+    delivery(3).encode(&mut bytes, Opcode::Receive as u8, asked.0, 3);
+    bytes.extend_from_slice(b"abc");
+    let event = session.receive(&mut BytesMut::from(&bytes[..])).unwrap();
+    let Some(SessionEvent::Answer { tag: 1, response: Response::Delivered(_), payload }) = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!((&payload[..], session.in_flight()), (&b"abc"[..], 0));
+}
+
+#[test]
+fn a_settle_without_confirmation_is_sent_without_being_in_flight() {
+    let mut session = connected(1);
+    let settle = |confirm| Settle { at: AT, credit: Credit::default(), confirm, items: Vec::new() };
+    session.request(&Request::Ping, 1).unwrap();
+    sent(&mut session);
+    assert_eq!(session.credit(), 0);
+    session.settle_unconfirmed(settle(false)).unwrap();
+    assert_eq!((session.in_flight(), correlations(&sent(&mut session))), (1, vec![0]));
+    assert_eq!(session.settle_unconfirmed(settle(true)), Err(SendRefusal::WrongMethod));
+    let mut session = connected(1);
+    let refused = session.request(&Request::Settle(settle(false)), 1).unwrap_err();
+    assert_eq!(refused.why, SendRefusal::WrongMethod, "its answer would be waited for in vain");
+    session.request(&Request::Settle(settle(true)), 1).unwrap();
+    assert_eq!(session.in_flight(), 1);
+    let mut greeting = Session::<u32>::new(SessionConfig::default());
+    assert_eq!(greeting.settle_unconfirmed(settle(false)), Err(SendRefusal::NotConnected));
 }
 
 #[test]

@@ -5,15 +5,17 @@
 // Each test file uses some of it.
 #![allow(dead_code)]
 
+mod group;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use ringbolt_client::{Client, ClientConfig};
+use ringbolt_client::{Client, ClientConfig, Record};
 use ringbolt_wire::frame::FRAME_HEADER_LEN;
 use ringbolt_wire::message::{
-    ErrorResponse, Fetch, FetchedPartition, HelloAck, OffsetSpec, PartitionInfo, ProduceAck, ProducerOpened,
-    TopicDescription, TopicInfo,
+    ErrorResponse, Fetch, FetchedPartition, HelloAck, OffsetSpec, OpenProducer, PartitionInfo, ProduceAck,
+    ProducerOpened, TopicDescription, TopicInfo,
 };
 use ringbolt_wire::{
     BatchHeader, BatchView, Epoch, ErrorCode, FrameHeader, Offset, Opcode, PartitionId, ProducerId, Request,
@@ -21,9 +23,14 @@ use ringbolt_wire::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+pub use group::Group;
+
 pub const TOPIC: TopicId = TopicId(1);
+/// The topic `out`: as many partitions as `t`, for what is made of its records.
+pub const OUT: TopicId = TopicId(2);
 
 /// What happens to one request instead of what should.
 #[derive(Clone, Debug)]
@@ -61,8 +68,26 @@ pub struct State {
     /// Affinity of each connection.
     pub affinities: Vec<Option<PartitionId>>,
     pub max_in_flight: u32,
-    /// Most requests that were unanswered at once on a connection.
     pub topics_created: Vec<String>,
+    /// Partitions of the topic `out`.
+    pub outputs: Vec<Partition>,
+    /// Groups of the topic `t`, by name.
+    pub groups: BTreeMap<String, Group>,
+    pub connections: u64,
+    /// Producers as they were opened, and whether they took over.
+    pub opened: Vec<(ProducerId, bool)>,
+    /// Settles that acknowledge something end their connection, and do nothing.
+    pub drop_acks: bool,
+    /// So many of the next deliveries have a bit of their payload flipped.
+    pub damage_deliveries: u32,
+}
+
+/// A connection as the groups know it.
+#[derive(Clone)]
+pub struct Peer {
+    id: u64,
+    /// Frames that answer no request at once.
+    out: mpsc::UnboundedSender<Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -89,12 +114,28 @@ impl Drop for FakeBroker {
 }
 
 impl FakeBroker {
+    /// A broker with a topic `t` of so many partitions, on two shards, and `count`
+    /// numbered records in each partition, in batches of 10.
+    pub async fn filled(partitions: u32, count: u32) -> FakeBroker {
+        let broker = FakeBroker::start(partitions).await;
+        let builder = broker.client().await.producer("t").batch_records(10).linger(Duration::from_secs(1));
+        let producer = builder.build().await.unwrap();
+        for n in 0..count {
+            for partition in 0..partitions {
+                let record = Record::new(n.to_string()).with_key("k").with_header("h", [partition as u8]);
+                drop(producer.enqueue_to(partition, record).await.unwrap());
+            }
+        }
+        producer.close().await;
+        broker
+    }
+
     /// A broker with a topic `t` of so many partitions, on two shards.
     pub async fn start(partitions: u32) -> FakeBroker {
+        let made = |index| Partition { shard: (index % 2) as u16, ..Partition::default() };
         let state = State {
-            partitions: (0..partitions)
-                .map(|index| Partition { shard: (index % 2) as u16, ..Partition::default() })
-                .collect(),
+            partitions: (0..partitions).map(made).collect(),
+            outputs: (0..partitions).map(made).collect(),
             max_in_flight: 64,
             ..State::default()
         };
@@ -108,9 +149,14 @@ impl FakeBroker {
         let task = tokio::spawn(async move {
             // Dropped with the task, and the connections with it.
             let mut connections = tokio::task::JoinSet::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(2));
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(stream, shared.clone()));
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        connections.spawn(connection(accepted.unwrap().0, shared.clone()));
+                    }
+                    _ = tick.tick() => shared.lock().unwrap().pump(),
+                }
             }
         });
         FakeBroker { addr, state, task }
@@ -123,6 +169,7 @@ impl FakeBroker {
         while !self.task.is_finished() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        self.state().groups.values_mut().for_each(Group::detach_all);
         Stopped { addr: self.addr.clone(), state: self.state.clone() }
     }
 
@@ -153,9 +200,35 @@ impl FakeBroker {
 
     /// The values in a partition's log, in order.
     pub fn values(&self, partition: usize) -> Vec<String> {
-        let state = self.state();
-        let batches = state.partitions[partition].batches.values();
-        batches
+        self.state().partitions[partition].values()
+    }
+
+    /// The same of a partition of the topic `out`.
+    pub fn outputs(&self, partition: usize) -> Vec<String> {
+        self.state().outputs[partition].values()
+    }
+
+    /// Waits until the group `g` looks like that.
+    pub async fn until(&self, what: impl Fn(&mut Group) -> bool) {
+        for _ in 0..1000 {
+            if self.group("g", &what) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it did not come to that within 5 s");
+    }
+
+    /// What the group of this name has seen and holds.
+    pub fn group<R>(&self, name: &str, look: impl FnOnce(&mut Group) -> R) -> R {
+        look(self.state().groups.get_mut(name).unwrap())
+    }
+}
+
+impl Partition {
+    pub fn values(&self) -> Vec<String> {
+        self.batches
+            .values()
             .flat_map(|batch| {
                 let view = BatchView::parse_exact(batch, u32::MAX).unwrap();
                 view.records().map(|(_, r)| String::from_utf8(r.value.to_vec()).unwrap()).collect::<Vec<_>>()
@@ -177,24 +250,45 @@ impl Stopped {
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
+async fn connection(stream: TcpStream, state: Arc<Mutex<State>>) {
+    // Answers and deliveries are frames of their own: each is to leave at once.
+    stream.set_nodelay(true).unwrap();
+    let (out, deliveries) = mpsc::unbounded_channel();
+    let peer = {
+        let mut state = state.lock().unwrap();
+        state.connections += 1;
+        Peer { id: state.connections, out }
+    };
+    serve(stream, state.clone(), &peer, deliveries).await;
+    state.lock().unwrap().groups.values_mut().for_each(|group| group.detach(&peer));
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    state: Arc<Mutex<State>>,
+    peer: &Peer,
+    mut deliveries: mpsc::UnboundedReceiver<Vec<u8>>,
+) -> Option<()> {
     let mut input = Vec::new();
     let mut late = Vec::new();
     loop {
-        let Some(header) = FrameHeader::decode(&input, u32::MAX).unwrap() else {
-            read_more(&mut stream, &mut input).await?;
+        let whole = |header: &FrameHeader| input.len() >= header.frame_len();
+        let Some(header) = FrameHeader::decode(&input, u32::MAX).unwrap().filter(whole) else {
+            tokio::select! {
+                read = read_more(&mut stream, &mut input) => read?,
+                frame = deliveries.recv() => stream.write_all(&frame.unwrap()).await.ok()?,
+            }
             continue;
         };
-        if input.len() < header.frame_len() {
-            read_more(&mut stream, &mut input).await?;
-            continue;
-        }
         header.verify(&input).unwrap();
         let frame: Vec<u8> = input.drain(..header.frame_len()).collect();
         let (head, payload) = frame.split_at(header.head_len());
         let request = Request::decode(header.opcode, &head[FRAME_HEADER_LEN..], header.payload_len).unwrap();
         let fault = {
             let mut state = state.lock().unwrap();
+            if state.drop_acks && group::acknowledges(&request) {
+                return None;
+            }
             *state.seen.entry(header.opcode).or_default() += 1;
             let faults = state.faults.get_mut(&header.opcode);
             faults.and_then(VecDeque::pop_front).unwrap_or(Fault::None)
@@ -203,7 +297,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
             Fault::DropBefore => return None,
             Fault::Ignore => continue,
             Fault::Refuse(code) => (encode_refusal(&header, *code), Duration::ZERO),
-            _ => state.lock().unwrap().answer(&header, request, payload),
+            _ => state.lock().unwrap().answer(&header, request, payload, peer),
         };
         tokio::time::sleep(wait).await;
         match fault {
@@ -214,7 +308,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
             }
             Fault::AnswerTwice => answer.extend_from_within(..),
             Fault::Garbage => answer = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
-            Fault::Damage => *answer.last_mut().unwrap() ^= 1,
+            Fault::Damage if !answer.is_empty() => *answer.last_mut().unwrap() ^= 1,
             _ => {}
         }
         answer.append(&mut late);
@@ -246,7 +340,13 @@ fn encode_refusal(header: &FrameHeader, code: ErrorCode) -> Vec<u8> {
 
 impl State {
     /// The answer's frame, and how long to wait before it is sent.
-    fn answer(&mut self, header: &FrameHeader, request: Request, payload: &[u8]) -> (Vec<u8>, Duration) {
+    fn answer(
+        &mut self,
+        header: &FrameHeader,
+        request: Request,
+        payload: &[u8],
+        peer: &Peer,
+    ) -> (Vec<u8>, Duration) {
         let mut wait = Duration::ZERO;
         let mut records = Vec::new();
         let response = match request {
@@ -261,7 +361,9 @@ impl State {
             }
             Request::DeleteTopic { .. } => Response::TopicDeleted,
             Request::ListTopics => Response::Topics(vec![self.topic()]),
-            Request::DescribeTopic { name } if name == "t" => Response::Topic(self.describe()),
+            Request::DescribeTopic { name } if name == "t" || name == "out" => {
+                Response::Topic(self.describe(name))
+            }
             Request::DescribeTopic { .. } => {
                 Response::Error(ErrorResponse::new(ErrorCode::UnknownTopic, "only t is here"))
             }
@@ -274,34 +376,44 @@ impl State {
                 Response::Fetched(fetched)
             }
             Request::Offsets { partition, spec } => {
-                let partition = &self.partitions[partition.index as usize];
+                let partition = self.partition(partition);
                 Response::Offset(Offset(match spec {
                     OffsetSpec::Earliest => partition.start,
                     OffsetSpec::End => partition.end,
                     OffsetSpec::Time(_) => partition.start + 1,
                 }))
             }
-            Request::OpenProducer(open) => {
-                let known = &mut self.partitions[open.partition.index as usize].producers;
-                let producer = if open.producer == ProducerId::NONE { ProducerId(7) } else { open.producer };
-                let (mut epoch, mut next) = (0, 0);
-                if let Some(state) = known.get_mut(&producer) {
-                    state.0 += u32::from(open.take_over);
-                    (epoch, next) = (state.0, state.1);
-                }
-                Response::ProducerOpened(ProducerOpened {
-                    producer,
-                    epoch: Epoch(epoch),
-                    next_sequence: Sequence(next),
-                    last_offset: Offset::UNKNOWN,
-                })
-            }
+            Request::OpenProducer(open) => self.open_producer(open),
             Request::Stats => Response::Stats(vec![("a".into(), 1), ("b".into(), 2)]),
+            of_groups => match self.answer_of_groups(header, of_groups, peer) {
+                Some(response) => response,
+                None => return (Vec::new(), wait),
+            },
         };
         let mut out = Vec::new();
         response.encode(&mut out, header.opcode, header.correlation, records.len() as u32);
         out.append(&mut records);
         (out, wait)
+    }
+
+    fn open_producer(&mut self, open: OpenProducer) -> Response {
+        self.opened.push((open.producer, open.take_over));
+        let known = &mut self.partition(open.partition).producers;
+        let producer = if open.producer == ProducerId::NONE { ProducerId(7) } else { open.producer };
+        let (mut epoch, mut next, mut last_offset) = (0, 0, Offset::UNKNOWN);
+        if let Some(state) = known.get_mut(&producer) {
+            state.0 += u32::from(open.take_over);
+            (epoch, next) = (state.0, state.1);
+            if let Some((sequence, offset)) = state.2.iter().max() {
+                last_offset = Offset(offset + (next - sequence) - 1);
+            }
+        }
+        Response::ProducerOpened(ProducerOpened {
+            producer,
+            epoch: Epoch(epoch),
+            next_sequence: Sequence(next),
+            last_offset,
+        })
     }
 
     fn hello(&self) -> HelloAck {
@@ -318,23 +430,33 @@ impl State {
         }
     }
 
+    pub fn partition(&mut self, id: PartitionId) -> &mut Partition {
+        let partitions = if id.topic == OUT { &mut self.outputs } else { &mut self.partitions };
+        &mut partitions[id.index as usize]
+    }
+
     fn topic(&self) -> TopicInfo {
         TopicInfo { id: TOPIC, partitions: self.partitions.len() as u32, name: "t".into() }
     }
 
-    fn describe(&self) -> TopicDescription {
+    fn describe(&self, name: String) -> TopicDescription {
         let partition = |p: &Partition| PartitionInfo {
             shard: ShardId(p.shard),
             start_offset: Offset(p.start),
             end_offset: Offset(p.end),
         };
-        TopicDescription { topic: self.topic(), partitions: self.partitions.iter().map(partition).collect() }
+        let (id, partitions) = if name == "out" { (OUT, &self.outputs) } else { (TOPIC, &self.partitions) };
+        TopicDescription {
+            topic: TopicInfo { id, partitions: partitions.len() as u32, name },
+            partitions: partitions.iter().map(partition).collect(),
+        }
     }
 
-    fn produce(&mut self, payload: &[u8]) -> Response {
+    /// What a produce request with this batch does, whoever sent it.
+    pub fn produce(&mut self, payload: &[u8]) -> Response {
         let view = BatchView::parse_exact(payload, 1 << 20).unwrap();
         let header = view.header();
-        let partition = &mut self.partitions[header.partition().index as usize];
+        let partition = self.partition(header.partition());
         let (base, count) = (header.base_sequence().0, u64::from(header.count()));
         let known = partition.producers.entry(header.producer_id()).or_default();
         let refuse = |code, detail| Response::Error(ErrorResponse::new(code, "").with_detail(detail));
@@ -367,10 +489,10 @@ impl State {
         })
     }
 
-    fn fetch(&self, fetch: &Fetch, records: &mut Vec<u8>) -> Vec<FetchedPartition> {
+    fn fetch(&mut self, fetch: &Fetch, records: &mut Vec<u8>) -> Vec<FetchedPartition> {
         let mut fetched = Vec::new();
         for asked in &fetch.partitions {
-            let partition = &self.partitions[asked.partition.index as usize];
+            let partition = self.partition(asked.partition);
             let before = records.len();
             let mut base = Offset::UNKNOWN;
             let in_range = (partition.start..=partition.end).contains(&asked.offset.0);

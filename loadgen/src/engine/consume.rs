@@ -231,6 +231,7 @@ impl<'a> Connection<'a> {
                     // was fetched, or an error.
                     SessionEvent::Answer { .. }
                     | SessionEvent::Goodbye(_)
+                    | SessionEvent::Delivered { .. }
                     | SessionEvent::Produced { .. } => {}
                 }
             }

@@ -1,4 +1,5 @@
-//! What moves the bytes: two engines that drive the same fleet of producers.
+//! What moves the bytes: two engines that drive the same fleet of producers. The
+//! raw one drives a group's consumers as well.
 //!
 //! [`tokio_uring`] came first and can do everything; consumers and `verify`
 //! always run on it. Its cost per operation caps the producers' shapes: a task
@@ -70,6 +71,50 @@ pub fn pin(core: Option<usize>) -> Result<(), EngineError> {
 /// The longest time that an engine sleeps: the fleet's bookkeeping is due about
 /// as often.
 pub const LONGEST_SLEEP: Duration = Duration::from_millis(5);
+
+/// What an engine is to do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Go on.
+    Go,
+    /// Call [`Troop::fill`] for every member: all may send now.
+    FillAll,
+    /// Stop: the run is over.
+    Done,
+}
+
+/// What the raw engine drives: members with a connection each, as state machines
+/// that know no sockets.
+pub trait Troop {
+    /// Now, on the run's clock.
+    fn now(&self) -> u64;
+    /// How many members there are.
+    fn len(&self) -> usize;
+    /// Whether there is none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Lets the run take its course; called at every turn.
+    fn poll(&mut self, now: u64) -> Turn;
+    /// When a member wants a connection; `None` if it has one, or wants none any
+    /// more.
+    fn connect_at(&self, index: usize) -> Option<u64>;
+    /// There is a connection for a member.
+    fn connected(&mut self, index: usize, now: u64);
+    /// A member has no connection.
+    fn disconnected(&mut self, index: usize, now: u64);
+    /// Bytes arrived for a member. Returns false if its connection must be closed.
+    fn received(&mut self, index: usize, bytes: &[u8], now: u64) -> bool;
+    /// Lets a member make what it can send now. Returns false if its connection must
+    /// be closed.
+    fn fill(&mut self, index: usize, now: u64) -> bool;
+    /// What a member has to send, if anything: memory, and how much of it.
+    fn take_output(&mut self, index: usize) -> Option<(Vec<u8>, usize)>;
+    /// Takes the memory of a member's last output back, when it was sent.
+    fn recycle(&mut self, index: usize, memory: Vec<u8>);
+    /// When a member wants to be filled although nothing arrived.
+    fn wake_at(&self, index: usize) -> Option<u64>;
+}
 
 /// An engine's work: drives the fleet until its run is over, and gives it back.
 pub type Engine = fn(Fleet, EngineConfig) -> Result<Fleet, EngineError>;

@@ -9,8 +9,7 @@ use std::time::Duration;
 use ringbolt::io::netring::{NetEvent, NetRing, NetRingConfig};
 use ringbolt::io::tcp;
 
-use super::{EngineConfig, EngineError, LONGEST_SLEEP, pin};
-use crate::fleet::{Fleet, Turn};
+use super::{EngineConfig, EngineError, LONGEST_SLEEP, Troop, Turn, pin};
 
 /// Longest wait for one connection. The loop stands still meanwhile, which is
 /// no loss: a broker that does not accept does not answer the others either.
@@ -26,48 +25,51 @@ const TOO_SHORT_TO_SLEEP: u64 = 30_000;
 /// 64 x 16 1.01.
 const SUBMIT_AT: usize = 256 << 10;
 
-struct Raw {
-    fleet: Fleet,
+struct Raw<T> {
+    troop: T,
     config: EngineConfig,
     net: NetRing,
-    /// Producers to be filled and flushed in this turn.
+    /// Members to be filled and flushed in this turn.
     dirty: VecDeque<usize>,
     is_dirty: Vec<bool>,
-    /// Producers that have something to do at a certain time.
+    /// Members that have something to do at a certain time.
     wakes: BinaryHeap<Reverse<(u64, usize)>>,
-    /// By producer: the soonest of its wakes; `u64::MAX` for none.
+    /// By member: the soonest of its wakes; `u64::MAX` for none.
     armed: Vec<u64>,
-    /// By producer: nothing is connected.
+    /// By member: nothing is connected.
     down: Vec<bool>,
 }
 
-/// Runs the fleet; see [`Engine`](super::Engine).
-pub fn run(fleet: Fleet, config: EngineConfig) -> Result<Fleet, EngineError> {
+/// Runs a troop until it is done, and gives it back.
+///
+/// # Errors
+/// If there is no ring to be had, or it breaks.
+pub fn run<T: Troop>(troop: T, config: EngineConfig) -> Result<T, EngineError> {
     pin(config.core)?;
-    let producers = fleet.producers.len();
-    let sizes = NetRingConfig { connections: producers, ..NetRingConfig::default() };
+    let members = troop.len();
+    let sizes = NetRingConfig { connections: members, ..NetRingConfig::default() };
     let net = NetRing::new(sizes).map_err(|error| EngineError::Ring(error.to_string()))?;
     net.sleep_precisely();
     let mut raw = Raw {
-        fleet,
+        troop,
         config,
         net,
-        dirty: VecDeque::with_capacity(producers),
-        is_dirty: vec![false; producers],
+        dirty: VecDeque::with_capacity(members),
+        is_dirty: vec![false; members],
         wakes: BinaryHeap::new(),
-        armed: vec![u64::MAX; producers],
-        down: vec![true; producers],
+        armed: vec![u64::MAX; members],
+        down: vec![true; members],
     };
-    (0..producers).for_each(|index| raw.wake(index, 0));
+    (0..members).for_each(|index| raw.wake(index, 0));
     raw.go().map_err(|error| EngineError::Ring(error.to_string()))?;
-    Ok(raw.fleet)
+    Ok(raw.troop)
 }
 
-impl Raw {
+impl<T: Troop> Raw<T> {
     fn go(&mut self) -> std::io::Result<()> {
         loop {
-            let now = self.fleet.ctx.clock.now();
-            match self.fleet.poll(now) {
+            let now = self.troop.now();
+            match self.troop.poll(now) {
                 Turn::Done => return Ok(()),
                 Turn::FillAll => (0..self.down.len()).for_each(|index| self.mark(index)),
                 Turn::Go => {}
@@ -75,7 +77,7 @@ impl Raw {
             self.wake_due(now);
             self.flush(now);
             self.net.wait(Some(self.wait()))?;
-            let now = self.fleet.ctx.clock.now();
+            let now = self.troop.now();
             self.take_events(now);
         }
     }
@@ -112,7 +114,7 @@ impl Raw {
     }
 
     fn connect(&mut self, index: usize) {
-        if self.fleet.producers[index].connect_at().is_none() {
+        if self.troop.connect_at(index).is_none() {
             return;
         }
         let connected = TcpStream::connect_timeout(&self.config.addr, CONNECT_PATIENCE).and_then(|stream| {
@@ -120,11 +122,11 @@ impl Raw {
             let _ = tcp::prepare(&stream, self.config.addr.ip());
             self.net.open(index, stream)
         });
-        let now = self.fleet.ctx.clock.now();
+        let now = self.troop.now();
         match connected {
             Ok(()) => {
                 self.down[index] = false;
-                self.fleet.connected(index, now);
+                self.troop.connected(index, now);
             }
             Err(_) => self.lost(index, now),
         }
@@ -132,14 +134,14 @@ impl Raw {
 
     fn lost(&mut self, index: usize, now: u64) {
         self.down[index] = true;
-        self.fleet.disconnected(index, now);
-        if let Some(at) = self.fleet.producers[index].connect_at() {
+        self.troop.disconnected(index, now);
+        if let Some(at) = self.troop.connect_at(index) {
             self.armed[index] = u64::MAX;
             self.wake(index, at);
         }
     }
 
-    /// Lets every producer to which something happened make what it can send,
+    /// Lets every member to which something happened make what it can send,
     /// and sends it: one send per connection, whatever happened to it. The rest
     /// waits for the next turn once there is much to be sent.
     fn flush(&mut self, now: u64) {
@@ -148,21 +150,25 @@ impl Raw {
             && let Some(index) = self.dirty.pop_front()
         {
             self.is_dirty[index] = false;
-            self.fleet.fill(index, now);
+            if !self.troop.fill(index, now) {
+                self.net.close(index);
+                self.lost(index, now);
+                continue;
+            }
             if self.net.can_send(index)
-                && let Some((memory, len)) = self.fleet.producers[index].take_output()
+                && let Some((memory, len)) = self.troop.take_output(index)
             {
                 queued += len;
                 self.net.send(index, memory, len);
             }
-            if let Some(at) = self.fleet.wake_at(index) {
+            if let Some(at) = self.troop.wake_at(index) {
                 self.wake(index, at);
             }
         }
     }
 
     fn take_events(&mut self, now: u64) {
-        while let Some((index, is_up)) = self.net.next_event().map(|event| tell(&mut self.fleet, event, now))
+        while let Some((index, is_up)) = self.net.next_event().map(|event| tell(&mut self.troop, event, now))
         {
             if !is_up {
                 self.net.close(index);
@@ -178,21 +184,21 @@ impl Raw {
             return Duration::ZERO;
         }
         let Some(&Reverse((at, _))) = self.wakes.peek() else { return LONGEST_SLEEP };
-        match at.saturating_sub(self.fleet.ctx.clock.now()) {
+        match at.saturating_sub(self.troop.now()) {
             ..TOO_SHORT_TO_SLEEP => Duration::ZERO,
             ns => Duration::from_nanos(ns).min(LONGEST_SLEEP),
         }
     }
 }
 
-/// Tells the fleet what happened: to whom, and whether its connection is still
+/// Tells the troop what happened: to whom, and whether its connection is still
 /// of use.
 #[inline]
-fn tell(fleet: &mut Fleet, event: NetEvent<'_>, now: u64) -> (usize, bool) {
+fn tell<T: Troop>(troop: &mut T, event: NetEvent<'_>, now: u64) -> (usize, bool) {
     match event {
-        NetEvent::Received(index, bytes) => (index, fleet.received(index, &bytes, now)),
+        NetEvent::Received(index, bytes) => (index, troop.received(index, &bytes, now)),
         NetEvent::Sent(index, buffer) => {
-            fleet.recycle(index, buffer);
+            troop.recycle(index, buffer);
             (index, true)
         }
         // Why matters little: it is made again, whatever it was.

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
 
-use super::{EngineConfig, EngineError, LONGEST_SLEEP, pin};
-use crate::fleet::{Fleet, Turn};
+use super::{EngineConfig, EngineError, LONGEST_SLEEP, Troop, Turn, pin};
+use crate::fleet::Fleet;
 use crate::stats::Clock;
 
 /// Bytes that one receive takes at most.

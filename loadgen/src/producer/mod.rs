@@ -243,7 +243,9 @@ impl Producer {
                 self.check_limits(ctx, &limits);
             }
             // The connection is closed next, which says all that matters here.
-            SessionEvent::Goodbye(_) | SessionEvent::Produced { tag: Tag::Open(_), .. } => {}
+            SessionEvent::Goodbye(_)
+            | SessionEvent::Delivered { .. }
+            | SessionEvent::Produced { tag: Tag::Open(_), .. } => {}
         }
     }
 

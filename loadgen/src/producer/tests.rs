@@ -14,7 +14,8 @@ use ringbolt_wire::{
 };
 
 use super::*;
-use crate::fleet::{Fleet, Plan, Turn};
+use crate::engine::{Troop, Turn};
+use crate::fleet::{Fleet, Plan};
 use crate::frame::FrameMaker;
 use crate::judge::{Judge, Verdict};
 use crate::ledger::{LedgerSink, RunInfo};
@@ -174,7 +175,7 @@ impl Case {
                 echo: false,
                 wall_us: 1_000,
             },
-            maker: FrameMaker::new(Filler::new(1, 50), 3),
+            maker: FrameMaker::new(Filler::new(1, 50), 3, None),
             clock: Clock::start(),
             recorder,
             ledger,

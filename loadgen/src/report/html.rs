@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::chart::{ChartError, latency_by_percentile, latency_over_time, throughput_over_time};
-use super::{Quantiles, Report, conclusion, number};
+use super::{GROUP_FAULTS, Quantiles, Report, conclusion, course_of, number};
 use crate::judge::Decision;
 
 const STYLE: &str = "
@@ -63,9 +63,12 @@ fn put_head(out: &mut String, report: &Report) {
     if let Some(reason) = &report.invalid_reason {
         let _ = writeln!(out, "<p class=bad>Invalid run: {}</p>", escape(reason));
     }
-    let rate = report.fetched.as_ref().filter(|_| report.acked == 0);
-    let (per_second, mb) =
-        rate.map_or((report.acked_per_s, report.mb_per_s), |f| (f.records_per_s, f.mb_per_s));
+    let rate = match (&report.fetched, &report.consumed) {
+        (Some(fetched), _) if report.acked == 0 => Some((fetched.records_per_s, fetched.mb_per_s)),
+        (None, Some(consumed)) if report.acked == 0 => Some((consumed.settled_per_s, consumed.mb_per_s)),
+        _ => None,
+    };
+    let (per_second, mb) = rate.unwrap_or((report.acked_per_s, report.mb_per_s));
     out.push_str("<div class=tiles>");
     for (value, name) in [
         (number(per_second), "messages/s"),
@@ -89,12 +92,17 @@ fn put_latency(out: &mut String, report: &Report) {
         out.push_str("</tr>");
     };
     match &report.fetched {
+        // The row that follows is all that there is.
+        None if report.consumed.is_some() => {}
         Some(fetched) if report.acked == 0 => row(out, "fetch", &fetched.latency_us),
         Some(fetched) => {
             row(out, "acknowledgement", &report.latency_us);
             row(out, "end to end", &fetched.latency_us);
         }
         None => row(out, "answer", &report.latency_us),
+    }
+    if let Some(consumed) = &report.consumed {
+        row(out, "settle to confirmation", &consumed.confirmation_us);
     }
     out.push_str("</table>\n");
 }
@@ -113,6 +121,9 @@ fn put_course(out: &mut String, report: &Report) {
         ("messages that were due and never sent", report.due_not_sent as f64),
     ] {
         put_row(out, name, value);
+    }
+    for (count, what) in report.consumed.iter().flat_map(course_of) {
+        put_row(out, what, count as f64);
     }
     out.push_str("</table>\n");
 }
@@ -151,6 +162,9 @@ fn put_verdict(out: &mut String, report: &Report) {
         ("unknown, not read", v.unknown_unread),
     ] {
         put_row(out, name, count as f64);
+    }
+    for (of, what) in v.group.iter().flat_map(|group| GROUP_FAULTS.map(|(of, what)| (of(group), what))) {
+        put_row(out, what, of as f64);
     }
     out.push_str("</table>");
     for finding in &v.findings {
@@ -205,6 +219,7 @@ mod tests {
             echo: false,
             command: command.to_owned(),
             fetched: Some(Fetched::default()),
+            consumed: None,
             verdict: Some(Verdict { findings: vec![command.to_owned()], ..Verdict::default() }),
             totals,
         }

@@ -17,7 +17,8 @@ pub use html::render as render_html;
 pub use progress::Progress;
 pub use table::{judgement, results};
 
-use crate::judge::{Decision, Verdict};
+use crate::group::Consumed;
+use crate::judge::{Decision, GroupVerdict, Verdict};
 use crate::stats::{Totals, micros};
 
 /// Everything that a run is reported from, and its JSON.
@@ -72,6 +73,8 @@ pub struct Report {
     pub command: String,
     /// What consumers or a reading run fetched, if there were any.
     pub fetched: Option<Fetched>,
+    /// What consumers of a group did, if there were any.
+    pub consumed: Option<Consumed>,
     /// The whole verdict, if the run was judged.
     pub verdict: Option<Verdict>,
     /// Distributions and series, for the other outputs.
@@ -109,8 +112,13 @@ fn conclusion(verdict: &Verdict) -> String {
         Decision::Unproven if verdict.unverified + verdict.unfinished == 0 => {
             "no verdict: retention has removed messages unread (--allow-expired accepts that)"
         }
+        Decision::Unproven if verdict.group.is_some() => "no verdict: not everything was completed",
         Decision::Unproven => "no verdict: not everything could be read back",
         Decision::Kept if verdict.acked == 0 => "nothing was acknowledged, so nothing could be lost",
+        Decision::Kept if verdict.group.is_some() => {
+            "every acknowledged message was delivered undamaged, and completed; none came again after that, or out \
+             of turn"
+        }
         Decision::Kept if verdict.expired > 0 => {
             "every acknowledged message that is retained is there, once, in order, and undamaged"
         }
@@ -123,6 +131,37 @@ fn conclusion(verdict: &Verdict) -> String {
         _ => text.to_owned(),
     }
 }
+
+/// What consumers of a group met with: how often, and what.
+fn course_of(consumed: &Consumed) -> [(u64, &'static str); 9] {
+    [
+        (consumed.deliveries, "deliveries of records"),
+        (consumed.redeliveries, "of them not the record's first"),
+        (consumed.rejected, "records were rejected"),
+        (consumed.dead_letters.unwrap_or(0), "records went to the dead-letter topic"),
+        (consumed.crashes, "times a consumer crashed"),
+        (consumed.abandoned, "leases were abandoned in that"),
+        (consumed.lease_lost, "settles came when the lease was lost"),
+        (consumed.already_completed, "settles came when the record was completed"),
+        (consumed.unconfirmed, "settles were not confirmed"),
+    ]
+}
+
+/// A count of a [`GroupVerdict`].
+type GroupFault = fn(&GroupVerdict) -> u64;
+
+/// What a group can do wrong, beside what is counted of messages.
+const GROUP_FAULTS: [(GroupFault, &str); 9] = [
+    (|g| g.delivered_again, "records were delivered or acknowledged again when they were completed"),
+    (|g| g.out_of_turn, "records were delivered before their turn"),
+    (|g| g.dropped, "records are completed, and nobody has acknowledged them"),
+    (|g| g.failures_forgotten, "deliveries said that the record failed less often than was confirmed"),
+    (|g| g.misanswered, "settles were answered with something that makes no sense"),
+    (|g| g.dead_lost, "records were rejected for the last time and are not in the dead-letter topic"),
+    (|g| g.dead_twice, "records are in the dead-letter topic more than once"),
+    (|g| g.dead_wrong, "records are in the dead-letter topic and do not belong there"),
+    (|g| g.uncompleted, "records are not completed"),
+];
 
 /// What was fetched.
 #[derive(Serialize, Clone, Debug, Default)]

@@ -3,8 +3,9 @@
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-use super::{Quantiles, Report, conclusion, number};
-use crate::judge::{RunVerdict, Verdict};
+use super::{GROUP_FAULTS, Quantiles, Report, conclusion, course_of, number};
+use crate::group::Consumed;
+use crate::judge::{GroupVerdict, RunVerdict, Verdict};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -32,6 +33,9 @@ pub fn results(report: &Report) -> String {
         let name = if report.acked > 0 { "end to end" } else { "fetch" };
         latency.add_row(quantiles(name, &fetched.latency_us));
     }
+    if let Some(consumed) = &report.consumed {
+        latency.add_row(quantiles("settled", &consumed.confirmation_us));
+    }
     let mut out = latency.to_string();
 
     let mut rates = table(&["", "messages", "messages/s", "MB/s", "seconds"]);
@@ -53,7 +57,19 @@ pub fn results(report: &Report) -> String {
             number(report.measured_s),
         ]);
     }
+    if let Some(consumed) = &report.consumed {
+        rates.add_row(vec![
+            "settled".to_owned(),
+            number((consumed.acked + consumed.rejected + consumed.unconfirmed) as f64),
+            number(consumed.settled_per_s),
+            number(consumed.mb_per_s),
+            number(consumed.seconds),
+        ]);
+    }
     out = format!("{out}\n{rates}");
+    if let Some(consumed) = &report.consumed {
+        out = format!("{out}{}", course(consumed));
+    }
     for (count, what) in [
         (report.retries, "record batches sent again"),
         (report.reconnects, "connections made again"),
@@ -71,6 +87,17 @@ pub fn results(report: &Report) -> String {
     }
     if let Some(reason) = &report.invalid_reason {
         out = format!("{out}\nINVALID: {reason}");
+    }
+    out
+}
+
+/// What consumers of a group met with, a line each.
+fn course(consumed: &Consumed) -> String {
+    let mut out = String::new();
+    for (count, what) in course_of(consumed) {
+        if count > 0 {
+            out = format!("{out}\n{} {what}", number(count as f64));
+        }
     }
     out
 }
@@ -107,6 +134,9 @@ pub fn judgement(verdict: &Verdict) -> String {
             out = format!("{out}\n{} {what}", number(count as f64));
         }
     }
+    if let Some(group) = &verdict.group {
+        out = format!("{out}{}", faults(group));
+    }
     if !verdict.complete {
         out = format!(
             "{out}\nthe ledger was not closed, as its run was cut off: what was acknowledged in the last moments \
@@ -117,6 +147,17 @@ pub fn judgement(verdict: &Verdict) -> String {
         out = format!("{out}\n  {finding}");
     }
     format!("{out}\n{}", conclusion(verdict))
+}
+
+/// What a consumer group did wrong, a line each.
+fn faults(group: &GroupVerdict) -> String {
+    let mut out = String::new();
+    for (count, what) in GROUP_FAULTS.map(|(of, what)| (of(group), what)) {
+        if count > 0 {
+            out = format!("{out}\n{} {what}", number(count as f64));
+        }
+    }
+    out
 }
 
 /// What became of the messages of each run of a ledger.

@@ -3,8 +3,9 @@
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
+use super::directions::{FLAG_DIRECTED, is_direction};
 use super::{
-    BATCH_HEADER_LEN, BATCH_MAGIC, BATCH_VERSION, BatchHeader, COMPRESSION_NONE, CRC_START,
+    BATCH_HEADER_LEN, BATCH_MAGIC, BATCH_VERSION, BROKER_HEADERS, BatchHeader, COMPRESSION_NONE, CRC_START,
     MAX_RECORD_HEADERS, NO_KEY, RECORD_HEADER_LEN, RawRecord,
 };
 use crate::crc32c;
@@ -20,7 +21,9 @@ pub struct Record {
     /// The value.
     pub value: Vec<u8>,
     /// Named values, in order; at most [`MAX_RECORD_HEADERS`], a name at most
-    /// 65,535 bytes.
+    /// 65,535 bytes. Names that begin with
+    /// [`RESERVED_HEADER_PREFIX`](super::RESERVED_HEADER_PREFIX) mean something to
+    /// the broker.
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
@@ -48,6 +51,7 @@ pub struct BatchBuilder {
     count: u32,
     first_timestamp_us: u64,
     max_timestamp_us: u64,
+    flags: u16,
 }
 
 impl Default for BatchBuilder {
@@ -81,6 +85,7 @@ impl BatchBuilder {
             count: 0,
             first_timestamp_us: 0,
             max_timestamp_us: 0,
+            flags: 0,
         }
     }
 
@@ -96,7 +101,7 @@ impl BatchBuilder {
         value: &[u8],
         headers: &[(String, Vec<u8>)],
     ) {
-        assert!(headers.len() <= MAX_RECORD_HEADERS, "too many headers");
+        assert!(headers.len() <= MAX_RECORD_HEADERS + BROKER_HEADERS, "too many headers");
         let length = encoded_record_len(key, value, headers);
         let raw = RawRecord {
             length: U32::new(u32::try_from(length).expect("a record is far below 4 GiB")),
@@ -112,6 +117,9 @@ impl BatchBuilder {
         self.bytes.extend_from_slice(key.unwrap_or_default());
         self.bytes.extend_from_slice(value);
         for (name, value) in headers {
+            if is_direction(name) {
+                self.flags |= FLAG_DIRECTED;
+            }
             let name_len = u16::try_from(name.len()).expect("a header name has at most 65,535 bytes");
             self.bytes.extend_from_slice(&name_len.to_le_bytes());
             self.bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
@@ -168,7 +176,7 @@ impl BatchBuilder {
             producer_epoch: U32::new(epoch.0),
             version: BATCH_VERSION,
             compression: COMPRESSION_NONE,
-            flags: U16::ZERO,
+            flags: U16::new(self.flags),
             first_timestamp_us: U64::new(self.first_timestamp_us),
             max_timestamp_us: U64::new(self.max_timestamp_us),
         };

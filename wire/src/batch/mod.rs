@@ -9,9 +9,14 @@
 //! them. Neither knows whether a sequence or an offset is the expected one.
 
 mod build;
+mod directions;
 mod view;
 
 pub use build::{BatchBuilder, Record, encoded_record_len};
+pub use directions::{
+    DEAD_LETTER_HEADER, DELIVER_AT_HEADER, DeadLetter, Directions, EXPIRE_AT_HEADER, FLAG_DIRECTED,
+    ONLY_GROUP_HEADER, RESERVED_HEADER_PREFIX,
+};
 pub use view::{BatchView, Batches, RecordView};
 
 use zerocopy::little_endian::{U16, U32, U64};
@@ -29,8 +34,11 @@ pub const BATCH_HEADER_LEN: usize = size_of::<BatchHeader>();
 /// Length of a record's fixed part in bytes.
 pub const RECORD_HEADER_LEN: usize = size_of::<RawRecord>();
 
-/// Most headers that one record may have.
+/// Most headers that one record may have when it is produced.
 pub const MAX_RECORD_HEADERS: usize = 1024;
+
+/// Headers that the broker may add: a dead letter says where it comes from.
+const BROKER_HEADERS: usize = 1;
 
 /// `compression` of a batch whose records follow as they are.
 pub const COMPRESSION_NONE: u8 = 0;
@@ -136,6 +144,17 @@ pub enum BatchError {
         /// As its header says.
         found: Offset,
     },
+    /// A record's header with a reserved name is not what it should be, or the
+    /// batch does not say that there is one.
+    #[error(
+        "record {index} of the batch's {count}: a header that begins with \"ringbolt.\" is not as specified"
+    )]
+    BadDirections {
+        /// Index of the record.
+        index: u32,
+        /// As the header claims.
+        count: u32,
+    },
     /// The records do not add up to the header's count and length.
     #[error("record {index} of the batch does not fit its lengths, or the batch its count of {count}")]
     BadRecords {
@@ -156,6 +175,7 @@ impl BatchError {
             | BatchError::BadTimestamps
             | BatchError::TrailingBytes(_)
             | BatchError::Gap { .. }
+            | BatchError::BadDirections { .. }
             | BatchError::BadRecords { .. } => ErrorCode::MalformedBatch,
             BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
             BatchError::UnknownCompression(_) => ErrorCode::UnsupportedCompression,
@@ -174,7 +194,10 @@ impl BatchHeader {
         let Ok((header, _)) = BatchHeader::ref_from_prefix(bytes) else {
             return Err(BatchError::Truncated { len: BATCH_HEADER_LEN, have: bytes.len() });
         };
-        if header.magic != BATCH_MAGIC || header.version != BATCH_VERSION || header.flags.get() != 0 {
+        if header.magic != BATCH_MAGIC
+            || header.version != BATCH_VERSION
+            || header.flags.get() & !FLAG_DIRECTED != 0
+        {
             return Err(BatchError::BadHeader);
         }
         if header.len() < BATCH_HEADER_LEN + RECORD_HEADER_LEN || header.count.get() == 0 {
@@ -262,6 +285,42 @@ impl BatchHeader {
     /// Highest timestamp of a record, µs since 1970 UTC.
     pub fn max_timestamp_us(&self) -> u64 {
         self.max_timestamp_us.get()
+    }
+
+    /// Whether some of the records have [`Directions`].
+    #[inline]
+    pub fn is_directed(&self) -> bool {
+        self.flags.get() & FLAG_DIRECTED != 0
+    }
+
+    /// The header of a batch of `count` of this one's records, from number `first`
+    /// on, whose bytes are `records`: with a CRC of its own.
+    ///
+    /// # Panics
+    /// If `first + count` is beyond this batch's count, `count` is 0, or `records`
+    /// are more bytes than this batch's.
+    pub fn cut(
+        &self,
+        first: u32,
+        count: u32,
+        (first_timestamp_us, max_timestamp_us): (u64, u64),
+        records: &[u8],
+    ) -> BatchHeader {
+        let end = first.checked_add(count);
+        assert!(count > 0 && end.is_some_and(|end| end <= self.count()), "a cut is within its batch");
+        assert!(BATCH_HEADER_LEN + records.len() <= self.len(), "a cut is no longer than its batch");
+        let mut header = BatchHeader {
+            base_offset: U64::new(self.base_offset.get() + u64::from(first)),
+            base_sequence: U64::new(self.base_sequence.get() + u64::from(first)),
+            length: U32::new((BATCH_HEADER_LEN + records.len()) as u32),
+            count: U32::new(count),
+            first_timestamp_us: U64::new(first_timestamp_us),
+            max_timestamp_us: U64::new(max_timestamp_us),
+            ..*self
+        };
+        let crc = crate::crc32c(&header.as_bytes()[CRC_START..]);
+        header.crc = U32::new(crate::crc32c_append(crc, records));
+        header
     }
 
     /// The stored CRC32C.

@@ -2,9 +2,10 @@
 
 use zerocopy::FromBytes;
 
+use super::directions;
 use super::{
-    BATCH_HEADER_LEN, BatchError, BatchHeader, COMPRESSION_NONE, CRC_START, MAX_RECORD_HEADERS, NO_KEY,
-    RECORD_HEADER_LEN, RawRecord,
+    BATCH_HEADER_LEN, BROKER_HEADERS, BatchError, BatchHeader, COMPRESSION_NONE, CRC_START,
+    MAX_RECORD_HEADERS, NO_KEY, RECORD_HEADER_LEN, RawRecord,
 };
 use crate::crc32c;
 use crate::ids::Offset;
@@ -62,6 +63,18 @@ impl<'a> BatchView<'a> {
         Ok(BatchView { bytes, header })
     }
 
+    /// The batch at the start of `bytes`, whose CRC was verified when it was read.
+    #[inline]
+    pub fn parse_stored(bytes: &'a [u8], max_len: u32) -> Result<BatchView<'a>, BatchError> {
+        let header = BatchHeader::decode(bytes)?;
+        let len = header.len();
+        if header.length.get() > max_len {
+            return Err(BatchError::TooLarge { len: header.length.get(), limit: max_len });
+        }
+        let bytes = bytes.get(..len).ok_or(BatchError::Truncated { len, have: bytes.len() })?;
+        Ok(BatchView { bytes, header })
+    }
+
     fn check_records(&self) -> Result<(), BatchError> {
         let count = self.header.count();
         let mut rest = &self.bytes[BATCH_HEADER_LEN..];
@@ -72,6 +85,9 @@ impl<'a> BatchView<'a> {
             let (record, tail) = RecordView::split(rest).ok_or(BatchError::BadRecords { index, count })?;
             if index == 0 {
                 first = record.timestamp_us;
+            }
+            if record.header_count > 0 {
+                directions::check(&record, self.header.is_directed(), index, count)?;
             }
             max = max.max(record.timestamp_us);
             rest = tail;
@@ -95,6 +111,18 @@ impl<'a> BatchView<'a> {
     #[inline]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// The records with the bytes that each of them takes in the batch. Ends early
+    /// as [`records`](Self::records) does.
+    pub fn records_with_bytes(&self) -> impl Iterator<Item = (RecordView<'a>, &'a [u8])> + use<'a> {
+        let mut rest = &self.bytes[BATCH_HEADER_LEN..];
+        (0..self.header.count()).map_while(move |_| {
+            let (record, tail) = RecordView::split(rest)?;
+            let bytes = &rest[..rest.len() - tail.len()];
+            rest = tail;
+            Some((record, bytes))
+        })
     }
 
     /// The records with their offsets. Ends early should the records not fit
@@ -199,7 +227,7 @@ impl<'a> RecordView<'a> {
 }
 
 fn check_headers(mut bytes: &[u8], count: u16) -> Option<()> {
-    if usize::from(count) > MAX_RECORD_HEADERS {
+    if usize::from(count) > MAX_RECORD_HEADERS + BROKER_HEADERS {
         return None;
     }
     for _ in 0..count {

@@ -8,12 +8,22 @@
 //! What a number refers to (whether there is such a topic, what a limit of this
 //! broker is) is not known here.
 
+mod consume;
 mod error;
+mod group;
 mod produce;
 mod request;
 mod response;
 
+pub use consume::{
+    Attach, ConsumerAt, Credit, DeliveredRange, Delivery, LeaseRange, MAX_CREDIT_BYTES, MAX_CREDIT_RECORDS,
+    MAX_HELD_RANGES, MAX_REASON_LEN, MAX_SETTLE_ITEMS, Receive, Settle, SettleItem, Settled, Unsettled, Verb,
+};
 pub use error::{ErrorResponse, MessageError};
+pub use group::{
+    Backoff, ConsumerInfo, CreateGroup, GroupConfig, GroupDescription, GroupInfo, GroupMode, GroupPartition,
+    GroupStart, Hold, MAX_LEASE_MS, MAX_OPEN_RECORDS, MAX_RETRY_DELAY_MS, Progress, ResetGroup,
+};
 pub use produce::{
     PRODUCE_ACK_FRAME_LEN, PRODUCE_ACK_LEN, PRODUCE_HEAD_LEN, PRODUCE_META_LEN, ProduceAck, produce_head,
 };

@@ -1,5 +1,7 @@
 //! Requests: what a client may ask.
 
+use super::consume::{Attach, ConsumerAt, Receive, Settle};
+use super::group::{CreateGroup, ResetGroup};
 use super::produce::{put_produce, read_produce};
 use super::{
     MAX_CLIENT_NAME_LEN, MAX_FETCH_PARTITIONS, MessageError, ensure, flag, put_partition, read_partition,
@@ -58,6 +60,31 @@ pub enum Request {
     OpenProducer(OpenProducer),
     /// Asks for the broker's counters.
     Stats,
+    /// Creates a consumer group, or finds it.
+    CreateGroup(CreateGroup),
+    /// Deletes a consumer group.
+    DeleteGroup {
+        /// Its name.
+        name: String,
+    },
+    /// Lists the consumer groups.
+    ListGroups,
+    /// Describes a consumer group.
+    DescribeGroup {
+        /// Its name.
+        name: String,
+    },
+    /// Sets a consumer group back, or forward.
+    ResetGroup(ResetGroup),
+    /// Attaches a consumer.
+    Attach(Attach),
+    /// Detaches a consumer: its `Attach` is answered, and what it holds is given
+    /// back.
+    Detach(ConsumerAt),
+    /// Asks for records once.
+    Receive(Receive),
+    /// Says what became of records, and gives credit.
+    Settle(Settle),
 }
 
 /// First message on a connection.
@@ -144,6 +171,15 @@ impl Request {
             Request::Offsets { .. } => Opcode::Offsets,
             Request::OpenProducer(_) => Opcode::OpenProducer,
             Request::Stats => Opcode::Stats,
+            Request::CreateGroup(_) => Opcode::CreateGroup,
+            Request::DeleteGroup { .. } => Opcode::DeleteGroup,
+            Request::ListGroups => Opcode::ListGroups,
+            Request::DescribeGroup { .. } => Opcode::DescribeGroup,
+            Request::ResetGroup(_) => Opcode::ResetGroup,
+            Request::Attach(_) => Opcode::Attach,
+            Request::Detach(_) => Opcode::Detach,
+            Request::Receive(_) => Opcode::Receive,
+            Request::Settle(_) => Opcode::Settle,
         }
     }
 
@@ -155,7 +191,8 @@ impl Request {
     ///
     /// # Panics
     /// If meta is longer than [`MAX_META_LEN`](crate::frame::MAX_META_LEN),
-    /// which takes a fetch of 170 times as many partitions as one may name.
+    /// which takes a fetch of 170 times as many partitions as one may name, or a
+    /// settle of 16 times as many bytes of reasons as one may give.
     pub fn encode(&self, out: &mut Vec<u8>, correlation: u64, payload_len: u32) {
         RawFrameHeader::new(self.opcode() as u8, false, 0, correlation, payload_len)
             .encode_with(out, |out| self.put_meta(out));
@@ -164,12 +201,15 @@ impl Request {
     fn put_meta(&self, m: &mut Vec<u8>) {
         match self {
             Request::Hello(hello) => hello.put(m),
-            Request::Ping | Request::ListTopics | Request::Stats => {}
+            Request::Ping | Request::ListTopics | Request::Stats | Request::ListGroups => {}
             Request::CreateTopic { name, partitions } => {
                 m.put_u32(*partitions);
                 m.put_string(name);
             }
-            Request::DeleteTopic { name } | Request::DescribeTopic { name } => m.put_string(name),
+            Request::DeleteTopic { name }
+            | Request::DescribeTopic { name }
+            | Request::DeleteGroup { name }
+            | Request::DescribeGroup { name } => m.put_string(name),
             Request::Produce { min_copies } => put_produce(m, *min_copies),
             Request::Fetch(fetch) => fetch.put(m),
             Request::Offsets { partition, spec } => {
@@ -187,6 +227,12 @@ impl Request {
                 m.put_u64(open.producer.0);
                 m.put_u64(u64::from(open.take_over));
             }
+            Request::CreateGroup(create) => create.put(m),
+            Request::ResetGroup(reset) => reset.put(m),
+            Request::Attach(attach) => attach.put(m),
+            Request::Detach(at) => at.put(m),
+            Request::Receive(receive) => receive.put(m),
+            Request::Settle(settle) => settle.put(m),
         }
     }
 
@@ -202,8 +248,10 @@ impl Request {
 
     fn decode_other(opcode: u8, meta: &[u8], payload_len: u32) -> Result<Request, MessageError> {
         let known = match Opcode::from_u8(opcode) {
-            // A goodbye is the broker's to say.
-            None | Some(Opcode::Goodbye) => return Err(MessageError::UnknownOpcode(opcode)),
+            // These are the broker's to say.
+            None | Some(Opcode::Goodbye | Opcode::Delivery) => {
+                return Err(MessageError::UnknownOpcode(opcode));
+            }
             Some(known) => known,
         };
         if payload_len > 0 || known == Opcode::Produce {
@@ -246,7 +294,18 @@ impl Request {
                 Request::OpenProducer(OpenProducer { partition, producer, take_over })
             }
             Opcode::Stats => Request::Stats,
-            Opcode::Produce | Opcode::Goodbye => return Err(MessageError::UnknownOpcode(opcode as u8)),
+            Opcode::CreateGroup => Request::CreateGroup(CreateGroup::read(r)?),
+            Opcode::DeleteGroup => Request::DeleteGroup { name: r.string()?.to_owned() },
+            Opcode::ListGroups => Request::ListGroups,
+            Opcode::DescribeGroup => Request::DescribeGroup { name: r.string()?.to_owned() },
+            Opcode::ResetGroup => Request::ResetGroup(ResetGroup::read(r)?),
+            Opcode::Attach => Request::Attach(Attach::read(r)?),
+            Opcode::Detach => Request::Detach(ConsumerAt::read(r)?),
+            Opcode::Receive => Request::Receive(Receive::read(r)?),
+            Opcode::Settle => Request::Settle(Settle::read(r)?),
+            Opcode::Produce | Opcode::Goodbye | Opcode::Delivery => {
+                return Err(MessageError::UnknownOpcode(opcode as u8));
+            }
         })
     }
 }

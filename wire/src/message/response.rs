@@ -1,5 +1,7 @@
 //! Responses: what a broker answers.
 
+use super::consume::{Delivery, Settled};
+use super::group::{GroupDescription, GroupInfo};
 use super::{
     ErrorResponse, MAX_FETCH_PARTITIONS, MessageError, ProduceAck, ensure, is_valid_topic_name,
     put_partition, read_partition, read_partition_count,
@@ -13,7 +15,7 @@ use crate::reader::{Put, Reader};
 /// Bytes per partition in a fetch answer's meta.
 const FETCHED_ITEM_LEN: usize = 40;
 
-/// A response, without the payload of a fetch response.
+/// A response, without the payload of a fetch response or a delivery.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Response {
     /// To [`Request::Hello`](super::Request::Hello).
@@ -38,6 +40,25 @@ pub enum Response {
     ProducerOpened(ProducerOpened),
     /// To [`Request::Stats`](super::Request::Stats): name and value, sorted by name.
     Stats(Vec<(String, u64)>),
+    /// To [`Request::CreateGroup`](super::Request::CreateGroup).
+    Group(GroupInfo),
+    /// To [`Request::DeleteGroup`](super::Request::DeleteGroup).
+    GroupDeleted,
+    /// To [`Request::ListGroups`](super::Request::ListGroups), by name.
+    Groups(Vec<GroupInfo>),
+    /// To [`Request::DescribeGroup`](super::Request::DescribeGroup).
+    GroupDescribed(Box<GroupDescription>),
+    /// To [`Request::ResetGroup`](super::Request::ResetGroup).
+    GroupReset,
+    /// To [`Request::Detach`](super::Request::Detach), and the last answer to
+    /// [`Request::Attach`](super::Request::Attach).
+    Detached,
+    /// To [`Request::Receive`](super::Request::Receive), and with
+    /// [`Opcode::Delivery`] to an [`Request::Attach`](super::Request::Attach), as
+    /// often as there are records; the batches are the frame's payload.
+    Delivered(Delivery),
+    /// To [`Request::Settle`](super::Request::Settle).
+    Settled(Settled),
     /// A refusal, to any request; with [`Opcode::Goodbye`] the last frame of
     /// the connection.
     Error(ErrorResponse),
@@ -139,13 +160,14 @@ pub struct ProducerOpened {
 
 impl Response {
     /// Appends the response frame to `out`, up to its payload, of which
-    /// `payload_len` bytes are to follow (0 but for fetch). `opcode` is the
+    /// `payload_len` bytes are to follow (0 but for fetch and deliveries). `opcode` is the
     /// number in the request (known or not), or that of [`Opcode::Goodbye`].
     ///
     /// # Panics
     /// If an error has code 0, or meta is longer than
     /// [`MAX_META_LEN`](crate::frame::MAX_META_LEN), which takes more topics or
-    /// partitions than a broker may hold.
+    /// partitions than a broker may hold, or the description of a group on a topic
+    /// of 100,000 partitions with three holds each: who makes one bounds them.
     pub fn encode(&self, out: &mut Vec<u8>, opcode: u8, correlation: u64, payload_len: u32) {
         let status = match self {
             Response::Error(error) => {
@@ -171,7 +193,19 @@ impl Response {
                 m.put_u64(ack.boot);
                 m.extend_from_slice(&ack.broker_id);
             }
-            Response::Pong | Response::TopicDeleted => {}
+            Response::Pong
+            | Response::TopicDeleted
+            | Response::GroupDeleted
+            | Response::GroupReset
+            | Response::Detached => {}
+            Response::Group(group) => group.put(m),
+            Response::Groups(groups) => {
+                m.put_u32(groups.len() as u32);
+                groups.iter().for_each(|g| g.put(m));
+            }
+            Response::GroupDescribed(description) => description.put(m),
+            Response::Delivered(delivery) => delivery.put(m),
+            Response::Settled(settled) => settled.put(m),
             Response::TopicCreated(topic) => topic.put(m),
             Response::Topics(topics) => {
                 m.put_u32(topics.len() as u32);
@@ -190,14 +224,7 @@ impl Response {
             Response::Fetched(partitions) => {
                 m.put_u32(partitions.len() as u32);
                 m.put_u32(0);
-                for p in partitions {
-                    put_partition(m, p.partition);
-                    m.put_u32(u32::from(p.status));
-                    m.put_u32(p.payload_len);
-                    m.put_u64(p.start_offset.0);
-                    m.put_u64(p.end_offset.0);
-                    m.put_u64(p.base_offset.0);
-                }
+                partitions.iter().for_each(|p| p.put(m));
             }
             Response::Offset(offset) => m.put_u64(offset.0),
             Response::ProducerOpened(p) => {
@@ -226,7 +253,7 @@ impl Response {
     /// error is understood whatever its opcode.
     #[inline]
     pub fn decode(opcode: u8, status: u16, meta: &[u8], payload_len: u32) -> Result<Response, MessageError> {
-        if payload_len > 0 && (opcode != Opcode::Fetch as u8 || status != 0) {
+        if payload_len > 0 && (status != 0 || !has_payload(opcode)) {
             return Err(MessageError::UnexpectedPayload);
         }
         if status == 0 && opcode == Opcode::Produce as u8 {
@@ -281,10 +308,26 @@ impl Response {
                 });
                 Response::Stats(stats.collect::<Result<_, MessageError>>()?)
             }
+            Opcode::CreateGroup => Response::Group(GroupInfo::read(r)?),
+            Opcode::DeleteGroup => Response::GroupDeleted,
+            Opcode::ListGroups => {
+                let count = r.count(GroupInfo::MIN_LEN)?;
+                Response::Groups((0..count).map(|_| GroupInfo::read(r)).collect::<Result<_, _>>()?)
+            }
+            Opcode::DescribeGroup => Response::GroupDescribed(Box::new(GroupDescription::read(r)?)),
+            Opcode::ResetGroup => Response::GroupReset,
+            Opcode::Attach | Opcode::Detach => Response::Detached,
+            Opcode::Receive | Opcode::Delivery => Response::Delivered(Delivery::read(r, payload_len)?),
+            Opcode::Settle => Response::Settled(Settled::read(r)?),
             // A goodbye always says why.
             Opcode::Goodbye => return Err(MessageError::OutOfRange { field: "status", value: 0 }),
         })
     }
+}
+
+/// Whether answers with this operation number may have a payload.
+fn has_payload(opcode: u8) -> bool {
+    [Opcode::Fetch, Opcode::Receive, Opcode::Delivery].iter().any(|known| *known as u8 == opcode)
 }
 
 impl HelloAck {
@@ -341,6 +384,15 @@ impl TopicDescription {
 }
 
 impl FetchedPartition {
+    fn put(&self, m: &mut Vec<u8>) {
+        put_partition(m, self.partition);
+        m.put_u32(u32::from(self.status));
+        m.put_u32(self.payload_len);
+        m.put_u64(self.start_offset.0);
+        m.put_u64(self.end_offset.0);
+        m.put_u64(self.base_offset.0);
+    }
+
     fn read(r: &mut Reader<'_>) -> Result<FetchedPartition, MessageError> {
         let (partition, status, payload_len) = (read_partition(r)?, r.small_u16("status")?, r.u32()?);
         ensure(status == 0 || payload_len == 0, "payload_len", u64::from(payload_len))?;

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub mod groups;
+
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -97,7 +99,11 @@ pub fn request() -> impl Strategy<Value = (Request, u32)> {
     ];
     let produce = (any::<u8>(), 1..=u32::MAX)
         .prop_map(|(min_copies, payload_len)| (Request::Produce { min_copies }, payload_len));
-    prop_oneof![10 => other.prop_map(|request| (request, 0)), 1 => produce]
+    prop_oneof![
+        10 => other.prop_map(|request| (request, 0)),
+        9 => groups::request().prop_map(|request| (request, 0)),
+        1 => produce,
+    ]
 }
 
 fn hello_ack() -> impl Strategy<Value = HelloAck> {
@@ -181,7 +187,7 @@ pub fn response() -> impl Strategy<Value = (Response, u8, u32)> {
         (Response::Fetched(partitions), Opcode::Fetch as u8, payload_len)
     });
     let of = |opcode: Opcode| move |response| (response, opcode as u8, 0);
-    prop_oneof![
+    let other = prop_oneof![
         hello_ack().prop_map(Response::Hello).prop_map(of(Opcode::Hello)),
         Just(Response::Pong).prop_map(of(Opcode::Ping)),
         topic_info(7).prop_map(Response::TopicCreated).prop_map(of(Opcode::CreateTopic)),
@@ -194,13 +200,18 @@ pub fn response() -> impl Strategy<Value = (Response, u8, u32)> {
         opened.prop_map(of(Opcode::OpenProducer)),
         vec((".{0,40}", any::<u64>()), 0..20).prop_map(Response::Stats).prop_map(of(Opcode::Stats)),
         error,
-    ]
+    ];
+    prop_oneof![12 => other, 9 => groups::response()]
 }
 
+/// Any record, with directions or without.
 pub fn record() -> impl Strategy<Value = Record> {
     let bytes = || vec(any::<u8>(), 0..40);
-    (any::<u64>(), option::of(bytes()), bytes(), vec((".{0,10}", bytes()), 0..4))
-        .prop_map(|(timestamp_us, key, value, headers)| Record { timestamp_us, key, value, headers })
+    (any::<u64>(), option::of(bytes()), bytes(), vec((".{0,10}", bytes()), 0..4), groups::directions())
+        .prop_map(|(timestamp_us, key, value, mut headers, directions)| {
+            directions.put_headers(&mut headers);
+            Record { timestamp_us, key, value, headers }
+        })
 }
 
 /// Who sends a batch: partition, producer, epoch, base sequence.

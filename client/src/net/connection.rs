@@ -6,14 +6,14 @@ use std::pin::Pin;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::link::{Dialer, Link};
 use crate::backoff::Backoff;
 use crate::error::Error;
-use crate::net::{Dialer, Link};
 use crate::session::{Session, SessionEvent};
 
 /// What [`Connection::next`] found.
 #[derive(Debug)]
-pub(super) enum ConnectionEvent<T> {
+pub(crate) enum ConnectionEvent<T> {
     /// Requests may be made.
     Up,
     /// The broker could not be reached; the next attempt follows by itself.
@@ -32,7 +32,7 @@ enum State<T> {
     Up(Box<Link<T>>),
 }
 
-pub(super) struct Connection<T> {
+pub(crate) struct Connection<T> {
     dialer: Dialer,
     backoff: Backoff,
     state: State<T>,
@@ -50,6 +50,11 @@ impl<T: Send + 'static> Connection<T> {
             State::Up(link) => Some(link.session()),
             _ => None,
         }
+    }
+
+    /// Whether the connection is up.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
     }
 
     /// Gives the connection up; a new one follows.

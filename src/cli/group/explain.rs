@@ -1,0 +1,127 @@
+//! Why a group's consumers are sent nothing, in sentences.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ringbolt_client::{GroupDescription, Hold};
+use serde_json::{Value, json};
+
+/// What holds a partition back, and what can be done about it.
+pub(super) fn sentence(hold: &Hold, group: &str) -> String {
+    match *hold {
+        Hold::NothingNew => "There is nothing new: every record is completed.".to_owned(),
+        Hold::NoConsumer => {
+            "There are records, and no consumer is attached: start one, or look why it does not connect."
+                .to_owned()
+        }
+        Hold::NoCredit => {
+            "Consumers are attached, and none has credit left: they have as many records in hand as \
+                           they take, and settle none."
+                .to_owned()
+        }
+        Hold::Leased { count, ms } => format!(
+            "{} out to consumers and not settled; the first lease ends in {}.",
+            records(count, "is", "are"),
+            time(ms)
+        ),
+        Hold::Key { offset, count } => format!(
+            "{} for the one at offset {offset}, which has the same key and is not completed.",
+            records(count, "waits", "wait")
+        ),
+        Hold::AtBound { open } => format!(
+            "{} delivered and not completed, as many as the group allows (--max-open): new ones come when some \
+             are.",
+            records(open, "is", "are")
+        ),
+        Hold::Delayed { count, ms } => {
+            format!("{} for a time; the first comes in {}.", records(count, "waits", "wait"), time(ms))
+        }
+        Hold::Exclusive { consumer } => format!(
+            "Consumer {consumer:016x} has the partition for itself, and takes nothing now; the next one follows \
+             when it leaves or its leases run out."
+        ),
+        Hold::DeadLetter { count } => format!(
+            "{} to go to the dead-letter topic, and there was no room for {} yet.",
+            records(count, "is", "are"),
+            if count == 1 { "it" } else { "them" }
+        ),
+        Hold::Reading => {
+            "Records are being read from disk, or the broker is short of memory for that.".to_owned()
+        }
+        Hold::DelayedBound { offset } => format!(
+            "As many records wait for their time as the broker may hold (--memory); the one at offset {offset} \
+             and those behind it come when there are fewer."
+        ),
+        Hold::Damaged { offset } => format!(
+            "The record at offset {offset} is damaged on disk and is not served, nor what is behind it; to go \
+             past it: ringbolt group reset {group} --partition INDEX --to {}.",
+            offset.saturating_add(1)
+        ),
+    }
+}
+
+fn records(count: u64, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 record {one}") } else { format!("{count} records {many}") }
+}
+
+fn time(ms: u64) -> String {
+    humantime::format_duration(Duration::from_millis(ms)).to_string()
+}
+
+fn sentences(holds: &[Hold], group: &str) -> Vec<String> {
+    match holds {
+        [] => vec!["Records are being sent.".to_owned()],
+        holds => holds.iter().map(|hold| sentence(hold, group)).collect(),
+    }
+}
+
+/// For people: partitions of which the same is to be said are told together.
+pub(super) fn text(description: &GroupDescription) -> String {
+    let name = &description.group.name;
+    let mut alike: BTreeMap<Vec<String>, Vec<u32>> = BTreeMap::new();
+    for partition in &description.partitions {
+        alike.entry(sentences(&partition.holds, name)).or_default().push(partition.partition);
+    }
+    let mut told: Vec<(Vec<u32>, Vec<String>)> = alike.into_iter().map(|(said, of)| (of, said)).collect();
+    told.sort();
+    let mut text = format!("{name}, {} on {}\n", description.group.config.mode, description.topic);
+    for (partitions, said) in told {
+        let list: Vec<String> = partitions.iter().map(u32::to_string).collect();
+        let plural = if partitions.len() == 1 { "" } else { "s" };
+        text.push_str(&format!("partition{plural} {}:\n", list.join(", ")));
+        said.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
+    }
+    text
+}
+
+pub(super) fn json(description: &GroupDescription) -> Value {
+    let name = &description.group.name;
+    let partition = |p: &ringbolt_client::GroupPartition| json!({ "partition": p.partition, "sentences": sentences(&p.holds, name) });
+    json!({
+        "group": name,
+        "partitions": description.partitions.iter().map(partition).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_of_which_the_same_is_to_be_said_are_told_together() {
+        let description = super::super::text::tests::description();
+        let text = text(&description);
+        assert!(text.contains("partitions 0, 2:\n  There is nothing new"), "{text}");
+        assert!(text.contains("partition 1:\n  3 records are out to consumers"), "{text}");
+        assert!(text.contains("the first lease ends in 1s 500ms."), "{text}");
+    }
+
+    #[test]
+    fn one_record_is_told_as_one() {
+        assert!(
+            sentence(&Hold::Key { offset: 7, count: 1 }, "g")
+                .starts_with("1 record waits for the one at offset 7")
+        );
+        assert!(sentence(&Hold::Damaged { offset: 7 }, "g").ends_with("reset g --partition INDEX --to 8."));
+    }
+}

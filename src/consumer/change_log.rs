@@ -1,0 +1,106 @@
+//! Changes that have happened and are not in a commit yet, as they will lie in the
+//! log: those of one turn share a record.
+
+use super::acks::{Attempts, How};
+use super::changes::{GroupKey, put_came_back, put_checkpoint, put_completed, put_starts};
+use super::ranges::RangeSet;
+
+/// Bytes of changes at which a record is full.
+const RECORD_LEN: usize = 64 << 10;
+
+/// Acknowledgements of one group and partition, while nothing else comes between.
+#[derive(Debug)]
+struct Open {
+    key: GroupKey,
+    how: How,
+    delivered_end: u64,
+    ranges: RangeSet,
+}
+
+/// See the module.
+#[derive(Default, Debug)]
+pub struct ChangeLog {
+    /// Whole records' values.
+    full: Vec<Vec<u8>>,
+    bytes: Vec<u8>,
+    open: Option<Open>,
+}
+
+impl ChangeLog {
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.full.is_empty() && self.bytes.is_empty() && self.open.is_none()
+    }
+
+    /// Records were completed, and others before `delivered_end` delivered.
+    #[inline]
+    pub fn completed(&mut self, key: GroupKey, how: How, (start, end): (u64, u64), delivered_end: u64) {
+        match &mut self.open {
+            Some(open) if open.key == key && open.how == how => {
+                open.ranges.insert(start, end);
+                open.delivered_end = open.delivered_end.max(delivered_end);
+            }
+            _ => {
+                self.close();
+                let mut ranges = RangeSet::default();
+                ranges.insert(start, end);
+                self.open = Some(Open { key, how, delivered_end, ranges });
+            }
+        }
+    }
+
+    /// A record came back.
+    pub fn came_back(&mut self, key: GroupKey, offset: u64, attempts: &Attempts) {
+        self.close();
+        put_came_back(self.room(), key, offset, attempts);
+    }
+
+    /// A group starts here in a partition.
+    pub fn starts(&mut self, key: GroupKey, floor: u64) {
+        self.close();
+        put_starts(self.room(), key, floor);
+    }
+
+    /// Everything can be read from this offset of the changes on.
+    pub fn checkpoint(&mut self, offset: u64) {
+        self.close();
+        put_checkpoint(self.room(), offset);
+    }
+
+    /// Appends what `put` appends, between changes.
+    pub fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+        self.close();
+        put(self.room());
+    }
+
+    /// The records' values that wait, in order.
+    pub fn take(&mut self) -> Vec<Vec<u8>> {
+        self.close();
+        let mut values = std::mem::take(&mut self.full);
+        if !self.bytes.is_empty() {
+            values.push(std::mem::take(&mut self.bytes));
+        }
+        values
+    }
+
+    /// Puts back what [`take`](Self::take) gave, or the end of it: nothing else
+    /// came in between.
+    pub fn put_back(&mut self, values: Vec<Vec<u8>>) {
+        assert!(self.is_empty(), "what came later is behind it");
+        self.full = values;
+    }
+
+    fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            put_completed(self.room(), open.key, open.how, open.delivered_end, open.ranges.iter());
+        }
+    }
+
+    fn room(&mut self) -> &mut Vec<u8> {
+        if self.bytes.len() >= RECORD_LEN {
+            self.full.push(std::mem::take(&mut self.bytes));
+        }
+        &mut self.bytes
+    }
+}

@@ -1,0 +1,293 @@
+//! The consumer groups of one shard: where each is found, and what is due when.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+
+use ringbolt_wire::{GroupId, PartitionId, TopicId};
+use rustc_hash::{FxHashMap, FxHashSet};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::acks::AckState;
+use super::change_log::ChangeLog;
+use super::changes::GroupKey;
+use super::group::Group;
+use super::part::Part;
+use super::wheel::{Entry, Wheel};
+use crate::shard::event::ReplyTo;
+
+/// A consumer of a group: the group, and its number there.
+pub type ConsumerRef = (GroupId, u32);
+
+/// See the module.
+#[derive(Default, Debug)]
+pub struct Groups {
+    /// By number of the group.
+    pub by_id: FxHashMap<GroupId, Group>,
+    /// All groups' parts.
+    pub parts: Slab<Part>,
+    /// Changes that wait for a commit.
+    pub changes: ChangeLog,
+    /// Records that wait for a time of their own, by the wall clock.
+    pub dated: Wheel,
+    /// Records that wait after a delivery, by the monotonic clock.
+    pub backing_off: Wheel,
+    /// Parts of a partition.
+    of_partition: FxHashMap<PartitionId, SmallVec<[u32; 2]>>,
+    part_of: FxHashMap<GroupKey, u32>,
+    /// The part that an owner in a wheel or timer is; gone after a reset.
+    part_of_owner: FxHashMap<u32, u32>,
+    last_owner: u32,
+    dead_letter_topics: FxHashSet<TopicId>,
+    /// Leases that were given at once: when the first of them may run out, whose, and
+    /// which records.
+    timers: BinaryHeap<Reverse<(u64, u32, u64, u64)>>,
+    /// Consumers that wait for an answer, by deadline.
+    pub waits: BTreeSet<(u64, GroupId, u32)>,
+    /// Consumers by where they are sent records to.
+    by_origin: FxHashMap<ReplyTo, ConsumerRef>,
+    by_session: FxHashMap<(u16, u64), SmallVec<[ReplyTo; 2]>>,
+    /// Groups that may have something to send.
+    line: VecDeque<GroupId>,
+    /// Parts that have records for the dead-letter topic.
+    pub condemned: BTreeSet<u32>,
+    /// Consumers of all groups.
+    pub consumers: usize,
+    /// When to look for records whose own time has come (monotonic, µs).
+    pub dated_due: Option<u64>,
+    /// Something can go on in the next turn.
+    pub goes_on: bool,
+    /// When this turn began (monotonic, µs), and how much may still be sent in it.
+    pub turn: (u64, usize),
+    /// Owners of parts for which memory was short, and when to try again (monotonic,
+    /// µs).
+    pub short: Vec<u32>,
+    /// See `short`.
+    pub retry_us: Option<u64>,
+}
+
+impl Groups {
+    /// Whether there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// A topic holds dead letters, whether or not a group is left whose they are.
+    pub fn holds_dead_letters(&mut self, topic: TopicId) {
+        self.dead_letter_topics.insert(topic);
+    }
+
+    /// A topic is deleted.
+    pub fn forget_topic(&mut self, topic: TopicId) {
+        self.dead_letter_topics.remove(&topic);
+    }
+
+    /// Adds a group; its topic is known.
+    pub fn insert(&mut self, group: Group) {
+        let mut group = group;
+        group.of_dead_letters |= self.dead_letter_topics.contains(&group.info.topic);
+        self.by_id.insert(group.info.id, group);
+    }
+
+    /// Removes a group. Returns it, for those who must be told.
+    pub fn remove(&mut self, id: GroupId) -> Option<Group> {
+        let group = self.by_id.remove(&id)?;
+        for number in &group.parts {
+            let part = self.parts.remove(*number as usize);
+            self.part_of.remove(&part.key);
+            self.part_of_owner.remove(&part.owner);
+            self.condemned.remove(number);
+            if let Some(of_partition) = self.of_partition.get_mut(&part.partition) {
+                of_partition.retain(|known| known != number);
+                if of_partition.is_empty() {
+                    self.of_partition.remove(&part.partition);
+                }
+            }
+        }
+        let known = &self.part_of_owner;
+        self.dated.retain(|owner| known.contains_key(&owner));
+        self.backing_off.retain(|owner| known.contains_key(&owner));
+        self.timers.retain(|timer| known.contains_key(&timer.0.1));
+        for (number, consumer) in group.consumers() {
+            self.consumers -= 1;
+            if let Some(to) = consumer.link.to() {
+                self.unlink(to);
+            }
+            self.waits.retain(|wait| (wait.1, wait.2) != (id, number));
+        }
+        Some(group)
+    }
+
+    /// Groups of a topic.
+    pub fn of_topic(&self, topic: TopicId) -> Vec<GroupId> {
+        let of_it = self.by_id.values().filter(|group| group.info.topic == topic);
+        let mut ids: Vec<GroupId> = of_it.map(|group| group.info.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Adds a group's part, which stands where `acks` says.
+    pub fn add_part(&mut self, key: GroupKey, partition: PartitionId, acks: &AckState) -> u32 {
+        let owner = self.new_owner();
+        let stands = (acks.floor(), acks.delivered_end());
+        let number = self.parts.insert(Part::new(key, partition, owner, stands)) as u32;
+        self.part_of.insert(key, number);
+        self.part_of_owner.insert(owner, number);
+        self.of_partition.entry(partition).or_default().push(number);
+        let group = self.by_id.get_mut(&key.group).expect("a part is added to its group");
+        group.parts.push(number);
+        number
+    }
+
+    /// Begins a part anew, from `floor` on: nothing that is known of it counts.
+    pub fn restart_part(&mut self, number: u32, floor: u64) {
+        let owner = self.new_owner();
+        let part = &mut self.parts[number as usize];
+        self.part_of_owner.remove(&part.owner);
+        self.part_of_owner.insert(owner, number);
+        let (queued, active) = (part.queued, part.active);
+        *part = Part::new(part.key, part.partition, owner, (floor, floor));
+        (part.queued, part.active) = (queued, active);
+        self.condemned.remove(&number);
+        let known = &self.part_of_owner;
+        self.dated.retain(|owner| known.contains_key(&owner));
+        self.backing_off.retain(|owner| known.contains_key(&owner));
+    }
+
+    fn new_owner(&mut self) -> u32 {
+        loop {
+            self.last_owner = self.last_owner.wrapping_add(1);
+            if !self.part_of_owner.contains_key(&self.last_owner) {
+                return self.last_owner;
+            }
+        }
+    }
+
+    /// The part of a group in a partition.
+    #[inline]
+    pub fn part_of(&self, key: GroupKey) -> Option<u32> {
+        self.part_of.get(&key).copied()
+    }
+
+    /// The parts of a partition.
+    #[inline]
+    pub fn parts_of(&self, partition: PartitionId) -> SmallVec<[u32; 2]> {
+        self.of_partition.get(&partition).cloned().unwrap_or_default()
+    }
+
+    /// A part may have something to deliver.
+    pub fn stir(&mut self, number: u32) {
+        let part = &mut self.parts[number as usize];
+        let id = part.key.group;
+        let Some(group) = self.by_id.get_mut(&id) else { return };
+        group.enqueue(number, part);
+        self.line_up(id);
+    }
+
+    /// A group may have something to send.
+    pub fn line_up(&mut self, id: GroupId) {
+        if let Some(group) = self.by_id.get_mut(&id).filter(|group| !group.in_line) {
+            group.in_line = true;
+            self.line.push_back(id);
+        }
+    }
+
+    /// The group that is to be looked at next; it leaves the line.
+    pub fn next_in_line(&mut self) -> Option<GroupId> {
+        loop {
+            let id = self.line.pop_front()?;
+            if let Some(group) = self.by_id.get_mut(&id) {
+                group.in_line = false;
+                return Some(id);
+            }
+        }
+    }
+
+    /// Whether some group may have something to send.
+    pub fn has_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Records to a consumer go there.
+    pub fn link(&mut self, to: ReplyTo, consumer: ConsumerRef) {
+        self.by_origin.insert(to, consumer);
+        self.by_session.entry((to.core, to.session)).or_default().push(to);
+    }
+
+    /// Nothing more goes there.
+    pub fn unlink(&mut self, to: ReplyTo) {
+        self.by_origin.remove(&to);
+        if let Some(of_session) = self.by_session.get_mut(&(to.core, to.session)) {
+            of_session.retain(|known| *known != to);
+            if of_session.is_empty() {
+                self.by_session.remove(&(to.core, to.session));
+            }
+        }
+    }
+
+    /// The consumer that is sent records there.
+    pub fn at(&self, to: ReplyTo) -> Option<ConsumerRef> {
+        self.by_origin.get(&to).copied()
+    }
+
+    /// Where consumers of a session are sent records.
+    pub fn of_session(&self, core: u16, session: u64) -> SmallVec<[ReplyTo; 2]> {
+        self.by_session.get(&(core, session)).cloned().unwrap_or_default()
+    }
+
+    /// Leases of these records may run out then.
+    pub fn set_timer(&mut self, owner: u32, records: (u64, u64), at_us: u64) {
+        self.timers.push(Reverse((at_us, owner, records.0, records.1)));
+    }
+
+    /// Takes a timer that is due: the part, and the records.
+    pub fn pop_timer(&mut self, now_us: u64) -> Option<(u32, (u64, u64))> {
+        loop {
+            self.timers.peek().filter(|first| first.0.0 <= now_us)?;
+            let Reverse((_, owner, start, end)) = self.timers.pop()?;
+            if let Some(part) = self.part_of_owner.get(&owner) {
+                return Some((*part, (start, end)));
+            }
+        }
+    }
+
+    /// The part that has this owner now.
+    pub fn part_of_owner(&self, owner: u32) -> Option<u32> {
+        self.part_of_owner.get(&owner).copied()
+    }
+
+    /// Takes a record whose own time has come: the part, and the record.
+    pub fn pop_dated(&mut self, wall_us: u64) -> Option<(u32, u64)> {
+        loop {
+            let Entry { offset, owner, .. } = self.dated.pop_due(wall_us)?;
+            if let Some(part) = self.part_of_owner.get(&owner) {
+                return Some((*part, offset));
+            }
+        }
+    }
+
+    /// Takes a record whose wait after a delivery is over: the part, and the record.
+    pub fn pop_backed_off(&mut self, now_us: u64) -> Option<(u32, u64)> {
+        loop {
+            let Entry { offset, owner, .. } = self.backing_off.pop_due(now_us)?;
+            if let Some(part) = self.part_of_owner.get(&owner) {
+                return Some((*part, offset));
+            }
+        }
+    }
+
+    /// When something is due by the monotonic clock, µs.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let timer = self.timers.peek().map(|first| first.0.0);
+        let wait = self.waits.first().map(|wait| wait.0);
+        let now = self.goes_on.then_some(0);
+        let others = [self.backing_off.next_us(), self.dated_due, self.retry_us, now];
+        [timer, wait].into_iter().chain(others).flatten().min()
+    }
+
+    /// Records leased in all parts.
+    pub fn leased(&self) -> usize {
+        self.parts.iter().map(|(_, part)| part.leased()).sum()
+    }
+}

@@ -1,0 +1,118 @@
+//! Order within a key: of the records of one key that are not completed, only the
+//! oldest may be delivered.
+//!
+//! Keys are known by a hash of 64 bits: two keys that share one would be in order
+//! with each other, which nobody notices.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+
+use rustc_hash::FxHashMap;
+
+/// See the module.
+#[derive(Default, Debug)]
+pub struct Keys {
+    /// For each key, the records that are not completed and were looked at, oldest
+    /// first.
+    by_key: FxHashMap<u64, VecDeque<u64>>,
+    /// The key of each of them.
+    of_record: FxHashMap<u64, u64>,
+}
+
+impl Keys {
+    /// Records that wait for an earlier one.
+    pub fn behind(&self) -> usize {
+        self.of_record.len() - self.by_key.len()
+    }
+
+    /// Takes note of a record, later than all before. Returns whether it is the first of
+    /// its key.
+    pub fn add(&mut self, offset: u64, key: u64) -> bool {
+        if self.of_record.insert(offset, key).is_some() {
+            return self.is_first(offset);
+        }
+        match self.by_key.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(VecDeque::from([offset]));
+                true
+            }
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().push_back(offset);
+                false
+            }
+        }
+    }
+
+    fn is_first(&self, offset: u64) -> bool {
+        let queue = self.of_record.get(&offset).and_then(|key| self.by_key.get(key));
+        queue.and_then(VecDeque::front) == Some(&offset)
+    }
+
+    /// A record is completed. Returns the one that may be delivered thereby.
+    pub fn complete(&mut self, offset: u64) -> Option<u64> {
+        let key = self.of_record.remove(&offset)?;
+        let queue = self.by_key.get_mut(&key)?;
+        let was_first = queue.front() == Some(&offset);
+        if was_first {
+            queue.pop_front();
+        } else {
+            queue.retain(|waiting| *waiting != offset);
+        }
+        let freed = queue.front().copied();
+        if freed.is_none() {
+            self.by_key.remove(&key);
+        }
+        freed.filter(|_| was_first)
+    }
+
+    /// Every record before `start` is completed. Returns those that may be delivered
+    /// thereby.
+    pub fn complete_before(&mut self, start: u64) -> Vec<u64> {
+        let gone: Vec<u64> = self.of_record.keys().copied().filter(|offset| *offset < start).collect();
+        gone.into_iter().filter_map(|offset| self.complete(offset)).filter(|freed| *freed >= start).collect()
+    }
+
+    /// The record behind which most wait, and how many do.
+    pub fn longest(&self) -> Option<(u64, usize)> {
+        let queues = self.by_key.values().filter(|queue| queue.len() > 1);
+        let longest = queues.max_by_key(|queue| queue.len())?;
+        longest.front().map(|first| (*first, longest.len() - 1))
+    }
+
+    /// The hash by which a key is known.
+    pub fn hash(key: &[u8]) -> u64 {
+        use std::hash::Hasher;
+        let mut hasher = rustc_hash::FxHasher::default();
+        hasher.write(key);
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_records_of_a_key_come_one_after_the_other_and_other_keys_are_not_held_up() {
+        let mut keys = Keys::default();
+        assert!(keys.add(1, 7) && !keys.add(2, 7) && keys.add(3, 8) && !keys.add(4, 7));
+        assert_eq!((keys.behind(), keys.longest()), (2, Some((1, 2))));
+        assert_eq!(keys.complete(3), None);
+        assert_eq!(keys.complete(1), Some(2));
+        assert_eq!(keys.complete(4), None, "2 has it still");
+        assert_eq!(keys.complete(2), None);
+        assert_eq!((keys.behind(), keys.by_key.len()), (0, 0));
+        assert!(keys.add(5, 7));
+    }
+
+    #[test]
+    fn what_is_gone_from_the_front_frees_what_is_behind() {
+        let mut keys = Keys::default();
+        (0..6).for_each(|offset| {
+            keys.add(offset, offset % 2);
+        });
+        let mut freed = keys.complete_before(3);
+        freed.sort_unstable();
+        assert_eq!(freed, [3, 4]);
+    }
+}

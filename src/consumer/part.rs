@@ -1,0 +1,386 @@
+//! A group in one partition, as long as the broker lives: who has which record, and
+//! what is to be delivered next.
+//!
+//! A record at or after [`next`](Part::next) was not looked at yet. One before it is
+//! completed, leased, ready to be delivered again, waiting for a time (in a wheel),
+//! behind an earlier one of its key, or condemned to the dead-letter topic.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringbolt_wire::PartitionId;
+use ringbolt_wire::message::{GroupConfig, GroupMode};
+
+use super::acks::{AckState, Attempts, How};
+use super::change_log::ChangeLog;
+use super::changes::GroupKey;
+use super::keys::Keys;
+use crate::time::Now;
+
+/// A record that a consumer has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// Whose, as its group numbers it.
+    pub consumer: u32,
+    /// How often the record was delivered, this time included.
+    pub acquired: u32,
+    /// When it runs out (monotonic, µs).
+    pub deadline_us: u64,
+    /// When the record was first delivered, µs since 1970 UTC.
+    pub first_delivery_us: u64,
+}
+
+/// Why a record comes back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Back {
+    /// Its consumer gave it back, or is gone.
+    Released,
+    /// Its consumer wants it later, after so many ms.
+    Later(u32),
+    /// The lease ran out.
+    TimedOut,
+    /// Its consumer could not handle it.
+    Failed {
+        /// Not to be tried again.
+        condemned: bool,
+        /// Why.
+        reason: Box<str>,
+    },
+}
+
+/// Where a record went that came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// It is ready.
+    Ready,
+    /// It waits until this time (monotonic, µs).
+    Waits(u64),
+    /// It is condemned.
+    Condemned,
+}
+
+/// What a delivery says of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Delivered {
+    /// How often it was delivered, this time included.
+    pub acquired: u32,
+    /// How often it failed.
+    pub failed: u32,
+    /// When it was first delivered, µs since 1970 UTC; 0 for now.
+    pub first_delivery_us: u64,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Part {
+    /// Which group and partition.
+    pub key: GroupKey,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its name in wheels and timers; another one after a reset.
+    pub owner: u32,
+    /// First record that was not looked at.
+    pub next: u64,
+    /// Records before it were delivered in an earlier life of the broker, if they are
+    /// not completed.
+    delivered_before: u64,
+    /// The consumer that has the partition for itself.
+    pub active: Option<u32>,
+    /// Damaged on disk: nothing at or behind it is delivered.
+    pub damaged: Option<u64>,
+    /// Pages are being read for it.
+    pub reading: bool,
+    /// It is in its group's queue.
+    pub queued: bool,
+    /// The first record that would have to wait and may not: as many do as may.
+    pub at_delayed_bound: Option<u64>,
+    /// Records in the wheel of times, not delivered yet.
+    pub dated: usize,
+    /// Records in the wheel of waits after a delivery.
+    pub backing_off: usize,
+    /// Of the same key as an earlier one.
+    pub keys: Keys,
+    /// Records that wait until it is durable that the one before them of their key is
+    /// completed.
+    pub freed: usize,
+    leases: BTreeMap<u64, Lease>,
+    ready: BTreeSet<u64>,
+    condemned: BTreeSet<u64>,
+}
+
+impl Part {
+    /// Nothing was looked at from `floor` on; records before `delivered_before` were
+    /// delivered in an earlier life.
+    pub fn new(
+        key: GroupKey,
+        partition: PartitionId,
+        owner: u32,
+        (floor, delivered_before): (u64, u64),
+    ) -> Part {
+        Part {
+            key,
+            partition,
+            owner,
+            next: floor,
+            delivered_before,
+            active: None,
+            damaged: None,
+            reading: false,
+            queued: false,
+            at_delayed_bound: None,
+            dated: 0,
+            backing_off: 0,
+            freed: 0,
+            keys: Keys::default(),
+            leases: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            condemned: BTreeSet::new(),
+        }
+    }
+
+    /// Records that were delivered, or looked at and held back, and are not
+    /// completed; those that wait for their own time do not count.
+    pub fn open(&self) -> usize {
+        let held = self.leases.len() + self.ready.len() + self.condemned.len();
+        held + self.backing_off + self.keys.behind() + self.freed
+    }
+
+    /// Records that somebody has.
+    pub fn leased(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Records to be delivered again now.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Records that are to go to the dead-letter topic.
+    pub fn condemned(&self) -> usize {
+        self.condemned.len()
+    }
+
+    /// The lease of a record.
+    pub fn lease(&self, offset: u64) -> Option<&Lease> {
+        self.leases.get(&offset)
+    }
+
+    /// The leases, by offset.
+    pub fn leases(&self) -> impl Iterator<Item = (u64, &Lease)> {
+        self.leases.iter().map(|(offset, lease)| (*offset, lease))
+    }
+
+    /// The leases of a consumer up to and with `last`, lowest first.
+    pub fn leases_of(&self, consumer: u32, last: u64) -> Vec<u64> {
+        let up_to = self.leases.range(..=last).filter(|(_, lease)| lease.consumer == consumer);
+        up_to.map(|(offset, _)| *offset).collect()
+    }
+
+    /// When the first lease runs out (monotonic, µs).
+    pub fn first_deadline(&self) -> Option<u64> {
+        self.leases.values().map(|lease| lease.deadline_us).min()
+    }
+
+    /// The record that is to be delivered again first.
+    pub fn first_ready(&self) -> Option<u64> {
+        self.ready.first().copied()
+    }
+
+    /// The record that is to go to the dead-letter topic first.
+    pub fn first_condemned(&self) -> Option<u64> {
+        self.condemned.first().copied()
+    }
+
+    /// A record is ready no longer: it was looked at.
+    pub fn unready(&mut self, offset: u64) {
+        self.ready.remove(&offset);
+    }
+
+    /// A record goes to the dead-letter topic.
+    pub fn condemn(&mut self, offset: u64) {
+        self.condemned.insert(offset);
+    }
+
+    /// A wait of a record is over. False if there is nothing to deliver.
+    pub fn wait_over(&mut self, offset: u64, acks: &AckState) -> bool {
+        let is_waiting = !acks.is_completed(offset)
+            && !self.leases.contains_key(&offset)
+            && !self.condemned.contains(&offset)
+            && offset < self.next;
+        is_waiting && self.ready.insert(offset)
+    }
+
+    /// What a delivery of a record would say of it.
+    #[inline]
+    pub fn about(&self, offset: u64, acks: &AckState) -> Delivered {
+        match acks.attempts(offset) {
+            Some(known) => Delivered {
+                acquired: known.acquired.saturating_add(1),
+                failed: known.failed,
+                first_delivery_us: known.first_delivery_us,
+            },
+            None => {
+                let acquired = 1 + u32::from(offset < self.delivered_before);
+                Delivered { acquired, failed: 0, first_delivery_us: 0 }
+            }
+        }
+    }
+
+    /// Whether records from `start` on are delivered for the first time, as far as is
+    /// known without a look at what came back.
+    #[inline]
+    pub fn is_first_time(&self, start: u64) -> bool {
+        start >= self.delivered_before
+    }
+
+    /// Gives a record to a consumer.
+    ///
+    /// # Panics
+    /// If somebody has it.
+    #[inline]
+    pub fn give(&mut self, offset: u64, about: &Delivered, consumer: u32, deadline_us: u64, now: Now) {
+        let first_delivery_us =
+            if about.first_delivery_us == 0 { now.wall_us } else { about.first_delivery_us };
+        let lease = Lease { consumer, acquired: about.acquired, deadline_us, first_delivery_us };
+        let before = self.leases.insert(offset, lease);
+        assert!(before.is_none(), "record {offset} is leased twice");
+    }
+
+    /// A lease runs until then.
+    pub fn extend(&mut self, offset: u64, deadline_us: u64) {
+        if let Some(lease) = self.leases.get_mut(&offset) {
+            lease.deadline_us = deadline_us;
+        }
+    }
+
+    /// A record is completed. Returns whose lease ended with it, and the next record of
+    /// its key, which may be delivered once this is durable: should a crash undo it, the
+    /// next one would have come before it.
+    pub fn complete(
+        &mut self,
+        offset: u64,
+        how: How,
+        acks: &mut AckState,
+        log: &mut ChangeLog,
+    ) -> (Option<u32>, Option<u64>) {
+        let lease = self.leases.remove(&offset);
+        self.condemned.remove(&offset);
+        self.ready.remove(&offset);
+        acks.complete(offset, offset + 1, how);
+        log.completed(self.key, how, (offset, offset + 1), self.next);
+        let freed = self.keys.complete(offset);
+        self.freed += usize::from(freed.is_some());
+        (lease.map(|lease| lease.consumer), freed)
+    }
+
+    /// A record need not wait any longer for the one before it.
+    pub fn free(&mut self, offset: u64, acks: &AckState) {
+        self.freed -= 1;
+        self.wait_over(offset, acks);
+    }
+
+    /// Records that were never delivered are completed without having been.
+    pub fn pass_over(&mut self, start: u64, end: u64, how: How, acks: &mut AckState, log: &mut ChangeLog) {
+        acks.complete(start, end, how);
+        log.completed(self.key, how, (start, end), acks.delivered_end());
+    }
+
+    /// Retention has taken everything before `start`. Returns those whose leases
+    /// ended with it.
+    pub fn retained_from(&mut self, start: u64, acks: &mut AckState, log: &mut ChangeLog) -> Vec<u32> {
+        if acks.floor() >= start {
+            return Vec::new();
+        }
+        let kept = self.leases.split_off(&start);
+        let gone = std::mem::replace(&mut self.leases, kept);
+        self.ready = self.ready.split_off(&start);
+        self.condemned = self.condemned.split_off(&start);
+        acks.complete(0, start, How::Expired);
+        log.completed(self.key, How::Expired, (0, start), self.next);
+        for freed in self.keys.complete_before(start) {
+            self.ready.insert(freed);
+        }
+        self.next = self.next.max(start);
+        self.damaged = self.damaged.filter(|damaged| *damaged >= start);
+        gone.into_values().map(|lease| lease.consumer).collect()
+    }
+
+    /// Takes a record from who has it. Returns where it is now; and, of a partition
+    /// that one consumer has in order, the later ones that come back with it.
+    ///
+    /// # Panics
+    /// If nobody has it.
+    pub fn give_back(
+        &mut self,
+        offset: u64,
+        why: &Back,
+        config: &GroupConfig,
+        acks: &mut AckState,
+        log: &mut ChangeLog,
+        now: Now,
+    ) -> Place {
+        let place = self.one_back(offset, why, config, acks, log, now);
+        if config.mode == GroupMode::Exclusive {
+            if place == Place::Ready {
+                self.ready.remove(&offset);
+            }
+            let later: Vec<u64> = self.leases.range(offset + 1..).map(|(offset, _)| *offset).collect();
+            for offset in later {
+                self.one_back(offset, &Back::Released, config, acks, log, now);
+                self.ready.remove(&offset);
+            }
+            // A condemned one is moved out of the way; what follows waits for that.
+            self.next = self.next.min(offset);
+        }
+        place
+    }
+
+    fn one_back(
+        &mut self,
+        offset: u64,
+        why: &Back,
+        config: &GroupConfig,
+        acks: &mut AckState,
+        log: &mut ChangeLog,
+        now: Now,
+    ) -> Place {
+        let lease = self.leases.remove(&offset).expect("the caller saw the lease");
+        let failed_before = acks.attempts(offset).map_or(0, |known| known.failed);
+        let fails = match why {
+            Back::Released | Back::Later(_) => false,
+            Back::TimedOut => config.timeout_is_failure,
+            Back::Failed { .. } => true,
+        };
+        let failed = failed_before.saturating_add(u32::from(fails));
+        let exhausted = fails && config.max_failures > 0 && failed >= config.max_failures;
+        let condemned: Option<Box<str>> = match why {
+            Back::Failed { condemned, reason } if *condemned || exhausted => Some(reason.clone()),
+            Back::TimedOut if exhausted => Some("the lease ran out".into()),
+            _ => None,
+        };
+        let delay_ms = match why {
+            Back::Later(ms) => *ms,
+            _ if fails => config.backoff.after(failed),
+            _ => 0,
+        };
+        let delay_us = u64::from(delay_ms) * 1000;
+        let attempts = Attempts {
+            acquired: lease.acquired,
+            failed,
+            first_delivery_us: lease.first_delivery_us,
+            not_before_us: if delay_us > 0 { now.wall_us.saturating_add(delay_us) } else { 0 },
+            condemned,
+        };
+        log.came_back(self.key, offset, &attempts);
+        let is_condemned = attempts.condemned.is_some();
+        acks.came_back(offset, attempts);
+        if is_condemned {
+            self.condemned.insert(offset);
+            Place::Condemned
+        } else if delay_us > 0 {
+            Place::Waits(now.mono_us + delay_us)
+        } else {
+            self.ready.insert(offset);
+            Place::Ready
+        }
+    }
+}

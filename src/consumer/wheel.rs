@@ -1,0 +1,173 @@
+//! What is due at a time, by the million: a timing wheel.
+//!
+//! Far entries lie in buckets, the coarser the farther (Varghese and Lauck, 1987:
+//! hierarchical timing wheels). When a bucket's time has come its entries go to
+//! finer ones, and from the finest to a heap that has them in order. So an entry
+//! is moved a few times in its life, none is looked at in vain, and there are at
+//! most some hundred buckets however many entries there are.
+//!
+//! Buckets are named by their time, not by their distance from a hand: a clock
+//! that is set back makes everything later, one that is set forward makes it due.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+/// Width of the finest buckets as a power of two, µs: a second.
+const FINEST: u32 = 20;
+/// Each level's buckets are so much wider than those of the one before, as a
+/// power of two.
+const STEP: u32 = 6;
+/// Coarsest level: buckets of half a year.
+const COARSEST: u32 = 4;
+
+/// Something that is due.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Entry {
+    /// When, µs.
+    pub due_us: u64,
+    /// Which record.
+    pub offset: u64,
+    /// Whose.
+    pub owner: u32,
+}
+
+/// Bytes that an entry takes, with room for growth: vectors double.
+pub const ENTRY_COST: usize = 2 * size_of::<Entry>();
+const _: () = assert!(ENTRY_COST <= 64);
+
+/// Entries by time.
+#[derive(Default, Debug)]
+pub struct Wheel {
+    /// By start and level.
+    far: BTreeMap<(u64, u32), Vec<Entry>>,
+    near: BinaryHeap<Reverse<Entry>>,
+    len: usize,
+}
+
+impl Wheel {
+    /// Entries in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds an entry.
+    pub fn add(&mut self, entry: Entry, now_us: u64) {
+        self.len += 1;
+        self.place(entry, now_us);
+    }
+
+    /// Takes out an entry that is due.
+    pub fn pop_due(&mut self, now_us: u64) -> Option<Entry> {
+        while let Some(first) = self.far.first_entry().filter(|first| first.key().0 <= now_us) {
+            let ((_, level), entries) = first.remove_entry();
+            for entry in entries {
+                match level {
+                    0 => self.near.push(Reverse(entry)),
+                    _ => self.place(entry, now_us),
+                }
+            }
+        }
+        self.near.peek().filter(|first| first.0.due_us <= now_us)?;
+        self.len -= 1;
+        self.near.pop().map(|Reverse(entry)| entry)
+    }
+
+    /// When there is something to do at the earliest, µs: an entry is due then, or
+    /// a bucket is to be looked through.
+    pub fn next_us(&self) -> Option<u64> {
+        let near = self.near.peek().map(|first| first.0.due_us);
+        let far = self.far.first_key_value().map(|((start, _), _)| *start);
+        near.into_iter().chain(far).min()
+    }
+
+    /// Removes the entries of whom `keep` says no.
+    pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.near.retain(|entry| keep(entry.0.owner));
+        self.far.retain(|_, entries| {
+            entries.retain(|entry| keep(entry.owner));
+            !entries.is_empty()
+        });
+        self.len = self.near.len() + self.far.values().map(Vec::len).sum::<usize>();
+    }
+
+    fn place(&mut self, entry: Entry, now_us: u64) {
+        let distance = entry.due_us.saturating_sub(now_us);
+        if distance < 1 << FINEST {
+            return self.near.push(Reverse(entry));
+        }
+        // The widest bucket that the entry is not within already.
+        let level = ((distance.ilog2() - FINEST) / STEP).min(COARSEST);
+        let width = FINEST + level * STEP;
+        let start = entry.due_us >> width << width;
+        self.far.entry((start, level)).or_default().push(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: u64 = 3_600_000_000;
+
+    fn entry(due_us: u64, offset: u64) -> Entry {
+        Entry { due_us, offset, owner: (offset % 3) as u32 }
+    }
+
+    proptest! {
+        /// However far, and however the clock is set in between.
+        #[test]
+        fn everything_comes_out_when_it_is_due_and_not_before(
+            dues in prop::collection::vec(prop_oneof![0..5_000_000u64, 0..HOUR, 0..9000 * HOUR], 1..80),
+            steps in prop::collection::vec(prop_oneof![-2_000_000i64..4_000_000, 0i64..1_000_000_000_000], 0..40),
+        ) {
+            let (mut wheel, mut now) = (Wheel::default(), HOUR);
+            let mut waiting: Vec<Entry> = Vec::new();
+            for (i, due) in dues.iter().enumerate() {
+                wheel.add(entry(*due, i as u64), now);
+                waiting.push(entry(*due, i as u64));
+            }
+            for step in steps.into_iter().chain([i64::MAX / 2]) {
+                now = now.saturating_add_signed(step);
+                while let Some(out) = wheel.pop_due(now) {
+                    prop_assert!(out.due_us <= now);
+                    let at = waiting.iter().position(|entry| *entry == out);
+                    waiting.swap_remove(at.expect("it comes out once"));
+                }
+                prop_assert!(waiting.iter().all(|entry| entry.due_us > now), "due, and not out");
+                prop_assert_eq!(wheel.len(), waiting.len());
+                let first = waiting.iter().map(|entry| entry.due_us).min();
+                prop_assert_eq!(wheel.next_us().is_some(), first.is_some());
+                prop_assert!(wheel.next_us().zip(first).is_none_or(|(next, first)| next <= first));
+            }
+        }
+
+        #[test]
+        fn whose_entries_are_not_kept_are_gone(dues in prop::collection::vec(0..9000 * HOUR, 0..50)) {
+            let mut wheel = Wheel::default();
+            dues.iter().enumerate().for_each(|(i, due)| wheel.add(entry(*due, i as u64), 0));
+            wheel.retain(|owner| owner != 1);
+            let left = (0..dues.len()).filter(|i| i % 3 != 1).count();
+            prop_assert_eq!(wheel.len(), left);
+            let out = std::iter::from_fn(|| wheel.pop_due(u64::MAX)).count();
+            prop_assert_eq!(out, left);
+        }
+    }
+
+    #[test]
+    fn a_million_entries_over_a_month_lie_in_few_buckets_and_little_memory() {
+        let mut wheel = Wheel::default();
+        let month = 30 * 24 * HOUR;
+        (0..1_000_000).for_each(|i| wheel.add(entry(month / 1_000_000 * i, i), 0));
+        assert!(wheel.far.len() < 300, "{} buckets", wheel.far.len());
+        let vectors: usize = wheel.far.values().map(Vec::capacity).sum();
+        let bytes = (vectors + wheel.near.capacity()) * size_of::<Entry>();
+        assert!(bytes <= 1_000_000 * ENTRY_COST, "{bytes} bytes");
+    }
+}

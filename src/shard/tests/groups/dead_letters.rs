@@ -1,0 +1,227 @@
+//! Records that fail too often, and the way back.
+
+use ringbolt_wire::batch::{DEAD_LETTER_HEADER, DeadLetter, ONLY_GROUP_HEADER};
+use ringbolt_wire::message::{FetchPartition, FetchedPartition};
+
+use super::*;
+
+impl Rig {
+    /// The records of a partition.
+    fn read_all(&mut self, partition: PartitionId) -> Vec<Record> {
+        let part = FetchPartition { partition, offset: Offset(0), max_bytes: 4 << 20 };
+        let fetch = Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes: 4 << 20, partitions: vec![part] };
+        let request = self.request(ShardRequest::Fetch(fetch));
+        let at = self.replies.iter().position(|(to, _)| *to == request).expect("it is answered");
+        let Reply::Fetched { partitions, payload } = self.replies.remove(at).1 else { panic!("not fetched") };
+        let fetched: FetchedPartition = partitions[0];
+        let payload = payload.concat();
+        let (batches, _) = fetched.split_payload(&payload);
+        let records = batches.flat_map(|batch| {
+            let records = batch.unwrap().records().map(|(_, record)| Record {
+                timestamp_us: record.timestamp_us,
+                key: record.key.map(<[u8]>::to_vec),
+                value: record.value.to_vec(),
+                headers: record.headers().map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
+            });
+            records.collect::<Vec<_>>()
+        });
+        records.collect()
+    }
+
+    fn dead_letter_group(&mut self) -> (GroupId, PartitionId) {
+        let request = self.request(ShardRequest::LookUpGroup { name: "t.dlq".into() });
+        let at = self.replies.iter().position(|(to, _)| *to == request).expect("it is answered");
+        let Reply::GroupFound(info, _) = self.replies.remove(at).1 else {
+            panic!("no group of dead letters")
+        };
+        (info.id, PartitionId::new(info.topic, 0))
+    }
+}
+
+fn letter(record: &Record) -> DeadLetter {
+    let header = record.headers.iter().find(|(name, _)| name == DEAD_LETTER_HEADER);
+    DeadLetter::decode(&header.expect("it says where it comes from").1).unwrap()
+}
+
+fn failing(max_failures: u32) -> GroupConfig {
+    GroupConfig { max_failures, ..calm(GroupMode::Shared) }
+}
+
+#[test]
+fn a_record_that_fails_too_often_goes_whole_to_the_dead_letter_topic_and_comes_no_more() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(2), GroupStart::Earliest).id;
+    let headers = vec![("trace".to_owned(), b"7".to_vec())];
+    let record = Record { timestamp_us: 5, key: Some(b"k".to_vec()), value: b"v".to_vec(), headers };
+    rig.append(&[plain(1), record.clone(), plain(2)]);
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[1].lease(), reject());
+    let again = rig.got(alice);
+    rig.settled(id, ALICE, again[0].lease(), Verb::Reject { dead_letter: false, reason: "twice".into() });
+    assert_eq!(rig.offsets_got(alice), NONE);
+    let (_, dead) = rig.dead_letter_group();
+    let letters = rig.read_all(dead);
+    assert_eq!(letters.len(), 1);
+    let DeadLetter { origin, offset, group, acquired, failed, reason, first_delivery_us, .. } =
+        letter(&letters[0]);
+    assert_eq!((origin, offset, group, acquired, failed), (PARTITION, Offset(1), id, 2, 2));
+    assert_eq!((reason.as_str(), first_delivery_us > 0), ("twice", true));
+    let mut moved = letters[0].clone();
+    moved.headers.pop();
+    assert_eq!(moved, record);
+    let progress = rig.state(id).progress;
+    assert_eq!((progress.dead_lettered_total, progress.failed_total, progress.lag), (1, 2, 2));
+    let mut rig = rig.restart(2);
+    assert_eq!(rig.state(id).progress.lag, 2);
+    let (dead_letters, _) = rig.dead_letter_group();
+    assert_eq!(rig.state(dead_letters).progress.lag, 1);
+}
+
+/// A crash between the record's two places leaves it in one of them.
+#[test]
+fn the_move_is_one_commit() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    rig.values(b"a");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    rig.auto = false;
+    rig.settle(id, ALICE, got[0].lease(), reject());
+    let mut written = 0;
+    while !rig.pending.is_empty() {
+        let disk = Disk(rig.disk.0.clone());
+        let mut other = Rig::start(disk, 2 + written).expect("a good log");
+        let (dead_letters, dead) = other.dead_letter_group();
+        let moved = other.read_all(dead).len() as u64;
+        assert_eq!(other.state(id).progress.lag + moved, 1, "after {written} writes");
+        assert_eq!(other.state(dead_letters).progress.lag, moved);
+        rig.complete(0, Ok(()));
+        written += 1;
+    }
+    assert!(written > 0);
+    rig.auto = true;
+    let mut rig = rig.restart(99);
+    let (_, dead) = rig.dead_letter_group();
+    assert_eq!((rig.state(id).progress.lag, rig.read_all(dead).len()), (0, 1));
+}
+
+#[test]
+fn a_record_goes_there_at_once_if_its_consumer_says_so_or_when_its_leases_run_out_too_often() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(2), GroupStart::Earliest).id;
+    rig.values(b"ab");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[0].lease(), Verb::Reject { dead_letter: true, reason: "bad".into() });
+    rig.wait(30_000_000);
+    assert_eq!(rig.offsets_got(alice), [1]);
+    rig.wait(30_000_000);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    let (_, dead) = rig.dead_letter_group();
+    let letters = rig.read_all(dead);
+    let counts: Vec<_> =
+        letters.iter().map(|record| (letter(record).acquired, letter(record).failed)).collect();
+    assert_eq!(counts, [(1, 1), (2, 2)]);
+}
+
+#[test]
+fn without_a_limit_nothing_goes_there() {
+    let mut rig = Rig::new();
+    let info = rig.group("g", failing(0), GroupStart::Earliest);
+    assert_eq!(info.dead_letter, TopicId(0));
+    rig.values(b"a");
+    let alice = rig.attach(info.id, ALICE, 100);
+    for failed in 0..50 {
+        let got = rig.got(alice);
+        assert_eq!(got[0].failed, failed);
+        let verb = Verb::Reject { dead_letter: failed % 2 == 0, reason: String::new() };
+        rig.settled(info.id, ALICE, got[0].lease(), verb);
+    }
+}
+
+#[test]
+fn expired_records_go_there_if_the_group_says_so() {
+    let mut rig = Rig::new();
+    let config = GroupConfig { dead_letter_expired: true, ..failing(0) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    let over = Directions { expire_at_us: Some(5), ..Directions::default() };
+    rig.append(&[directed(1, over), plain(2)]);
+    let alice = rig.attach(id, ALICE, 9);
+    assert_eq!(rig.offsets_got(alice), [1]);
+    let (dead_letters, dead) = rig.dead_letter_group();
+    assert_eq!(rig.read_all(dead).len(), 1);
+    let bob = rig.attach(dead_letters, BOB, 9);
+    assert_eq!(rig.got(bob)[0].value, [1], "dead letters do not expire");
+}
+
+#[test]
+fn a_dead_letter_is_redriven_once_to_where_it_comes_from_for_the_group_in_which_it_failed() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    let other = rig.group("other", calm(GroupMode::Shared), GroupStart::Earliest).id;
+    rig.values(b"a");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    let (dead_letters, dead) = rig.dead_letter_group();
+    let bob = rig.attach(dead_letters, BOB, 9);
+    let letters = rig.got(bob);
+    assert_eq!(rig.settled(id, ALICE, got[0].lease(), Verb::Redrive), [(0, ErrorCode::AlreadyCompleted)]);
+    assert_eq!(rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Redrive), []);
+    assert_eq!(
+        rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Redrive),
+        [(0, ErrorCode::AlreadyCompleted)],
+        "once"
+    );
+    let back = rig.got(alice);
+    assert_eq!((back[0].offset, back[0].value.as_slice(), back[0].failed), (1, &b"a"[..], 0));
+    let carol = rig.attach(other, ConsumerId(3), 9);
+    assert_eq!(rig.offsets_got(carol), [0], "it is not for others");
+    let records = rig.read_all(PARTITION);
+    let names: Vec<&str> = records[1].headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [ONLY_GROUP_HEADER]);
+    // And once more the whole way.
+    rig.settled(id, ALICE, back[0].lease(), reject());
+    let letters = rig.read_all(dead);
+    assert_eq!(letters.len(), 2);
+    assert_eq!((letter(&letters[1]).offset, letters[1].headers.len()), (Offset(1), 1));
+}
+
+#[test]
+fn what_is_no_dead_letter_is_not_redriven() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    rig.values(b"a");
+    let alice = rig.attach(id, ALICE, 1);
+    let got = rig.got(alice);
+    assert_eq!(rig.settled(id, ALICE, got[0].lease(), Verb::Redrive), [(0, ErrorCode::InvalidRequest)]);
+    let (dead_letters, dead) = rig.dead_letter_group();
+    let mut batch = BatchBuilder::new();
+    batch.push(0, None, b"forged", &[]);
+    let batch = batch.finish(dead, ProducerId::NONE, Epoch(0), Sequence(0));
+    rig.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
+    let bob = rig.attach(dead_letters, BOB, 9);
+    let letters = rig.got(bob);
+    assert_eq!(
+        rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Redrive),
+        [(0, ErrorCode::InvalidRequest)]
+    );
+    assert_eq!(rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Ack), [], "but it can be dropped");
+}
+
+#[test]
+fn a_key_goes_on_when_its_record_went_to_the_dead_letter_topic() {
+    for mode in [GroupMode::KeyOrdered, GroupMode::Exclusive] {
+        let mut rig = Rig::new();
+        let id = rig.group("g", GroupConfig { mode, ..failing(1) }, GroupStart::Earliest).id;
+        rig.keyed(&[("a", 1), ("a", 2)]);
+        let alice = rig.attach(id, ALICE, 100);
+        let got = rig.got(alice);
+        rig.settled(id, ALICE, got[0].lease(), reject());
+        let next = rig.got(alice);
+        assert_eq!(next.iter().map(|got| got.value[0]).collect::<Vec<_>>(), [2], "{mode}");
+        rig.ack(id, ALICE, &next[0]);
+        assert_eq!(rig.state(id).progress.floor, 2, "{mode}");
+    }
+}

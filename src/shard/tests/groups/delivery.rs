@@ -1,0 +1,288 @@
+//! Modes, credit, attaching and detaching.
+
+use super::*;
+
+#[test]
+fn a_record_is_delivered_to_one_consumer_and_not_again_once_its_ack_is_confirmed() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"ab");
+    let (alice, bob) = (rig.attach(id, ALICE, 1), rig.attach(id, BOB, 10));
+    let (first, second) = (rig.got(alice), rig.got(bob));
+    assert_eq!((first[0].offset, &first[0].value[..], first[0].acquired), (0, &b"a"[..], 1));
+    assert_eq!((second.len(), second[0].offset), (1, 1));
+    rig.ack(id, ALICE, &first[0]);
+    rig.ack(id, BOB, &second[0]);
+    rig.wait(100_000_000);
+    rig.values(b"c");
+    assert_eq!((rig.offsets_got(alice), rig.offsets_got(bob)), (vec![], vec![2]), "by credit");
+    assert_eq!(rig.state(id).progress.floor, 2);
+}
+
+/// A power cut must not bring back what a consumer was told is done.
+#[test]
+fn an_ack_is_confirmed_only_when_the_commit_that_holds_it_is_durable() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    rig.auto = false;
+    let first = rig.settle(id, ALICE, got[0].lease(), Verb::Ack);
+    let again = rig.settle(id, ALICE, got[0].lease(), Verb::Ack);
+    assert!(rig.take_settled(first).is_none(), "the write has not ended");
+    assert!(rig.take_settled(again).is_none(), "a crash would undo what it would say");
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.take_settled(first), Some(Settled::default()));
+    let unsettled = rig.take_settled(again).unwrap().unsettled;
+    assert_eq!(unsettled[0].status, ErrorCode::AlreadyCompleted as u16);
+}
+
+#[test]
+fn no_record_is_delivered_before_it_is_durable() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let alice = rig.attach(id, ALICE, 10);
+    rig.auto = false;
+    rig.values(b"a");
+    assert_eq!(rig.offsets_got(alice), NONE);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.offsets_got(alice), [0]);
+}
+
+#[test]
+fn nothing_is_sent_beyond_the_credit_and_a_settle_gives_more() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    // One batch of three: it is cut.
+    rig.append(&[plain(1), plain(2), plain(3)]);
+    rig.append(&[plain(4), plain(5)]);
+    let alice = rig.attach(id, ALICE, 2);
+    let got = rig.got(alice);
+    assert_eq!(got.iter().map(|got| got.value[0]).collect::<Vec<_>>(), [1, 2]);
+    rig.ack(id, ALICE, &got[0]);
+    assert_eq!(rig.offsets_got(alice), NONE, "an ack alone gives no credit");
+    let ack = SettleItem { range: got[1].lease(), verb: Verb::Ack };
+    rig.settle_all(id, ALICE, vec![ack], Credit { records: 2, bytes: 0 });
+    let got = rig.got(alice);
+    assert_eq!(got.iter().map(|got| (got.offset, got.value[0])).collect::<Vec<_>>(), [(2, 3), (3, 4)]);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 9, bytes: 0 });
+    assert_eq!(rig.offsets_got(alice), [4]);
+}
+
+#[test]
+fn bytes_are_credit_as_well() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abc");
+    let credit = Credit { records: 10, bytes: 1 };
+    let attach = Attach { at: at(id, ALICE), credit, lease_ms: 0, held: vec![] };
+    let alice = rig.request(ShardRequest::Attach(attach));
+    assert_eq!(rig.offsets_got(alice), [0], "one that goes beyond, as there was credit");
+    // A batch of one record of one byte has 105 bytes: 104 were lent.
+    rig.settle_all(id, ALICE, vec![], Credit { records: 0, bytes: 104 });
+    assert_eq!(rig.offsets_got(alice), NONE);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 0, bytes: 1 });
+    assert_eq!(rig.offsets_got(alice), [1]);
+}
+
+#[test]
+fn the_records_of_a_key_are_delivered_one_after_the_other_through_retries() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::KeyOrdered);
+    rig.keyed(&[("a", 1), ("a", 2), ("b", 3), ("a", 4)]);
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    assert_eq!(got.iter().map(|got| got.value[0]).collect::<Vec<_>>(), [1, 3], "b is not held up");
+    assert_eq!(rig.settled(id, ALICE, got[0].lease(), reject()), []);
+    let again = rig.got(alice);
+    assert_eq!((again.len(), again[0].value[0], again[0].acquired, again[0].failed), (1, 1, 2, 1));
+    rig.ack(id, ALICE, &again[0]);
+    let next = rig.got(alice);
+    assert_eq!(next.iter().map(|got| got.value[0]).collect::<Vec<_>>(), [2]);
+    rig.settled(id, ALICE, next[0].lease(), Verb::Nack { delay_ms: 5 });
+    assert_eq!(rig.offsets_got(alice), NONE, "4 waits for 2");
+    rig.wait(5_000);
+    let next = rig.got(alice);
+    assert_eq!((next[0].value[0], next[0].acquired, next[0].failed), (2, 2, 0));
+    rig.ack(id, ALICE, &next[0]);
+    assert_eq!(rig.got(alice)[0].value[0], 4);
+}
+
+#[test]
+fn an_exclusive_consumer_has_a_partition_in_order_until_it_leaves() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Exclusive);
+    rig.values(b"abcd");
+    let (alice, bob) = (rig.attach(id, ALICE, 3), rig.attach(id, BOB, 10));
+    let got = rig.got(alice);
+    assert_eq!(got.iter().map(|got| got.offset).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(rig.offsets_got(bob), NONE);
+    rig.ack(id, ALICE, &got[0]);
+    // What came after it comes back with it, whoever has it.
+    rig.settled(id, ALICE, got[1].lease(), reject());
+    assert_eq!(rig.settled(id, ALICE, got[2].lease(), Verb::Ack), [(2, ErrorCode::LeaseLost)]);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 2, bytes: 0 });
+    let again = rig.got(alice);
+    assert_eq!(again.iter().map(|got| (got.offset, got.acquired)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
+    rig.replies.clear();
+    let detach = rig.request(ShardRequest::Detach(at(id, ALICE)));
+    let taken = rig.got(bob);
+    assert_eq!(
+        taken.iter().map(|got| (got.offset, got.acquired)).collect::<Vec<_>>(),
+        [(1, 3), (2, 3), (3, 1)]
+    );
+    let detached = rig.replies.iter().map(|(to, reply)| (*to, matches!(reply, Reply::Detached)));
+    assert_eq!(detached.collect::<Vec<_>>(), [(alice, true), (detach, true)]);
+}
+
+#[test]
+fn a_consumer_that_is_lost_keeps_its_leases_until_they_run_out() {
+    let mut rig = Rig::new();
+    for mode in [GroupMode::Shared, GroupMode::Exclusive] {
+        let name = format!("{mode}");
+        let id = rig.group(&name, calm(mode), GroupStart::End).id;
+        rig.values(b"ab");
+        rig.attach(id, ALICE, 10);
+        let bob = rig.attach(id, BOB, 10);
+        rig.shard.handle(Event::SessionClosed { core: 0, session: 1 }, rig.now);
+        rig.replies.clear();
+        assert_eq!(rig.offsets_got(bob), NONE);
+        let bob = rig.attach(id, BOB, 10);
+        rig.run();
+        assert_eq!(rig.offsets_got(bob), NONE, "{mode}");
+        rig.wait(29_999_999);
+        assert_eq!(rig.offsets_got(bob), NONE, "{mode}");
+        rig.wait(1);
+        let got = rig.got(bob);
+        assert_eq!(got.iter().map(|got| (got.acquired, got.failed)).max(), Some((2, 1)), "{mode}");
+        assert_eq!(got.len(), 2, "{mode}");
+    }
+}
+
+#[test]
+fn a_consumer_that_attaches_again_goes_on_with_what_it_holds_and_gets_the_rest_anew() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abc");
+    let first = rig.attach(id, ALICE, 10);
+    let got = rig.got(first);
+    let second = rig.attach_with(id, ALICE, 10, vec![got[1].lease()]);
+    assert!(matches!(&rig.replies[0], (to, Reply::Error(error))
+        if *to == first && error.error_code() == Some(ErrorCode::ConsumerReplaced)));
+    rig.replies.remove(0);
+    let again = rig.got(second);
+    let seen: Vec<_> = again.iter().map(|got| (got.offset, got.acquired, got.failed)).collect();
+    assert_eq!(seen, [(0, 2, 0), (2, 2, 0)]);
+    rig.ack(id, ALICE, &got[1]);
+    // The lease of before is over, though the record is the same consumer's.
+    assert_eq!(rig.settled(id, ALICE, got[0].lease(), Verb::Ack), [(0, ErrorCode::LeaseLost)]);
+    rig.ack(id, ALICE, &again[0]);
+}
+
+#[test]
+fn who_asks_once_is_answered_once_with_what_comes_or_with_nothing() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let empty = rig.receive(id, ALICE, 2, 0);
+    assert!(matches!(&rig.replies[0], (to, Reply::Delivered { delivery, .. })
+        if *to == empty && delivery.ranges.is_empty()));
+    assert_eq!(rig.offsets_got(empty), NONE);
+    let waiting = rig.receive(id, ALICE, 2, 1000);
+    assert!(rig.replies.is_empty());
+    rig.values(b"a");
+    rig.values(b"b");
+    assert_eq!(rig.offsets_got(waiting), [0], "the first that comes ends it");
+    let late = rig.receive(id, ALICE, 2, 1000);
+    assert_eq!(rig.offsets_got(late), [1]);
+    let late = rig.receive(id, ALICE, 2, 1000);
+    rig.wait(999_999);
+    assert!(rig.replies.is_empty());
+    rig.wait(1);
+    assert_eq!((rig.replies.len(), rig.offsets_got(late)), (1, vec![]));
+    assert_eq!(rig.state(id).progress.leased, 2, "leases of earlier times go on");
+}
+
+#[test]
+fn records_are_shared_between_consumers_and_none_is_sent_twice() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let consumers: Vec<u64> = (1..=5).map(|c| rig.attach(id, ConsumerId(c), 3)).collect();
+    for _ in 0..5 {
+        rig.append(&[plain(1), plain(2), plain(3)]);
+    }
+    let mut all: Vec<u64> = Vec::new();
+    for consumer in consumers {
+        let got = rig.offsets_got(consumer);
+        assert_eq!(got.len(), 3);
+        all.extend(got);
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..15).collect::<Vec<_>>());
+}
+
+#[test]
+fn groups_of_one_topic_do_not_know_each_other() {
+    let mut rig = Rig::new();
+    let one = rig.group("one", calm(GroupMode::Shared), GroupStart::Earliest).id;
+    rig.values(b"ab");
+    let two = rig.group("two", calm(GroupMode::Shared), GroupStart::Earliest).id;
+    let end = rig.group("end", calm(GroupMode::Shared), GroupStart::End).id;
+    let at_one = rig.group("at", calm(GroupMode::Shared), GroupStart::Offset(Offset(1))).id;
+    for (id, expected) in [(one, vec![0, 1]), (two, vec![0, 1]), (end, vec![]), (at_one, vec![1])] {
+        let alice = rig.attach(id, ALICE, 10);
+        assert_eq!(rig.offsets_got(alice), expected);
+    }
+}
+
+#[test]
+fn a_group_that_is_set_back_delivers_anew_and_its_leases_are_lost() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abc");
+    let alice = rig.attach(id, ALICE, 3);
+    let got = rig.got(alice);
+    rig.ack(id, ALICE, &got[0]);
+    rig.request(ShardRequest::ResetGroup { group: id, to: GroupStart::Earliest, partition: None });
+    assert!(matches!(rig.replies.pop(), Some((_, Reply::GroupReset))));
+    assert_eq!(rig.settled(id, ALICE, got[1].lease(), Verb::Ack), [(1, ErrorCode::NotDelivered)]);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 9, bytes: 0 });
+    let again = rig.got(alice);
+    assert_eq!(
+        again.iter().map(|got| (got.offset, got.acquired)).collect::<Vec<_>>(),
+        [(0, 1), (1, 1), (2, 1)]
+    );
+    let mut rig = rig.restart(2);
+    assert_eq!(rig.state(id).progress.floor, 0);
+}
+
+#[test]
+fn at_the_bound_new_records_pause_and_redelivery_goes_on() {
+    let mut rig = Rig::new();
+    let config = GroupConfig { max_open: 2, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.append(&[plain(1), plain(2), plain(3)]);
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    assert_eq!(got.len(), 2);
+    assert!(rig.state(id).holds.contains(&ringbolt_wire::message::Hold::AtBound { open: 2 }));
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    assert_eq!(rig.offsets_got(alice), [0]);
+    rig.ack(id, ALICE, &got[1]);
+    assert_eq!(rig.offsets_got(alice), [2]);
+}
+
+/// Should a crash undo the ack, the record would come again after the later one.
+#[test]
+fn the_next_record_of_a_key_comes_when_it_is_durable_that_the_one_before_is_completed() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::KeyOrdered);
+    rig.keyed(&[("a", 1), ("a", 2)]);
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    rig.auto = false;
+    rig.settle(id, ALICE, got[0].lease(), Verb::Ack);
+    assert_eq!(rig.offsets_got(alice), NONE, "the write has not ended");
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.offsets_got(alice), [1]);
+}

@@ -1,0 +1,157 @@
+//! What a restart knows of groups, and how little it has to read.
+
+use super::*;
+
+impl Rig {
+    /// Fills the open segment until the next one begins.
+    fn fill_segment(&mut self) {
+        let last = |rig: &Rig| rig.disk.0.keys().last().copied();
+        let before = last(self);
+        while last(self) == before {
+            self.append(&[Record { value: vec![7; 200 << 10], ..Record::default() }]);
+            self.replies.clear();
+        }
+    }
+}
+
+#[test]
+fn a_restart_ends_leases_and_counts_no_failure_and_keeps_every_confirmed_ack() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abcd");
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    let again = rig.got(alice);
+    rig.ack(id, ALICE, &got[2]);
+    let mut rig = rig.restart(2);
+    assert_eq!(rig.settled(id, ALICE, again[0].lease(), Verb::Ack), [(0, ErrorCode::LeaseLost)]);
+    let alice = rig.attach(id, ALICE, 10);
+    let seen: Vec<_> = rig.got(alice).iter().map(|got| (got.offset, got.acquired, got.failed)).collect();
+    // Of the first it is on record that it failed once, of the others that they were
+    // delivered; not that the first one was delivered a second time.
+    assert_eq!(seen, [(0, 2, 1), (1, 2, 0), (3, 2, 0)]);
+}
+
+#[test]
+fn a_backoff_and_a_sentence_to_the_dead_letter_topic_survive_a_restart() {
+    let mut rig = Rig::new();
+    let backoff = Backoff::Fixed(2_000);
+    let config = GroupConfig { backoff, max_failures: 9, ..calm(GroupMode::KeyOrdered) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.keyed(&[("a", 1), ("a", 2), ("b", 3)]);
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    // Term 2 begins at two seconds by the wall clock, term 1 did at one.
+    let mut rig = rig.restart(2);
+    let alice = rig.attach(id, ALICE, 10);
+    assert_eq!(rig.offsets_got(alice), [2], "a and what is behind it wait");
+    rig.wait(999_999);
+    assert!(rig.replies.is_empty());
+    rig.wait(1);
+    let got = rig.got(alice);
+    assert_eq!((got[0].offset, got[0].acquired, got[0].failed), (0, 2, 1));
+}
+
+#[test]
+fn state_is_read_from_the_last_checkpoint_and_segments_before_it_may_go() {
+    let retaining = ShardConfig { retention_bytes: Some(3 * MIN_SEGMENT_LEN), ..config() };
+    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let id = rig.calm_group(GroupMode::Shared);
+    let quiet = rig.group("quiet", calm(GroupMode::Exclusive), GroupStart::Earliest).id;
+    let mut acked = Vec::new();
+    let alice = rig.attach(id, ALICE, 1_000);
+    for _ in 0..6 {
+        rig.fill_segment();
+        rig.settle_all(id, ALICE, vec![], Credit { records: 100, bytes: 8 << 20 });
+        for got in rig.got(alice).iter().filter(|got| got.offset % 2 == 0) {
+            rig.ack(id, ALICE, got);
+            acked.push(got.offset);
+        }
+        rig.replies.clear();
+    }
+    assert!(rig.shard.counters().segments <= 4, "{} segments", rig.shard.counters().segments);
+    let before = (rig.state(id).progress, rig.state(quiet).progress);
+    let mut rig = rig.restart(2);
+    let after = (rig.state(id).progress, rig.state(quiet).progress);
+    assert_eq!((before.0.lag, before.1.lag), (after.0.lag, after.1.lag));
+    let alice = rig.attach(id, ALICE, 1_000);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 100, bytes: 60 << 20 });
+    let again = rig.offsets_got(alice);
+    assert!(!again.is_empty());
+    assert!(again.iter().all(|offset| !acked.contains(offset)), "an ack was confirmed, and it comes again");
+}
+
+#[test]
+fn records_that_retention_takes_are_expired_and_counted() {
+    let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
+    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"ab");
+    let alice = rig.attach(id, ALICE, 1);
+    let got = rig.got(alice);
+    for _ in 0..4 {
+        rig.fill_segment();
+    }
+    rig.settle_all(id, ALICE, vec![], Credit { records: 1, bytes: 0 });
+    let next = rig.offsets_got(alice);
+    assert!(next[0] > 1, "{next:?}");
+    assert_eq!(rig.settled(id, ALICE, got[0].lease(), Verb::Ack), [(0, ErrorCode::AlreadyCompleted)]);
+    let progress = rig.state(id).progress;
+    assert_eq!((progress.floor, progress.expired_total), (next[0], next[0]));
+}
+
+#[test]
+fn a_group_begins_at_a_time_and_is_there_when_that_is_durable() {
+    let mut rig = Rig::new();
+    rig.values(b"ab");
+    rig.wait(1_000_000);
+    let time_us = rig.now.wall_us;
+    rig.values(b"c");
+    let id = rig.group("g", calm(GroupMode::Shared), GroupStart::Time(time_us)).id;
+    rig.auto = false;
+    let create = CreateGroup {
+        name: "late".into(),
+        topic: "t".into(),
+        start: GroupStart::End,
+        or_find: true,
+        config: calm(GroupMode::Shared),
+    };
+    let asked = rig.request(ShardRequest::CreateGroup(create));
+    let mut writes = 0;
+    while !rig.pending.is_empty() {
+        assert!(rig.replies.iter().all(|(to, _)| *to != asked), "its beginning is not durable");
+        rig.complete(0, Ok(()));
+        writes += 1;
+    }
+    assert!(writes >= 2, "the group, then where it begins");
+    let Some((_, Reply::Group(late))) = rig.replies.pop() else { panic!("no group") };
+    rig.auto = true;
+    let mut rig = rig.restart(2);
+    rig.values(b"d");
+    let alice = rig.attach(id, ALICE, 10);
+    assert_eq!(rig.offsets_got(alice), [2, 3]);
+    let bob = rig.attach(late.id, BOB, 10);
+    assert_eq!(rig.offsets_got(bob), [3]);
+}
+
+#[test]
+fn old_records_are_read_from_disk_for_a_group() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    rig.fill_segment();
+    rig.fill_segment();
+    let alice = rig.attach(id, ALICE, 1);
+    rig.run();
+    let got = rig.got(alice);
+    assert_eq!(got[0].value, b"a");
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    rig.settle_all(id, ALICE, vec![], Credit { records: 1, bytes: 0 });
+    assert_eq!(rig.got(alice)[0].value, b"a", "once more, from there");
+}

@@ -1,0 +1,231 @@
+//! Histories that went wrong once: the simulation found them.
+
+use ringbolt_wire::message::ConsumerInfo;
+
+use super::*;
+
+impl Rig {
+    fn consumers(&mut self, id: GroupId) -> Vec<ConsumerInfo> {
+        let request = self.request(ShardRequest::GroupStates(id));
+        let at = self.replies.iter().position(|(to, _)| *to == request).expect("it is answered");
+        match self.replies.remove(at).1 {
+            Reply::GroupStates(_, consumers) => consumers,
+            other => panic!("no states: {other:?}"),
+        }
+    }
+
+    /// Hands a request in, and gives the shard no turn.
+    fn hand_in(&mut self, request: ShardRequest<'_, Vector>) -> u64 {
+        self.correlation += 1;
+        let from = ReplyTo { core: 0, session: 1, correlation: self.correlation };
+        self.shard.handle(Event::Request { from, request }, self.now);
+        self.correlation
+    }
+
+    /// A dead letter of a group that nothing may fail in.
+    fn dead_letter(&mut self) -> (GroupId, GroupId) {
+        let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
+        let id = self.group("g", config, GroupStart::Earliest).id;
+        let alice = self.attach(id, ALICE, 100);
+        let got = self.got(alice);
+        self.settled(id, ALICE, got[0].lease(), reject());
+        self.request(ShardRequest::LookUpGroup { name: "t.dlq".into() });
+        match self.replies.pop() {
+            Some((_, Reply::GroupFound(info, _))) => (id, info.id),
+            other => panic!("no group of dead letters: {other:?}"),
+        }
+    }
+
+    /// Appends records until there is no room for a small one.
+    fn fill_up(&mut self) {
+        self.disk_full = true;
+        for len in [200 << 10, 1] {
+            while !self.is_refused(len) {}
+        }
+    }
+
+    fn is_refused(&mut self, len: usize) -> bool {
+        let mut batch = BatchBuilder::new();
+        batch.push(0, None, &vec![7; len], &[]);
+        let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+        self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
+        matches!(self.replies.pop(), Some((_, Reply::Error(_))))
+    }
+}
+
+fn redrive(id: GroupId, consumer: ConsumerId, range: LeaseRange) -> ShardRequest<'static, Vector> {
+    let items = vec![SettleItem { range, verb: Verb::Redrive }];
+    ShardRequest::Settle(Settle { at: at(id, consumer), credit: Credit::default(), confirm: true, items })
+}
+
+/// A whole batch went to a consumer that had credit for a part of it.
+#[test]
+fn credit_in_bytes_is_exceeded_by_less_than_a_record_though_batches_are_longer() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let record = |value: u8| Record { value: vec![value; 1000], ..Record::default() };
+    rig.append(&[record(1), record(2), record(3), record(4)]);
+    let credit = Credit { records: 100, bytes: 1500 };
+    let attach = Attach { at: at(id, ALICE), credit, lease_ms: 0, held: vec![] };
+    let alice = rig.request(ShardRequest::Attach(attach));
+    assert_eq!(rig.offsets_got(alice), [0, 1]);
+    // What it was lent is taken off what it is given: 80 + 2 * 1024 bytes came.
+    rig.settle_all(id, ALICE, vec![], Credit { records: 0, bytes: 628 });
+    assert_eq!(rig.offsets_got(alice), NONE);
+    rig.settle_all(id, ALICE, vec![], Credit { records: 0, bytes: 1 });
+    assert_eq!(rig.offsets_got(alice), [2]);
+}
+
+/// The shard looked for a consumer that it had just forgotten, and the process ended.
+#[test]
+fn a_consumer_that_asked_once_and_has_records_can_detach() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    let asked = rig.receive(id, ALICE, 1, 0);
+    assert_eq!(rig.offsets_got(asked), [0]);
+    let request = rig.request(ShardRequest::Detach(at(id, ALICE)));
+    assert!(matches!(rig.replies.pop(), Some((to, Reply::Detached)) if to == request));
+    let bob = rig.attach(id, BOB, 1);
+    assert_eq!(rig.offsets_got(bob), [0]);
+}
+
+/// What was to be written of a part waited for room, and came behind changes that had
+/// happened since: for the next start it was the newest.
+#[test]
+fn a_checkpoint_that_had_to_wait_for_room_says_what_is_true_when_it_is_written() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    let asked = rig.receive(id, ALICE, 1, 0);
+    rig.got(asked);
+    rig.fill_up();
+    rig.shard.want_checkpoint();
+    rig.run();
+    // The lease runs out while there is no room.
+    rig.wait(30_000_000);
+    let told = rig.request(ShardRequest::GroupStates(id));
+    (rig.disk_full, rig.auto) = (false, false);
+    rig.wait(2_000_000);
+    while !rig.pending.is_empty() {
+        rig.complete(0, Ok(()));
+        if rig.replies.iter().any(|(to, _)| *to == told) {
+            let mut other = Rig::start(Disk(rig.disk.0.clone()), 2).expect("a good log");
+            assert_eq!(other.state(id).progress.failed_total, 1, "it was told, and is not durable");
+        }
+    }
+    assert!(rig.replies.iter().any(|(to, _)| *to == told));
+    let mut rig = rig.restart(2);
+    let asked = rig.receive(id, ALICE, 1, 1000);
+    let again = rig.got(asked);
+    assert_eq!((again[0].offset, again[0].acquired, again[0].failed), (0, 2, 1));
+}
+
+/// Records that had waited for their time were all delivered when it came.
+#[test]
+fn records_whose_time_has_come_are_delivered_within_the_bound_of_open_ones() {
+    let mut rig = Rig::new();
+    let config = GroupConfig { max_open: 1, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    let later = Directions { deliver_at_us: Some(rig.now.wall_us + 1_000_000), ..Directions::default() };
+    rig.append(&[directed(1, later), directed(2, later), directed(3, later)]);
+    let alice = rig.attach(id, ALICE, 100);
+    rig.wait(1_000_000);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let got = rig.got(alice);
+        assert_eq!(got.len(), 1, "one may be open");
+        rig.ack(id, ALICE, &got[0]);
+        seen.push(got[0].value[0]);
+    }
+    assert_eq!(seen, [1, 2, 3]);
+}
+
+/// Each stayed one of the consumers that a shard may have, for as long as it ran.
+#[test]
+fn consumers_whose_last_record_is_taken_from_them_are_forgotten() {
+    let mut rig = Rig::new();
+    rig.values(b"ab");
+    let (id, dead_letters) = rig.dead_letter();
+    let asked = rig.receive(id, BOB, 1, 0);
+    rig.got(asked);
+    let to = GroupStart::Earliest;
+    rig.request(ShardRequest::ResetGroup { group: id, to, partition: None });
+    assert!(rig.consumers(id).iter().all(|known| known.consumer == ALICE), "the group was reset");
+    let asked = rig.receive(dead_letters, BOB, 1, 0);
+    let letters = rig.got(asked);
+    assert_eq!(rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Redrive), []);
+    assert_eq!(rig.consumers(dead_letters), [], "it was redriven");
+}
+
+/// As above, by retention.
+#[test]
+fn a_consumer_whose_last_record_is_no_longer_retained_is_forgotten() {
+    let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
+    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    let asked = rig.receive(id, BOB, 1, 0);
+    rig.got(asked);
+    for _ in 0..100 {
+        rig.append(&[Record { value: vec![7; 200 << 10], ..Record::default() }]);
+    }
+    let asked = rig.receive(id, ALICE, 1, 1000);
+    assert!(rig.offsets_got(asked)[0] > 0);
+    assert!(rig.consumers(id).iter().all(|known| known.consumer == ALICE));
+}
+
+/// After a restart nothing said any more that the topic holds dead letters: they expired
+/// like others, and could not be redriven.
+#[test]
+fn dead_letters_stay_what_they_are_when_the_topic_that_they_come_from_is_gone() {
+    let mut rig = Rig::new();
+    let expires = Directions { expire_at_us: Some(5_000_000), ..Directions::default() };
+    rig.append(&[directed(1, expires)]);
+    let (_, dead_letters) = rig.dead_letter();
+    rig.request(ShardRequest::DeleteTopic { name: "t".into() });
+    let mut rig = rig.restart(9);
+    assert!(rig.now.wall_us > 5_000_000);
+    let bob = rig.attach(dead_letters, BOB, 9);
+    let letters = rig.got(bob);
+    assert_eq!(letters.iter().map(|letter| letter.value[0]).collect::<Vec<_>>(), [1]);
+    let refused = rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Redrive);
+    assert_eq!(refused, [(0, ErrorCode::UnknownGroup)], "it has nowhere to go");
+}
+
+/// It was dropped without a word, and counted as done.
+#[test]
+fn a_redrive_that_a_reset_overtakes_is_not_called_done() {
+    let mut rig = Rig::new();
+    rig.values(b"a");
+    let (_, dead_letters) = rig.dead_letter();
+    let bob = rig.attach(dead_letters, BOB, 1);
+    let letters = rig.got(bob);
+    let request = rig.hand_in(redrive(dead_letters, BOB, letters[0].lease()));
+    let to = GroupStart::Earliest;
+    rig.hand_in(ShardRequest::ResetGroup { group: dead_letters, to, partition: None });
+    rig.run();
+    let settled = rig.take_settled(request).expect("it is answered");
+    assert_eq!(settled.unsettled[0].status, ErrorCode::LeaseLost as u16);
+    assert_eq!(rig.state(dead_letters).progress.lag, 1);
+}
+
+/// It took the record from whoever had it by then.
+#[test]
+fn a_redrive_whose_turn_comes_late_does_not_take_the_record_from_its_next_holder() {
+    let mut rig = Rig::new();
+    rig.values(b"a");
+    let (_, dead_letters) = rig.dead_letter();
+    let asked = rig.receive(dead_letters, BOB, 1, 0);
+    let letters = rig.got(asked);
+    let alice = rig.attach(dead_letters, ALICE, 1);
+    let request = rig.hand_in(redrive(dead_letters, BOB, letters[0].lease()));
+    rig.hand_in(ShardRequest::Detach(at(dead_letters, BOB)));
+    rig.run();
+    let settled = rig.take_settled(request).expect("it is answered");
+    assert_eq!(settled.unsettled[0].status, ErrorCode::LeaseLost as u16);
+    let got = rig.got(alice);
+    rig.ack(dead_letters, ALICE, &got[0]);
+}
