@@ -22,6 +22,10 @@ const EVERY: Duration = Duration::from_millis(2);
 /// Batches of one measurement.
 const SAMPLES: usize = 600;
 
+/// Batches of one that lasts while the first half of a crowd is told goodbye, and the
+/// first of those are closed.
+const SAMPLES_OF_GOODBYES: usize = 1100;
+
 /// Measurements with hostile peers, each after one without. Of each kind the median
 /// counts: now and then the disk stands still for a tenth of a second, whoever is
 /// connected. Many short ones, so that it is in few of them.
@@ -34,7 +38,7 @@ const MOST_ROUNDS: usize = 27;
 /// it may be the broker that is slow.
 const MOST_MISSED: usize = ROUNDS / 2;
 
-/// What is compared. The p99 is the seventh longest wait.
+/// What is compared. The p99 is the seventh longest wait, or the twelfth.
 const PERCENTILES: [usize; 3] = [50, 90, 99];
 
 /// Held by the one test that measures.
@@ -79,8 +83,8 @@ fn a_crowd_that_comes_and_goes_does_not_double_the_p99_of_others() {
     });
 }
 
-/// A crowd that says nothing comes while the producer is measured, and all of it are
-/// told that their time is over, while the producer is measured again.
+/// A crowd that says nothing comes while the producer is measured, and is told that its
+/// time is over, while the producer is measured again.
 #[test]
 fn a_crowd_that_never_says_hello_does_not_double_the_p99_of_others() {
     let _alone = MEASURES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,15 +102,14 @@ fn a_crowd_that_never_says_hello_does_not_double_the_p99_of_others() {
             && writer.peer.stat("connections") == SILENT as u64 + 1
             && writer.peer.stat("violations_total") == 0;
         std::thread::sleep((patience - Duration::from_millis(50)).saturating_sub(began.elapsed()));
-        let parting = writer.measure();
+        let parting = writer.measure_some(SAMPLES_OF_GOODBYES);
         let mut crowd = crowd.join().unwrap();
-        // The last of them are told a second after the first.
         let told = crowd.iter().filter(|peer| peer.was_sent_something()).count();
         for peer in &mut crowd {
             assert_eq!(peer.goodbye(), ErrorCode::HandshakeTimeout);
         }
         writer.read_back();
-        (are_there && told >= SILENT * 9 / 10).then_some([usual, coming, parting])
+        (are_there && told >= SILENT / 2).then_some([usual, coming, parting])
     });
 }
 
@@ -188,9 +191,13 @@ impl Writer {
         self.written.push(value);
     }
 
+    fn measure(&mut self) -> [Duration; 3] {
+        self.measure_some(SAMPLES)
+    }
+
     /// Percentiles of the time to an acknowledgement, at a fixed rate. A batch that
     /// had to wait for the one before it counts from when it should have been sent.
-    fn measure(&mut self) -> [Duration; 3] {
+    fn measure_some(&mut self, samples: usize) -> [Duration; 3] {
         let started = Instant::now();
         let one = |i| {
             let intended = started + EVERY * i;
@@ -205,9 +212,9 @@ impl Writer {
             self.produce(1024);
             since.elapsed()
         };
-        let mut waits: Vec<Duration> = (0..SAMPLES as u32).map(one).collect();
+        let mut waits: Vec<Duration> = (0..samples as u32).map(one).collect();
         waits.sort_unstable();
-        PERCENTILES.map(|percent| waits[SAMPLES * percent / 100 - 1])
+        PERCENTILES.map(|percent| waits[samples * percent / 100 - 1])
     }
 
     /// All that was acknowledged is there, in order, and nothing else.
@@ -230,8 +237,9 @@ impl Crowd {
             let started = Instant::now();
             let crowd = Crowd::come(door, &encode(&Request::Hello(hello()), 1));
             std::thread::sleep(Crowd::STAYS.saturating_sub(started.elapsed()));
+            let started = Instant::now();
             for (i, mut peer) in crowd.into_iter().enumerate() {
-                Crowd::breathe(i);
+                Crowd::keep_pace(started, i);
                 assert!(matches!(peer.answer().response, Response::Hello(_)));
             }
             Instant::now()
@@ -240,8 +248,9 @@ impl Crowd {
 
     /// Connects all of them, each of whom says this.
     fn come(door: SocketAddr, says: &[u8]) -> Vec<Peer> {
+        let started = Instant::now();
         let one = |i| {
-            Crowd::breathe(i);
+            Crowd::keep_pace(started, i);
             let mut peer = Peer::silent(door);
             peer.send(says);
             peer
@@ -249,10 +258,12 @@ impl Crowd {
         (0..SILENT).map(one).collect()
     }
 
-    /// More than 20,000 in a second, but not all of a processor's time.
-    fn breathe(i: usize) {
+    /// 25,000 in a second, on any machine: faster ones would find the queue at the door
+    /// full, and wait for a second.
+    fn keep_pace(started: Instant, i: usize) {
         if i.is_multiple_of(8) {
-            std::thread::sleep(Duration::from_micros(50));
+            let due = started + Duration::from_micros(40) * i as u32;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
 

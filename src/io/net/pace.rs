@@ -33,11 +33,14 @@ pub(super) enum Step {
 const STEPS: usize = 4;
 
 impl Step {
-    /// How much time it has, in µs. A goodbye with its shutdown takes 45 µs.
+    /// How much time it has, in µs. A goodbye with its shutdown takes 45 µs. With 100 µs
+    /// each for 10,000 of them, others' acknowledgements had a p99 of 2.6 to 3.1 ms
+    /// meanwhile, with 200 µs one of 1.2 to 1.7 ms (0.9 to 1.4 ms without them; medians of
+    /// 9 rounds, three times in turn).
     pub fn time_us(self) -> u64 {
         match self {
             Step::Accept | Step::Hear | Step::Close => EACH_US,
-            Step::Part => 4 * EACH_US,
+            Step::Part => 8 * EACH_US,
         }
     }
 }
