@@ -13,8 +13,8 @@
 #              fresh directory in the working directory; it must be on the disk
 #              that is meant, and hold 40 GiB)
 #   --rows     only these: generator,1x1,64x1,64x16,1x256,batches,partitions,fetch,idle,
-#              connections,start,memory. `memory` looks at every broker that the
-#              other rows started
+#              end-to-end,consume,beside,connections,start,delayed,restart,memory.
+#              `memory` looks at every broker that the other rows started
 #   --log-gib  GiB in the log for the row `start` (default 8)
 #
 # With BIN=DIR in the environment the binaries there are used, and none built.
@@ -28,7 +28,7 @@ shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
 ROUNDS=5 SECONDS_EACH=3 DATA= LOG_GIB=8
-ROWS=generator,1x1,64x1,64x16,1x256,batches,partitions,fetch,idle,connections,start,memory
+ROWS=generator,1x1,64x1,64x16,1x256,batches,partitions,fetch,idle,end-to-end,consume,beside,connections,start,delayed,restart,memory
 while (($#)); do
     case $1 in
         --rounds) ROUNDS=$2 ;;
@@ -63,12 +63,17 @@ if [[ -z ${BIN:-} ]]; then
     cargo build --release --quiet -p ringbolt -p loadgen
     BIN=${CARGO_TARGET_DIR:-target}/release
 fi
-RINGBOLT=$BIN/ringbolt LOADGEN=$BIN/loadgen
+# A package of its own, which nothing else needs.
+cargo build --release --quiet --manifest-path benches/redis/Cargo.toml --target-dir target/redis
+RINGBOLT=$BIN/ringbolt LOADGEN=$BIN/loadgen REDIS_CONSUME=target/redis/release/redis-consume
 
 WORK=$(mktemp -d "${DATA:-.}/ringbolt-compare-XXXXXX")
 BROKER= REDIS= TOPIC=
+# Brokers that run beside it.
+OTHERS=()
 cleanup() {
     [[ -z $BROKER ]] || { kill -9 "$BROKER" 2>/dev/null && wait "$BROKER" 2>/dev/null; } || true
+    for other in "${OTHERS[@]}"; do kill -9 "$other" 2>/dev/null && wait "$other" 2>/dev/null || true; done
     [[ -z $REDIS ]] || { kill -9 "$REDIS" 2>/dev/null && wait "$REDIS" 2>/dev/null; } || true
     rm -rf "$WORK"
 }
@@ -268,10 +273,12 @@ if wants generator; then
     generator 1 256
 fi
 
+source benches/compare-groups.sh
+
 # The broker that most rows share.
 shared_rows() {
     local name
-    for name in 1x1 64x1 64x16 1x256 batches partitions fetch idle; do
+    for name in 1x1 64x1 64x16 1x256 batches partitions fetch idle end-to-end consume beside; do
         ! wants $name || return 0
     done
     return 1
@@ -370,6 +377,9 @@ if wants idle; then
     sleep 10
     row "share of a core when idle" "$(calc "($(broker_cpu) - $cpu) / 10")" '<=' 0.005
 fi
+if wants end-to-end; then end_to_end_rows; fi
+if wants consume; then consume_rows; fi
+if wants beside; then beside_rows; fi
 if shared_rows; then
     broker_stop
     rm -rf "$WORK/data"
@@ -433,6 +443,9 @@ if wants start; then
     row "start after SIGKILL, $LOG_GIB GiB in the log (s)" "$(middle start)" '<=' 1.5
     broker_stop
 fi
+
+if wants delayed; then delayed_rows; fi
+if wants restart; then restart_rows; fi
 
 if wants memory; then
     [[ $HWM != 0 ]] || die "the row memory needs another that starts a broker"

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringbolt_client::session::{Session, SessionConfig, SessionError, SessionEvent};
 use ringbolt_wire::message::{
-    CreateGroup, ErrorResponse, Fetch, FetchPartition, GroupDescription, GroupInfo, HelloAck, OffsetSpec,
-    TopicDescription, TopicInfo,
+    CreateGroup, Delivery, ErrorResponse, Fetch, FetchPartition, GroupDescription, GroupInfo, HelloAck,
+    OffsetSpec, Receive, Settle, TopicDescription, TopicInfo,
 };
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId, Request, Response};
 
@@ -141,10 +141,43 @@ impl Admin {
         Ok(self.ask_whole(request)?.0)
     }
 
+    /// Produces a batch, and waits until it is durable.
+    pub fn produce(&mut self, batch: &[u8]) -> Result<(), AdminError> {
+        if let Err(refused) = self.session.produce(batch, 0, ()) {
+            return Err(std::io::Error::other(refused.why).into());
+        }
+        self.answer().map(drop)
+    }
+
+    /// Asks for records of a group.
+    pub fn receive(&mut self, receive: Receive) -> Result<Delivery, AdminError> {
+        match self.ask(&Request::Receive(receive))? {
+            Response::Delivered(delivery) => Ok(delivery),
+            _ => Err(something_else()),
+        }
+    }
+
+    /// Says what became of records, all of which must still be this consumer's.
+    pub fn settle(&mut self, settle: Settle) -> Result<(), AdminError> {
+        match self.ask(&Request::Settle(settle))? {
+            Response::Settled(settled) if settled.unsettled.is_empty() => Ok(()),
+            Response::Settled(settled) => {
+                let first = settled.unsettled[0];
+                Err(std::io::Error::other(format!("offset {} was not settled", first.base_offset)).into())
+            }
+            _ => Err(something_else()),
+        }
+    }
+
     fn ask_whole(&mut self, request: &Request) -> Result<(Response, Bytes), AdminError> {
         if let Err(refused) = self.session.request(request, ()) {
             return Err(std::io::Error::other(refused.why).into());
         }
+        self.answer()
+    }
+
+    /// Waits for the answer.
+    fn answer(&mut self) -> Result<(Response, Bytes), AdminError> {
         loop {
             match next_event(&mut self.stream, &mut self.session)? {
                 SessionEvent::Answer { response: Response::Error(error), .. }
@@ -152,9 +185,8 @@ impl Admin {
                     return Err(AdminError::Refused(error));
                 }
                 SessionEvent::Answer { response, payload, .. } => return Ok((response, payload)),
-                SessionEvent::Connected(_)
-                | SessionEvent::Produced { .. }
-                | SessionEvent::Delivered { .. } => {}
+                SessionEvent::Produced { ack, .. } => return Ok((Response::Produced(ack), Bytes::new())),
+                SessionEvent::Connected(_) | SessionEvent::Delivered { .. } => {}
             }
         }
     }

@@ -48,6 +48,8 @@ pub enum Command {
     /// how many records a second were acknowledged durably.
     #[command(after_help = EXIT_CODES)]
     Drain(Box<DrainArgs>),
+    /// Put a broker into a state that is worth measuring.
+    Stage(StageArgs),
     /// Read back everything that a ledger speaks of, and judge it.
     #[command(after_help = EXIT_CODES)]
     Verify(VerifyArgs),
@@ -270,6 +272,54 @@ pub struct DrainArgs {
     pub busy_poll: bool,
 }
 
+/// Arguments of `loadgen stage`.
+#[derive(Args, Clone, Debug)]
+pub struct StageArgs {
+    /// The broker, as HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub addr: String,
+    /// Topic; created with one partition if it is missing
+    #[arg(long, value_name = "T", default_value = "staged")]
+    pub topic: String,
+    /// What there should be.
+    #[command(subcommand)]
+    pub what: Staged,
+}
+
+/// What `loadgen stage` can make.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Staged {
+    /// Delayed records, and a group, `delayed`, that waits for them.
+    Delayed(DelayedArgs),
+    /// Groups, `staged-0` and so on, that have completed every other record.
+    Acked(AckedArgs),
+}
+
+/// Arguments of `loadgen stage delayed`.
+#[derive(Args, Clone, Debug)]
+pub struct DelayedArgs {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// When the first is due, from now
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_delay)]
+    pub delay: Duration,
+    /// Over how long the others are spread after it
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_delay)]
+    pub spread: Duration,
+}
+
+/// Arguments of `loadgen stage acked`.
+#[derive(Args, Clone, Debug)]
+pub struct AckedArgs {
+    /// Groups
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub groups: u32,
+    /// Ranges of one record that each has completed
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=25_000))]
+    pub ranges: u64,
+}
+
 /// Arguments of `loadgen verify`.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArgs {
@@ -299,6 +349,14 @@ fn parse_size(text: &str) -> Result<u32, String> {
     match u32::try_from(bytes) {
         Ok(size) if size as usize >= TRAILER_LEN && size <= 1 << 30 => Ok(size),
         _ => Err(format!("{bytes} bytes; must be from {TRAILER_LEN} bytes to 1 GiB")),
+    }
+}
+
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match delay <= Duration::from_secs(10 * 365 * 86_400) {
+        true => Ok(delay),
+        false => Err("must be at most ten years".into()),
     }
 }
 

@@ -28,6 +28,7 @@ pub mod schedule;
 pub mod send_buffer;
 pub mod signals;
 pub mod sinks;
+pub mod stage;
 pub mod stats;
 #[cfg(test)]
 mod test_broker;

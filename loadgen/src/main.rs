@@ -13,7 +13,7 @@ use loadgen::peer::Peer;
 use loadgen::report::{self, Report};
 use loadgen::run::Outcome;
 use loadgen::signals::Signals;
-use loadgen::{drain, read, run, verify};
+use loadgen::{drain, read, run, stage, verify};
 use ringbolt::io::process::StopSignals;
 
 /// The broker broke its word.
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         None => everything(&RunArgs::defaults()),
         Some(Command::Run(args)) => single(&args),
         Some(Command::Drain(args)) => consume(&args),
+        Some(Command::Stage(args)) => stage::stage(&args).map(|made| {
+            println!("{made}");
+            ExitCode::SUCCESS
+        }),
         Some(Command::Verify(args)) => judge(&args),
     };
     done.unwrap_or_else(|error| {
