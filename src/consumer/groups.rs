@@ -16,6 +16,17 @@ use super::part::Part;
 use super::wheel::{Entry, Wheel};
 use crate::shard::event::ReplyTo;
 
+/// Bytes that an open record takes, at most: its lease and the timer of it, how it went
+/// with it before, its place among those of its key, and the completed range in front
+/// of it. Most take a quarter of that.
+pub const OPEN_COST: usize = 256;
+
+/// So many records may be open in each part, however many are in others.
+pub const OWN_OPEN: usize = 64;
+
+/// Timers that are looked through for such that are of no more use, at least.
+const MIN_TIMERS: usize = 1024;
+
 /// A consumer of a group: the group, and its number there.
 pub type ConsumerRef = (GroupId, u32);
 
@@ -42,6 +53,12 @@ pub struct Groups {
     /// Leases that were given at once: when the first of them may run out, whose, and
     /// which records.
     timers: BinaryHeap<Reverse<(u64, u32, u64, u64)>>,
+    /// When there are so many, those of records that nobody has any more are dropped.
+    most_timers: usize,
+    /// So many records are open in all parts, at most.
+    open: usize,
+    /// Owners of parts that wait until fewer are.
+    crowded: BTreeSet<u32>,
     /// Consumers that wait for an answer, by deadline.
     pub waits: BTreeSet<(u64, GroupId, u32)>,
     /// Consumers by where they are sent records to.
@@ -109,6 +126,7 @@ impl Groups {
         self.dated.retain(|owner| known.contains_key(&owner));
         self.backing_off.retain(|owner| known.contains_key(&owner));
         self.timers.retain(|timer| known.contains_key(&timer.0.1));
+        self.crowded.retain(|owner| known.contains_key(owner));
         for (number, consumer) in group.consumers() {
             self.consumers -= 1;
             if let Some(to) = consumer.link.to() {
@@ -238,7 +256,74 @@ impl Groups {
 
     /// Leases of these records may run out then.
     pub fn set_timer(&mut self, owner: u32, records: (u64, u64), at_us: u64) {
+        if self.timers.len() >= self.most_timers.max(MIN_TIMERS) {
+            self.drop_timers();
+        }
         self.timers.push(Reverse((at_us, owner, records.0, records.1)));
+    }
+
+    /// Drops timers of records that nobody has any more: most leases end long before
+    /// they run out. Half of the timers that there are then come before the next time.
+    fn drop_timers(&mut self) {
+        let mut timers: Vec<_> = std::mem::take(&mut self.timers).into_vec();
+        // Of those for the same records the first one is enough.
+        timers.sort_unstable_by_key(|Reverse((at_us, owner, start, end))| (*owner, *start, *end, *at_us));
+        timers.dedup_by_key(|Reverse((_, owner, start, end))| (*owner, *start, *end));
+        timers.retain(|Reverse((_, owner, start, end))| {
+            let part = self.part_of_owner.get(owner).map(|number| &self.parts[*number as usize]);
+            part.is_some_and(|part| part.has_lease_in(*start, *end))
+        });
+        self.most_timers = 2 * timers.len();
+        self.timers = BinaryHeap::from(timers);
+    }
+
+    /// How many more open records a part may have, where all parts together may have
+    /// `most`.
+    pub fn room(&mut self, number: u32, most: usize) -> usize {
+        if self.open >= most {
+            self.count_open();
+        }
+        let own = OWN_OPEN.saturating_sub(self.parts[number as usize].open());
+        most.saturating_sub(self.open).max(own)
+    }
+
+    /// So many more are open; those that are no longer are counted when there are too
+    /// many.
+    pub fn opened(&mut self, count: usize) {
+        self.open += count;
+    }
+
+    /// Records that are open in all parts.
+    pub fn count_open(&mut self) -> usize {
+        self.open = self.parts.iter().map(|(_, part)| part.open()).sum();
+        self.open
+    }
+
+    /// Says whether a part waits for room.
+    pub fn crowd(&mut self, number: u32, waits: bool) {
+        let owner = self.parts[number as usize].owner;
+        if waits {
+            self.crowded.insert(owner);
+        } else if !self.crowded.is_empty() {
+            self.crowded.remove(&owner);
+        }
+    }
+
+    /// Whether a part waits for room.
+    pub fn is_crowded(&self, part: &Part) -> bool {
+        self.crowded.contains(&part.owner)
+    }
+
+    /// Parts that waited for room may go on, if there is some: not for a single record.
+    pub fn relieve(&mut self, most: usize) {
+        if self.crowded.is_empty() || self.count_open() + most / 16 > most {
+            return;
+        }
+        for owner in std::mem::take(&mut self.crowded) {
+            if let Some(number) = self.part_of_owner(owner) {
+                self.stir(number);
+            }
+        }
     }
 
     /// Takes a timer that is due: the part, and the records.
@@ -289,5 +374,54 @@ impl Groups {
     /// Records leased in all parts.
     pub fn leased(&self) -> usize {
         self.parts.iter().map(|(_, part)| part.leased()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringbolt_wire::message::{GroupConfig, GroupInfo};
+
+    use super::*;
+    use crate::consumer::part::Delivered;
+    use crate::time::Now;
+
+    fn one_part() -> (Groups, u32) {
+        let mut groups = Groups::default();
+        let (id, topic) = (GroupId(1), TopicId(1));
+        let info = GroupInfo {
+            id,
+            name: "g".to_owned(),
+            topic,
+            dead_letter: TopicId(0),
+            config: GroupConfig::default(),
+        };
+        groups.insert(Group::new(info, false));
+        let key = GroupKey { group: id, partition: 0 };
+        let number = groups.add_part(key, PartitionId::new(topic, 0), &AckState::new(0));
+        (groups, number)
+    }
+
+    /// A consumer that takes one record after the other, for hours each, and is done with
+    /// it at once.
+    #[test]
+    fn timers_of_records_that_nobody_has_any_more_take_no_memory_for_long() {
+        let (mut groups, number) = one_part();
+        let owner = groups.parts[number as usize].owner;
+        let about = Delivered { acquired: 1, failed: 0, first_delivery_us: 1 };
+        // Some are worked on all the time.
+        let kept: Vec<u64> = (0..100).map(|i| i * 1_000).collect();
+        for offset in 0..100_000 {
+            let deadline_us = 1_000_000 + offset;
+            if kept.contains(&offset) {
+                groups.parts[number as usize].give(offset, &about, 0, deadline_us, Now::default());
+            }
+            groups.set_timer(owner, (offset, offset + 1), deadline_us);
+            assert!(groups.timers.len() <= MIN_TIMERS, "{} timers", groups.timers.len());
+        }
+        // Nobody's is forgotten, and they come when they are due.
+        for &offset in &kept {
+            let found = std::iter::from_fn(|| groups.pop_timer(1_000_000 + offset)).last();
+            assert_eq!(found, Some((number, (offset, offset + 1))));
+        }
     }
 }

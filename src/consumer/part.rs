@@ -175,6 +175,11 @@ impl Part {
         up_to.map(|(offset, _)| *offset).collect()
     }
 
+    /// Whether somebody has one of these records.
+    pub fn has_lease_in(&self, start: u64, end: u64) -> bool {
+        self.leases.range(start..end).next().is_some()
+    }
+
     /// When the first lease runs out (monotonic, µs).
     pub fn first_deadline(&self) -> Option<u64> {
         self.leases.values().map(|lease| lease.deadline_us).min()

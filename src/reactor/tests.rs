@@ -62,6 +62,7 @@ fn local_shard(data: &DataDir, id: ShardId, pool: &Pool) -> LocalShard {
         tail_cache_bytes: 1 << 20,
         page_cache_bytes: 4 << 20,
         max_delayed: 100_000,
+        max_open: 100_000,
         seed: 1,
     };
     let catalog = log.state.catalog.clone();

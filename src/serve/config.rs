@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::consumer::groups::OPEN_COST;
 use crate::consumer::wheel::ENTRY_COST;
 use crate::limits::{
     BLOCK_LEN, CHUNK_LEN, DEFAULT_DIRECT_THRESHOLD, DEFAULT_FRAME_TIMEOUT_MS, DEFAULT_HANDSHAKE_TIMEOUT_MS,
@@ -216,6 +217,8 @@ pub struct MemoryPlan {
     pub page_cache: usize,
     /// Records of a shard that may wait for a time of their own.
     pub delayed: usize,
+    /// Records of a shard that may be open in groups.
+    pub open: usize,
     /// Bytes of the pool that receives of large batches may hold, for each core.
     pub direct: usize,
     /// Bytes of other memory for half-received frames, for each core, and as many for
@@ -240,11 +243,11 @@ impl MemoryPlan {
             wanted: format!("{cores} cores and {shards} shards need at least {wanted} bytes"),
         };
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        let chunks = memory / 8 * 7 / CHUNK_LEN;
+        let chunks = memory / 4 * 3 / CHUNK_LEN;
         let receive_chunks = if memory / cores >= 128 << 20 { 2 } else { 1 };
         let needed = cores * (receive_chunks + 1) + shards * MIN_SHARD_CHUNKS;
         if chunks < needed {
-            return Err(too_small(needed * CHUNK_LEN / 7 * 8));
+            return Err(too_small(needed * CHUNK_LEN / 3 * 4));
         }
         let rest = chunks - cores * receive_chunks;
         // A quarter stays for what is on its way: commits, large batches,
@@ -257,8 +260,10 @@ impl MemoryPlan {
             receive_chunks,
             tail_cache: tail_chunks * CHUNK_LEN / shards,
             page_cache: (caches - tail_chunks) * CHUNK_LEN / shards,
-            // Of what is beside the chunks, like half frames and answers.
+            // Of the quarter beside the chunks, like half frames and answers, with a
+            // sixteenth for both of these.
             delayed: memory / 8 / ENTRY_COST / shards,
+            open: memory / 16 / OPEN_COST / shards,
             direct: in_flight * CHUNK_LEN / 2 / cores,
             stashed: (memory / 32 / cores).max(4 * MAX_BATCH_LEN as usize),
             // The answer about a topic with as many partitions as there may be
@@ -309,7 +314,7 @@ mod tests {
                     + shards * (plan.tail_cache + plan.page_cache)
                     + cores * plan.direct;
                 assert!(held + plan.low_chunks * CHUNK_LEN <= plan.pool, "{memory} {cores} {shards}");
-                assert!(plan.pool as u64 <= memory / 8 * 7);
+                assert!(plan.pool as u64 <= memory / 4 * 3);
             }
         }
         assert!(MemoryPlan::new(64 << 20, 1, 1).is_ok(), "the least memory is enough for one core");

@@ -216,6 +216,7 @@ impl CoreStart {
             tail_cache_bytes: self.plan.tail_cache,
             page_cache_bytes: self.plan.page_cache,
             max_delayed: self.plan.delayed,
+            max_open: self.plan.open,
             seed: random_seed(),
         }
     }

@@ -26,6 +26,9 @@ pub struct ShardConfig {
     /// Records that may wait for a time of their own, for each group that they are in:
     /// [`ENTRY_COST`](crate::consumer::wheel::ENTRY_COST) bytes each.
     pub max_delayed: usize,
+    /// Records that may be open in all groups: [`OPEN_COST`](crate::consumer::groups::OPEN_COST)
+    /// bytes each.
+    pub max_open: usize,
     /// Source of the identities that the shard gives to producers.
     pub seed: u64,
 }

@@ -524,6 +524,10 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn wait_over(&mut self, number: u32, offset: u64, after_delivery: bool) {
+        if !after_delivery {
+            // It was not one of the open ones before.
+            self.groups.opened(1);
+        }
         let part = &mut self.groups.parts[number as usize];
         let acks = self.state.groups.acks.entry(part.key).or_default();
         if after_delivery {

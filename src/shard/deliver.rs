@@ -84,6 +84,7 @@ impl<P: BufferPool> Shard<P> {
         if self.groups.turn.0 != now.mono_us {
             self.groups.turn = (now.mono_us, MAX_DELIVERIES_PER_TURN);
         }
+        self.groups.relieve(self.config.max_open);
         let mut left = self.groups.turn.1;
         while let Some(id) = self.groups.next_in_line() {
             if left == 0 {
@@ -136,7 +137,10 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn deliver_to(&mut self, id: GroupId, number: u32, consumer: u32, now: Now) -> Look {
+        let room = self.groups.room(number, self.config.max_open);
+        let open = self.groups.parts[number as usize].open();
         let Some(group) = self.groups.by_id.get(&id) else { return Look::Nothing };
+        let most_open = group.info.config.max_open as usize;
         let who = group.consumer(consumer);
         let mut packing = Packing {
             id,
@@ -145,11 +149,14 @@ impl<P: BufferPool> Shard<P> {
             parcel: Parcel::default(),
             max_records: who.credit.records,
             max_len: (who.credit.bytes as usize).min(MAX_DELIVERY_LEN),
-            max_open: group.info.config.max_open as usize,
+            max_open: most_open.min(open + room),
             deadline_us: now.mono_us + u64::from(who.lease_ms) * 1000,
             now,
         };
         let look = self.pack(&mut packing);
+        let open_now = self.groups.parts[number as usize].open();
+        self.groups.opened(open_now.saturating_sub(open));
+        self.groups.crowd(number, (packing.max_open..most_open).contains(&open_now));
         if !packing.parcel.is_empty() {
             self.send(packing);
         }

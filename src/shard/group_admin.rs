@@ -329,6 +329,7 @@ impl<P: BufferPool> Shard<P> {
         let has_new = part.next < end;
         let (leased, open) = (part.leased() as u64, part.open() as u64);
         let at_bound = has_new && open >= u64::from(group.info.config.max_open);
+        let is_crowded = has_new && self.groups.is_crowded(part);
         if let Some(offset) = part.damaged {
             holds.push(Hold::Damaged { offset });
         }
@@ -337,6 +338,10 @@ impl<P: BufferPool> Shard<P> {
         }
         if part.reading {
             holds.push(Hold::Reading);
+        }
+        if is_crowded {
+            let open = self.groups.parts.iter().map(|(_, part)| part.open() as u64).sum();
+            holds.push(Hold::MemoryBound { open });
         }
         if at_bound {
             holds.push(Hold::AtBound { open });
@@ -351,7 +356,7 @@ impl<P: BufferPool> Shard<P> {
         if delayed > 0 {
             holds.push(Hold::Delayed { count: delayed as u64, ms: self.first_due_ms(part, now) });
         }
-        let deliverable = part.ready() > 0 || (has_new && !at_bound);
+        let deliverable = part.ready() > 0 || (has_new && !at_bound && !is_crowded);
         if deliverable && holds.is_empty() || part.ready() > 0 {
             match part.active.map(|active| group.consumer(active)) {
                 Some(active) if !active.takes() => holds.push(Hold::Exclusive { consumer: active.id.0 }),

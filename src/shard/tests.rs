@@ -120,6 +120,7 @@ fn config() -> ShardConfig {
         tail_cache_bytes: 64 << 10,
         page_cache_bytes: 4 << 20,
         max_delayed: 100_000,
+        max_open: 1_000_000,
         seed: 1,
     }
 }

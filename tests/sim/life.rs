@@ -32,6 +32,7 @@ impl Simulation {
                 tail_cache_bytes: p.tail_cache_bytes,
                 page_cache_bytes: p.page_cache_bytes,
                 max_delayed: 10_000,
+                max_open: 10_000,
                 seed: self.rng.next(),
             };
             let node = &mut self.nodes[i];

@@ -52,6 +52,11 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
             "As many records wait for their time as the broker may hold (--memory); the one at offset {offset} \
              and those behind it come when there are fewer."
         ),
+        Hold::MemoryBound { open } => format!(
+            "{} open in all groups of the shard, as many as the broker may hold (--memory): those that came back \
+             are delivered, new ones when there are fewer.",
+            records(open, "is", "are")
+        ),
         Hold::Damaged { offset } => format!(
             "The record at offset {offset} is damaged on disk and is not served, nor what is behind it; to go \
              past it: ringbolt group reset {group} --partition INDEX --to {}.",

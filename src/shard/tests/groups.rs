@@ -3,6 +3,7 @@
 mod bad_input;
 mod dead_letters;
 mod delivery;
+mod memory;
 mod recovery;
 mod stories;
 mod timing;

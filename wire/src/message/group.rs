@@ -414,6 +414,12 @@ pub enum Hold {
         /// The first one that it may not hold.
         offset: u64,
     },
+    /// So many records of all groups of the shard are open: as many as the broker may
+    /// hold.
+    MemoryBound {
+        /// Records.
+        open: u64,
+    },
     /// The record at this offset is damaged on disk: it is not served, and nothing
     /// behind it. `ResetGroup` goes past it.
     Damaged {
@@ -439,6 +445,7 @@ impl Hold {
             Hold::Reading => [9, 0, 0],
             Hold::DelayedBound { offset } => [10, offset, 0],
             Hold::Damaged { offset } => [11, offset, 0],
+            Hold::MemoryBound { open } => [12, open, 0],
         }
     }
 
@@ -458,6 +465,7 @@ impl Hold {
             9 => Hold::Reading,
             10 => Hold::DelayedBound { offset: a },
             11 => Hold::Damaged { offset: a },
+            12 => Hold::MemoryBound { open: a },
             value => return Err(MessageError::OutOfRange { field: "hold", value }),
         };
         ensure(hold.words() == words, "hold", kind)?;

@@ -142,6 +142,7 @@ fn hold() -> impl Strategy<Value = Hold> {
         Just(Hold::Reading),
         any::<u64>().prop_map(|offset| Hold::DelayedBound { offset }),
         any::<u64>().prop_map(|offset| Hold::Damaged { offset }),
+        any::<u64>().prop_map(|open| Hold::MemoryBound { open }),
     ]
 }
 

@@ -1,0 +1,84 @@
+//! What groups take of the broker's memory is bounded, and the bound holds nobody up for
+//! good.
+
+use ringbolt_wire::message::Hold;
+
+use super::*;
+use crate::consumer::groups::OWN_OPEN;
+
+/// Open records that all groups may have.
+const MOST: usize = 200;
+
+impl Rig {
+    /// A shard with this bound, a topic of so many records, and two groups.
+    fn bounded(mode: GroupMode, records: u8) -> (Rig, GroupId, GroupId) {
+        let mut rig =
+            Rig::start_with(ShardConfig { max_open: MOST, ..config() }, Disk::default(), 1).expect("an empty log");
+        rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+        rig.replies.clear();
+        let (g, h) = (rig.calm_group(mode), rig.group("h", calm(mode), GroupStart::Earliest).id);
+        let record = |value| Record { key: Some(vec![value]), ..plain(value) };
+        if records > 0 {
+            rig.append(&(0..records).map(record).collect::<Vec<_>>());
+        }
+        (rig, g, h)
+    }
+
+    /// Whether the group is said to wait for memory.
+    fn waits_for_memory(&mut self, id: GroupId) -> bool {
+        self.state(id).holds.iter().any(|hold| matches!(hold, Hold::MemoryBound { .. }))
+    }
+}
+
+#[test]
+fn all_groups_together_have_no_more_open_records_than_may_be_and_each_has_some() {
+    for mode in [GroupMode::Shared, GroupMode::KeyOrdered, GroupMode::Exclusive] {
+        let (mut rig, g, h) = Rig::bounded(mode, 250);
+        let (alice, bob) = (rig.attach(g, ALICE, 1_000), rig.attach(h, BOB, 1_000));
+        let (of_alice, of_bob) = (rig.got(alice), rig.got(bob));
+        assert_eq!((of_alice.len(), of_bob.len()), (MOST, OWN_OPEN), "{mode:?}");
+        assert!(rig.waits_for_memory(g) && rig.waits_for_memory(h));
+        // One that comes back is delivered all the same.
+        assert_eq!(rig.settled(g, ALICE, of_alice[0].lease(), reject()), []);
+        let again = rig.got(alice);
+        assert_eq!(again[0].offset, 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn whoever_waited_for_others_records_goes_on_when_they_are_completed() {
+    let (mut rig, g, h) = Rig::bounded(GroupMode::Shared, 250);
+    let (alice, bob) = (rig.attach(g, ALICE, 1_000), rig.attach(h, BOB, 1_000));
+    let (mut of_alice, mut of_bob) = (rig.got(alice), rig.got(bob));
+    // Only Alice does anything, until there is room for Bob.
+    of_alice.iter().for_each(|got| rig.ack(g, ALICE, got));
+    rig.wait(1);
+    of_bob.extend(rig.got(bob));
+    assert!(of_bob.len() > OWN_OPEN, "{} records came", of_bob.len());
+    of_bob.iter().for_each(|got| rig.ack(h, BOB, got));
+    rig.wait(1);
+    of_alice.extend(rig.got(alice));
+    of_bob.extend(rig.got(bob));
+    let offsets = |got: &[Got]| got.iter().map(|got| got.offset).collect::<Vec<_>>();
+    assert_eq!((offsets(&of_alice), offsets(&of_bob)), ((0..250).collect(), (0..250).collect()));
+    assert!(!rig.waits_for_memory(g) && !rig.waits_for_memory(h));
+}
+
+/// Records that wait for their own time are not open, until it has come.
+#[test]
+fn records_whose_time_has_come_count_as_open() {
+    let (mut rig, g, h) = Rig::bounded(GroupMode::Shared, 0);
+    let at = rig.now.wall_us + 1_000_000;
+    let delayed = |value| {
+        let mut headers = Vec::new();
+        Directions { deliver_at_us: Some(at), ..Directions::default() }.put_headers(&mut headers);
+        Record { headers, ..plain(value) }
+    };
+    rig.append(&(0..MOST as u8).map(delayed).collect::<Vec<_>>());
+    rig.append(&(0..100).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(g, ALICE, 100);
+    assert_eq!(rig.got(alice).len(), 100, "those behind the delayed ones");
+    rig.wait(2_000_000);
+    let bob = rig.attach(h, BOB, 1_000);
+    assert_eq!(rig.got(bob).len(), OWN_OPEN);
+}
