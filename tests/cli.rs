@@ -4,6 +4,7 @@
 
 mod net_common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,10 +15,10 @@ use tempfile::TempDir;
 
 const SMALL: &[&str] = &["--memory", "96MiB"];
 
-/// The commands of the README's section on use, without its comments.
-fn page_of_use() -> Vec<&'static str> {
+/// The commands of a section of the README, without its comments.
+fn page_of(title: &str) -> Vec<&'static str> {
     let readme = include_str!("../README.md");
-    let section = readme.split("\n## ").find(|section| section.starts_with("Use it")).unwrap();
+    let section = readme.split("\n## ").find(|section| section.starts_with(title)).unwrap();
     let blocks = section.split("```").skip(1).step_by(2);
     let lines = blocks.flat_map(str::lines).map(|line| line.split("  #").next().unwrap().trim());
     lines.filter(|line| !line.is_empty()).collect()
@@ -61,7 +62,7 @@ fn the_readme_can_be_followed_line_by_line() {
         "ringbolt log verify /var/tmp/ringbolt-data",
         "ringbolt serve --data /var/tmp/ringbolt-data &",
     ];
-    let page = page_of_use();
+    let page = page_of("Use it");
     assert_eq!(page[..expected.len()], expected, "the page has changed: so must this test");
     let dir = TempDir::new().unwrap();
     let serve = page[2].trim_end_matches(" &");
@@ -97,6 +98,39 @@ fn the_readme_can_be_followed_line_by_line() {
     assert!(run(12).good().ends_with("sound\n"));
     let mut server = Server::spawn(&mut shell(page[13].trim_end_matches(" &"), &dir, "127.0.0.1:0"));
     assert_eq!(server.stop().code(), Some(0));
+}
+
+/// Three records as in the section before it, and then all lines in one shell, which has
+/// the worker in its background.
+#[test]
+fn the_workers_of_the_readme_do_what_it_says() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, SMALL);
+    let broker = At(server.addr);
+    broker.run(&["topic", "create", "orders", "--partitions", "4"]).good();
+    broker.run_on(&["produce", "orders", "--key", "customer-7", "-q"], b"one\ntwo\nthree\n").good();
+    let page = page_of("Workers").join("\n") + "\nwait";
+    // As it stands there, but for where the broker is.
+    let script = dir.path().join("ringbolt");
+    let exec = format!("#!/bin/sh\nexec {} \"$@\" --addr {}\n", env!("CARGO_BIN_EXE_ringbolt"), server.addr);
+    std::fs::write(&script, exec).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let told = Running::new(Command::new("bash").env("PATH", path).args(["-c", &page])).end();
+    let (err, out) = (told.err.clone(), told.good());
+    let billed: Vec<&str> = out.lines().filter(|line| line.starts_with("bill ")).collect();
+    let expected = ["one", "two", "three", "four", "five", "soon"].map(|n| format!("bill {n} to customer-7"));
+    assert_eq!(billed, expected, "one after the other, and each once");
+    assert!(out.contains("There is nothing new") && out.contains("key-ordered on orders, lag 0"), "{out}");
+    assert_eq!(err.matches("no such customer").count(), 2, "two failures: {err}");
+    assert!(out.contains("exit status 1: no such customer"), "the reason is shown: {out}");
+    assert!(out.lines().any(|line| line.ends_with(" 0: redriven")), "{out}");
+    assert!(out.lines().any(|line| line == "bad"), "it came once more: {out}");
+    let open = broker.run(&["dlq", "list", "--json"]).json();
+    assert_eq!(open["topics"][0]["open"], 0, "{open}");
+    let group = broker.run(&["group", "describe", "billing", "--json"]).json();
+    let lag: u64 = group["partitions"].as_array().unwrap().iter().map(|p| p["lag"].as_u64().unwrap()).sum();
+    assert_eq!(lag, 0);
 }
 
 /// Produces until one that follows from the end has found it, and returns what

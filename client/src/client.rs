@@ -1,14 +1,17 @@
 //! The client: where the broker is, and the calls that concern it as a whole.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringbolt_wire::message::{
-    CreateGroup, GroupDescription, GroupInfo, HelloAck, OffsetSpec, OpenProducer, ResetGroup,
-    TopicDescription, TopicInfo,
+    ConsumerAt, CreateGroup, Credit, GroupDescription, GroupInfo, HelloAck, LeaseRange, OffsetSpec,
+    OpenProducer, ResetGroup, Settle, SettleItem, TopicDescription, TopicInfo, Verb,
 };
-use ringbolt_wire::{DEFAULT_PORT, Offset, PartitionId, ProducerId, Request, Response};
+use ringbolt_wire::{
+    ConsumerId, DEFAULT_PORT, ErrorCode, GroupId, Offset, PartitionId, ProducerId, Request, Response, ShardId,
+};
 
 use crate::backoff::{Backoff, BackoffConfig};
 use crate::consumer::ConsumerBuilder;
@@ -90,6 +93,9 @@ struct Inner {
     limits: HelloAck,
     caller: Caller,
 }
+
+/// Records about which a group is asked at once.
+const MAX_ASKED: u64 = 10_000;
 
 /// Longest frame that is accepted where no records are fetched.
 const MAX_ADMIN_FRAME: u32 = 32 << 20;
@@ -358,6 +364,52 @@ impl Admin<'_> {
     /// was done.
     pub async fn reset_group(&self, reset: ResetGroup) -> Result<(), Error> {
         self.client.ask(Request::ResetGroup(reset), false).await.map(drop)
+    }
+
+    /// Which of these records of a partition a consumer group has completed: ranges in
+    /// order. It asks the shard that has the partition (see
+    /// [`describe_topic`](Self::describe_topic)), and changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `UnknownGroup`, or `DiskFull` while the broker takes no
+    /// settles.
+    pub async fn completed(
+        &self,
+        group: GroupId,
+        shard: ShardId,
+        partition: u32,
+        offsets: Range<u64>,
+    ) -> Result<Vec<Range<u64>>, Error> {
+        let mut completed: Vec<Range<u64>> = Vec::new();
+        let mut base = offsets.start;
+        while base < offsets.end {
+            let count = (offsets.end - base).min(MAX_ASKED);
+            // Nobody has a lease of acquisition 0: nothing is released, and the answer
+            // says why not.
+            let range = LeaseRange {
+                partition,
+                base_offset: Offset(base),
+                // At most MAX_ASKED.
+                count: count as u32,
+                acquired: 0,
+            };
+            let at = ConsumerAt { shard, group, consumer: ConsumerId(self.client.seed().max(1)) };
+            let items = vec![SettleItem { range, verb: Verb::Release }];
+            let settle = Settle { at, credit: Credit::default(), confirm: true, items };
+            let settled = match self.client.ask(Request::Settle(settle), true).await?.0 {
+                Response::Settled(settled) => settled,
+                other => return Err(unexpected(&other)),
+            };
+            let done = settled.unsettled.iter().filter(|unsettled| {
+                ErrorCode::from_u16(unsettled.status) == Some(ErrorCode::AlreadyCompleted)
+            });
+            completed.extend(done.map(|done| {
+                let start = done.base_offset.0;
+                start..start.saturating_add(done.count.into())
+            }));
+            base += count;
+        }
+        Ok(completed)
     }
 
     /// The broker's counters by name.

@@ -14,6 +14,9 @@ use crate::io::process::StopSignals;
 /// Exit code after an interrupt, as a shell reports it.
 const INTERRUPTED: u8 = 130;
 
+/// Exit code for bad usage, as clap has it.
+const BAD_USAGE: u8 = 2;
+
 /// Where the broker is.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ConnectionArgs {
@@ -40,6 +43,9 @@ pub enum CommandError {
     /// The broker refused, or could not be reached.
     #[error("{0}{hint}", hint = hint(.0))]
     Client(#[from] Error),
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// Standard input or output.
     #[error("{what}: {source}")]
     Io {
@@ -75,28 +81,62 @@ fn hint(error: &Error) -> &'static str {
     }
 }
 
-/// Becomes true when the user interrupts the command (SIGINT, SIGTERM).
+/// How often the user has interrupted the command (SIGINT, SIGTERM).
 #[derive(Clone, Debug)]
-pub struct Interrupt(watch::Receiver<bool>);
+pub struct Interrupt(watch::Receiver<u32>);
 
 impl Interrupt {
     /// Waits until the user interrupts.
     pub async fn wait(&mut self) {
-        if self.0.wait_for(|stopped| *stopped).await.is_err() {
-            // The thread that tells it is gone, so nobody will.
-            std::future::pending::<()>().await;
-        }
+        self.wait_for(1).await;
+    }
+
+    /// Waits until the user interrupts a second time, which only a command that
+    /// [`run_worker`] runs gets to see.
+    pub async fn wait_for_second(&mut self) {
+        self.wait_for(2).await;
     }
 
     /// Whether the user has interrupted.
     pub fn is_set(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() > 0
+    }
+
+    async fn wait_for(&mut self, count: u32) {
+        if self.0.wait_for(|signals| *signals >= count).await.is_err() {
+            // The thread that tells it is gone, so nobody will.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
 /// Runs a command to its end: 0, or the exit code that it returns, 1 if it
-/// failed, 130 if it was interrupted. A second interrupt ends it at once.
+/// failed, 2 for bad usage, 130 if it was interrupted. A second interrupt ends it
+/// at once.
 pub fn run<F>(command: impl FnOnce(Interrupt) -> F) -> ExitCode
+where
+    F: Future<Output = Result<ExitCode, CommandError>>,
+{
+    let interrupted = ExitCode::from(INTERRUPTED);
+    run_until(command, 1, |code, was_interrupted| if was_interrupted { interrupted } else { code })
+}
+
+/// Runs a command that an interrupt ends in order, with the exit code that it
+/// returns. It sees two of them; a third one ends it at once.
+pub fn run_worker<F>(command: impl FnOnce(Interrupt) -> F) -> ExitCode
+where
+    F: Future<Output = Result<ExitCode, CommandError>>,
+{
+    run_until(command, 2, |code, _| code)
+}
+
+/// Runs a command that sees so many interrupts. `ending` makes the exit code of its
+/// own, and of whether it was interrupted.
+fn run_until<F>(
+    command: impl FnOnce(Interrupt) -> F,
+    interrupts: u32,
+    ending: impl FnOnce(ExitCode, bool) -> ExitCode,
+) -> ExitCode
 where
     F: Future<Output = Result<ExitCode, CommandError>>,
 {
@@ -109,26 +149,32 @@ where
         .with_target(false)
         .without_time()
         .try_init();
-    match start(command) {
-        Ok(code) => code,
+    match start(command, interrupts) {
+        Ok((code, was_interrupted)) => ending(code, was_interrupted),
         Err(error) => {
             eprintln!("ringbolt: {error}");
-            ExitCode::FAILURE
+            match error {
+                CommandError::Usage(_) => ExitCode::from(BAD_USAGE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-fn start<F>(command: impl FnOnce(Interrupt) -> F) -> Result<ExitCode, CommandError>
+/// The command's exit code, and whether it was interrupted.
+fn start<F>(command: impl FnOnce(Interrupt) -> F, interrupts: u32) -> Result<(ExitCode, bool), CommandError>
 where
     F: Future<Output = Result<ExitCode, CommandError>>,
 {
     let signals = StopSignals::hold().map_err(CommandError::io("holding signals back"))?;
-    let (stop, stopped) = watch::channel(false);
+    let (stop, stopped) = watch::channel(0);
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            signals.wait();
-            stop.send_replace(true);
+            for count in 1..=interrupts {
+                signals.wait();
+                stop.send_replace(count);
+            }
             signals.wait();
             std::process::exit(i32::from(INTERRUPTED));
         })
@@ -143,10 +189,7 @@ where
     let result = runtime.block_on(command(interrupt.clone()));
     // A thread that waits for input would otherwise be waited for.
     runtime.shutdown_background();
-    match result {
-        Ok(_) if interrupt.is_set() => Ok(ExitCode::from(INTERRUPTED)),
-        other => other,
-    }
+    result.map(|code| (code, interrupt.is_set()))
 }
 
 /// Runs a short command that an interrupt may cut off anywhere.

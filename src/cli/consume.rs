@@ -1,14 +1,21 @@
-//! `ringbolt consume`: records by offset, as lines.
+//! `ringbolt consume`: records by offset, as lines; or through a consumer group.
+
+mod auto;
+mod command;
+mod exec;
+mod manual;
+pub(super) mod print;
+mod worker;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
-use ringbolt_client::{Client, ConsumedRecord, Reader, StartAt};
-use serde_json::{Value, json};
+use ringbolt_client::{Client, Reader, StartAt};
 
-use super::connection::{CommandError, ConnectionArgs, Interrupt, run as run_command};
+use super::connection::{CommandError, ConnectionArgs, Interrupt, run as run_command, run_worker};
+use print::{Format, Printer};
+use worker::{Handling, WorkerArgs};
 
 /// Arguments of `ringbolt consume`.
 #[derive(clap::Args)]
@@ -17,7 +24,28 @@ Prints the value of each record and a newline. --verbose prints partition, offse
 (a dash if there is none) and value, separated by tabs. --json prints a JSON object a line: {\"topic\", \
 \"partition\", \"offset\", \"commit_time\", \"timestamp\", \"key\", \"value\", \"headers\": [{\"name\", \
 \"value\"}]}, times in RFC 3339; bytes that are not UTF-8 are given as {\"hex\": \"...\"}. Records of one \
-partition come in the order of their offsets.")]
+partition come in the order of their offsets.
+
+With --group, the broker keeps account of what is done: each record goes to one consumer of the group, and \
+comes again until it is acknowledged. Without --follow the command ends when there is nothing more to deliver \
+of what was there at the start; what waits for its time, or is in another consumer's hands, is not waited for. \
+How a record is handled:
+  --ack auto    it is printed, and acknowledged once the output is flushed. What was not printed goes back.
+  --ack manual  it is printed as with --verbose, and acknowledged by lines of standard input:
+                  ack PARTITION OFFSET             it is done
+                  nack PARTITION OFFSET [DELAY]    not now; again after the delay (5s)
+                  reject PARTITION OFFSET [REASON] it failed; again after the group's backoff
+                  dead-letter PARTITION OFFSET [REASON]  to the dead-letter topic at once
+                  extend PARTITION OFFSET [TIME]   its lease runs out so long from now
+                  release PARTITION OFFSET         back as it came
+                Standard error gets a line for each: what was asked, and durable, or why not. Leases are \
+extended by themselves. The end of the input gives back what is open.
+  --exec        `sh -c COMMAND` runs for it, the value on its standard input, and RINGBOLT_TOPIC, _GROUP, \
+_PARTITION, _OFFSET, _KEY, _ACQUIRED (deliveries so far), _FAILED (failures so far) in its environment; \
+RINGBOLT_KEY is unset without a key, or with one of more than 32 KiB or with a NUL byte. Exit code 0 \
+acknowledges. Anything else rejects, with exit code and last line of standard error as the reason. The lease is \
+extended while it runs. SIGINT or SIGTERM: no new ones are begun, those that run are waited for, and the exit \
+code is 0; a second one kills them, and their records go back.")]
 pub struct ConsumeArgs {
     /// Topic to read
     topic: String,
@@ -42,7 +70,19 @@ pub struct ConsumeArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    worker: WorkerArgs,
+    #[command(flatten)]
     connection: ConnectionArgs,
+}
+
+impl ConsumeArgs {
+    fn format(&self) -> Format {
+        match (self.verbose, self.json) {
+            (_, true) => Format::Json,
+            (true, false) => Format::Verbose,
+            (false, false) => Format::Value,
+        }
+    }
 }
 
 fn parse_start(text: &str) -> Result<StartAt, String> {
@@ -65,7 +105,28 @@ fn parse_start(text: &str) -> Result<StartAt, String> {
 
 /// Runs the command.
 pub fn run(args: ConsumeArgs) -> ExitCode {
-    run_command(|interrupt| consume(args, interrupt))
+    match args.worker.handling() {
+        None => run_command(|interrupt| consume(args, interrupt)),
+        Some(Handling::Exec(_)) => run_worker(|interrupt| work(args, interrupt)),
+        Some(_) => run_command(|interrupt| work(args, interrupt)),
+    }
+}
+
+/// Consumes through a group.
+async fn work(args: ConsumeArgs, interrupt: Interrupt) -> Result<ExitCode, CommandError> {
+    let Some(handling) = args.worker.handling() else { return consume(args, interrupt).await };
+    let client = args.connection.connect().await?;
+    let worker = args.worker.open(&client, &args.topic, args.count, args.follow).await?;
+    let result = match handling {
+        Handling::Auto => auto::run(&worker, Printer::new(args.format()), interrupt).await,
+        Handling::Manual => {
+            let format = if args.json { Format::Json } else { Format::Verbose };
+            manual::run(&worker, Printer::new(format), interrupt).await
+        }
+        Handling::Exec(command) => exec::run(&worker, command, interrupt).await,
+    };
+    worker.consumer.close().await;
+    result
 }
 
 async fn consume(args: ConsumeArgs, mut interrupt: Interrupt) -> Result<ExitCode, CommandError> {
@@ -74,7 +135,7 @@ async fn consume(args: ConsumeArgs, mut interrupt: Interrupt) -> Result<ExitCode
         true => BTreeMap::new(),
         false => ends(&client, &args).await?,
     };
-    let mut printer = Printer::new(&args);
+    let mut printer = Printer::new(args.format());
     if !args.follow && ends.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -144,148 +205,9 @@ async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>,
     Ok(some.map(|(index, _, end)| (index, end)).collect())
 }
 
-#[derive(Clone, Copy)]
-enum Format {
-    Value,
-    Verbose,
-    Json,
-}
-
-struct Printer {
-    out: BufWriter<io::Stdout>,
-    format: Format,
-    printed: u64,
-}
-
-impl Printer {
-    fn new(args: &ConsumeArgs) -> Self {
-        let format = match (args.verbose, args.json) {
-            (_, true) => Format::Json,
-            (true, false) => Format::Verbose,
-            (false, false) => Format::Value,
-        };
-        Printer { out: BufWriter::with_capacity(256 << 10, io::stdout()), format, printed: 0 }
-    }
-
-    /// False if nobody reads the output any more.
-    fn print(&mut self, record: &ConsumedRecord) -> Result<bool, CommandError> {
-        self.printed += 1;
-        let result = write_record(&mut self.out, self.format, record);
-        still_read(result)
-    }
-
-    fn flush(&mut self) -> Result<bool, CommandError> {
-        let result = self.out.flush();
-        still_read(result)
-    }
-}
-
-fn still_read(result: io::Result<()>) -> Result<bool, CommandError> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(CommandError::io("writing to standard output")(error)),
-    }
-}
-
-fn write_record(out: &mut impl Write, format: Format, record: &ConsumedRecord) -> io::Result<()> {
-    match format {
-        Format::Value => out.write_all(&record.value)?,
-        Format::Verbose => {
-            write!(out, "{}\t{}\t{}\t", record.partition, record.offset, rfc3339(record.commit_time))?;
-            out.write_all(record.key.as_deref().unwrap_or(b"-"))?;
-            out.write_all(b"\t")?;
-            out.write_all(&record.value)?;
-        }
-        Format::Json => serde_json::to_writer(&mut *out, &to_json(record))?,
-    }
-    out.write_all(b"\n")
-}
-
-fn to_json(record: &ConsumedRecord) -> Value {
-    let headers: Vec<Value> =
-        record.headers.iter().map(|(name, value)| json!({ "name": name, "value": text(value) })).collect();
-    json!({
-        "topic": &*record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "commit_time": rfc3339(record.commit_time),
-        "timestamp": rfc3339(record.timestamp),
-        "key": record.key.as_deref().map(text),
-        "value": text(&record.value),
-        "headers": headers,
-    })
-}
-
-/// A string if it is one.
-fn text(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => json!(text),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({ "hex": hex })
-        }
-    }
-}
-
-/// humantime prints no year beyond 9999, and a producer may claim any time.
-fn rfc3339(time: SystemTime) -> String {
-    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_micros(time.clamp(UNIX_EPOCH, last)).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record() -> ConsumedRecord {
-        ConsumedRecord {
-            topic: "orders".into(),
-            partition: 2,
-            offset: 7,
-            commit_time: UNIX_EPOCH + Duration::from_micros(1_500_000),
-            timestamp: UNIX_EPOCH,
-            key: None,
-            value: b"\xff\x00"[..].into(),
-            headers: vec![("lang".to_owned(), b"en"[..].into())],
-        }
-    }
-
-    fn printed(format: Format, record: &ConsumedRecord) -> Vec<u8> {
-        let mut out = Vec::new();
-        write_record(&mut out, format, record).unwrap();
-        out
-    }
-
-    #[test]
-    fn values_are_printed_as_they_are() {
-        assert_eq!(printed(Format::Value, &record()), b"\xff\x00\n");
-    }
-
-    #[test]
-    fn verbose_puts_where_and_when_before_the_value() {
-        let with_key = ConsumedRecord { key: Some(b"k"[..].into()), value: b"v"[..].into(), ..record() };
-        let line = String::from_utf8(printed(Format::Verbose, &with_key)).unwrap();
-        assert_eq!(line, "2\t7\t1970-01-01T00:00:01.500000Z\tk\tv\n");
-        assert!(printed(Format::Verbose, &record()).ends_with(b"\t-\t\xff\x00\n"));
-    }
-
-    #[test]
-    fn json_is_one_line_with_the_keys_of_the_help() {
-        let line = String::from_utf8(printed(Format::Json, &record())).unwrap();
-        let expected = json!({
-            "topic": "orders",
-            "partition": 2,
-            "offset": 7,
-            "commit_time": "1970-01-01T00:00:01.500000Z",
-            "timestamp": "1970-01-01T00:00:00.000000Z",
-            "key": null,
-            "value": { "hex": "ff00" },
-            "headers": [{ "name": "lang", "value": "en" }],
-        });
-        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), expected);
-        assert_eq!(line.lines().count(), 1);
-    }
 
     #[test]
     fn a_start_is_a_word_an_offset_or_a_time() {
@@ -305,10 +227,5 @@ mod tests {
         for text in ["", "latest", "-1", "@", "@-1", "@1e300", "@nan", "2025-13-01T00:00:00Z"] {
             assert!(parse_start(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn times_that_no_calendar_has_are_printed_all_the_same() {
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(1 << 40)), "9999-12-31T23:59:59.000000Z");
     }
 }

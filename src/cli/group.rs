@@ -2,6 +2,7 @@
 
 mod args;
 mod explain;
+pub(super) mod progress;
 mod text;
 
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use ringbolt_client::{Client, CreateGroup, ResetGroup};
 use serde_json::json;
 
 use super::connection::{CommandError, ConnectionArgs, print, print_json, run_short};
+pub(super) use args::parse_mode;
 use args::{ConfigArgs, parse_start};
 use ringbolt_client::GroupStart;
 

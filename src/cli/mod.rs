@@ -6,8 +6,10 @@ use clap::{Parser, Subcommand};
 
 mod connection;
 pub mod consume;
+pub mod dlq;
 pub mod doctor;
 pub mod group;
+mod input;
 mod lines;
 pub mod log;
 pub mod produce;
@@ -31,10 +33,12 @@ enum Command {
     Topic(topic::TopicArgs),
     /// Produce a record for each line of standard input.
     Produce(produce::ProduceArgs),
-    /// Print the records of a topic.
+    /// Print the records of a topic, or work on them as one of a consumer group.
     Consume(consume::ConsumeArgs),
     /// Create, list, describe, reset, delete and explain consumer groups.
     Group(group::GroupArgs),
+    /// List, show, redrive and drop dead letters.
+    Dlq(dlq::DlqArgs),
     /// Print the broker's counters.
     Stats(stats::StatsArgs),
     /// Check this machine for Ringbolt and measure the floor under its latency.
@@ -52,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Produce(args) => produce::run(args),
         Command::Consume(args) => consume::run(args),
         Command::Group(args) => group::run(args),
+        Command::Dlq(args) => dlq::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Log(args) => log::run(args),

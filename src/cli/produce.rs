@@ -1,13 +1,13 @@
 //! `ringbolt produce`: one record for each line of standard input.
 
 use std::future::{Future, poll_fn};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ringbolt_client::producer_state::Failure;
 use ringbolt_client::{
     Error, ErrorCode, ErrorResponse, Outcome, Pending, ProduceError, Producer, Receipt, Record,
@@ -15,13 +15,8 @@ use ringbolt_client::{
 use tokio::sync::{mpsc, watch};
 
 use super::connection::{CommandError, ConnectionArgs, Interrupt, run as run_command};
+use super::input::read_input;
 use super::lines::{Line, LineSplitter};
-
-/// Bytes that one read of standard input asks for.
-const READ_LEN: usize = 256 << 10;
-
-/// Pieces of input that wait to be sent.
-const PIECES: usize = 4;
 
 /// Records that are under way or wait to be reported. The producer's buffer
 /// bounds their bytes, this bounds how many empty ones there can be.
@@ -47,6 +42,16 @@ pub struct ProduceArgs {
     /// Header of every record; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
+    /// Do not deliver the records to consumer groups before so long after their line was read; consume
+    /// without --group prints them at once
+    #[arg(long, value_name = "TIME", conflicts_with = "deliver_at", value_parser = parse_time_span)]
+    delay: Option<Duration>,
+    /// Do not deliver the records to consumer groups before this time, in RFC 3339 (2025-01-31T12:00:00Z)
+    #[arg(long, value_name = "WHEN", value_parser = parse_when)]
+    deliver_at: Option<SystemTime>,
+    /// Do not deliver the records to consumer groups from so long after their line was read on
+    #[arg(long, value_name = "TIME", value_parser = parse_time_span)]
+    ttl: Option<Duration>,
     /// Longest time from reading a line to the end of its record, retries included
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_deadline)]
     deadline: Duration,
@@ -63,6 +68,14 @@ pub struct ProduceArgs {
 fn parse_header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn parse_time_span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| error.to_string())
+}
+
+fn parse_when(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339_weak(text).map_err(|error| error.to_string())
 }
 
 /// In whole µs, as the producer counts it.
@@ -128,32 +141,6 @@ async fn produce(args: ProduceArgs, mut interrupt: Interrupt) -> Result<ExitCode
     }
 }
 
-/// Reads standard input on a thread of its own: a terminal cannot be waited for
-/// otherwise. What one read brings is passed on at once.
-fn read_input() -> mpsc::Receiver<std::io::Result<Bytes>> {
-    let (sender, receiver) = mpsc::channel(PIECES);
-    std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        loop {
-            let mut buffer = BytesMut::zeroed(READ_LEN);
-            let piece = match input.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(len) => {
-                    buffer.truncate(len);
-                    Ok(buffer.freeze())
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => Err(error),
-            };
-            let ended = piece.is_err();
-            if sender.blocking_send(piece).is_err() || ended {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
 async fn send_lines(
     producer: &Producer,
     args: &ProduceArgs,
@@ -166,19 +153,30 @@ async fn send_lines(
             Line::TooLong(len) => {
                 Err(ProduceError::TooLarge { len: usize::try_from(len).unwrap_or(usize::MAX), limit })
             }
-            Line::Whole(value) => {
-                let mut record = Record::new(value);
-                if let Some(key) = &args.key {
-                    record = record.with_key(key.clone());
-                }
-                for (name, value) in &args.headers {
-                    record = record.with_header(name, value.as_bytes());
-                }
-                producer.enqueue(record).await
-            }
+            Line::Whole(value) => producer.enqueue(record(args, value)).await,
         };
         // The reporter goes only when this sender does.
         let _ = sent.send(result).await;
+    }
+}
+
+/// The record of a line that has just been read.
+fn record(args: &ProduceArgs, value: Bytes) -> Record {
+    let mut record = Record::new(value);
+    if let Some(key) = &args.key {
+        record = record.with_key(key.clone());
+    }
+    for (name, value) in &args.headers {
+        record = record.with_header(name, value.as_bytes());
+    }
+    record = match (args.delay, args.deliver_at) {
+        (Some(delay), _) => record.delay(delay),
+        (None, Some(time)) => record.deliver_at(time),
+        (None, None) => record,
+    };
+    match args.ttl {
+        Some(time_to_live) => record.ttl(time_to_live),
+        None => record,
     }
 }
 

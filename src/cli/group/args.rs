@@ -51,7 +51,8 @@ impl ConfigArgs {
     }
 }
 
-fn parse_mode(text: &str) -> Result<GroupMode, String> {
+/// A mode by its name.
+pub(in crate::cli) fn parse_mode(text: &str) -> Result<GroupMode, String> {
     [GroupMode::Shared, GroupMode::KeyOrdered, GroupMode::Exclusive]
         .into_iter()
         .find(|mode| mode.to_string() == text)
