@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ringbolt::log::recovery::RecoveryError;
 use sim::checker::Tally;
 use sim::harness::Simulation;
+use sim::planted::Planted;
 use sim::profile::Profile;
 use sim::rng::Rng;
 use sim::rot::{Hit, Start};
@@ -29,6 +30,12 @@ const DAMAGED_SEEDS: u64 = 200;
 
 /// Seeds that end with lost segments.
 const LOSS_SEEDS: u64 = 100;
+
+/// Seeds with consumer groups.
+const GROUP_SEEDS: u64 = 120;
+
+/// Seeds with a planted bug, at most.
+const PLANTED_SEEDS: u64 = 100;
 
 /// Something that runs one seed.
 type Run = fn(u64, &Trace) -> History;
@@ -67,6 +74,44 @@ fn run(seed: u64, trace: &Trace) -> History {
     sim.boot().unwrap_or_else(|error| panic!("no start after a stop: {error}"));
     sim.audit();
     History { hash: trace.hash(), tally: sim.checker.tally }
+}
+
+/// Runs the history of one seed with consumer groups to its end.
+fn run_groups(seed: u64, trace: &Trace) -> History {
+    run_groups_with(seed, trace, None)
+}
+
+/// The same, with a bug.
+fn run_groups_with(seed: u64, trace: &Trace, planted: Option<Planted>) -> History {
+    let mut rng = Rng::new(seed ^ 0x6_0095);
+    let profile = Profile::draw_with_groups(&mut rng);
+    trace.line(0, format_args!("seed {seed}: {profile:?}"));
+    let lives = profile.lives;
+    let mut sim = Simulation::new(seed, profile, trace.clone());
+    sim.planted = planted;
+    for life in 0..lives {
+        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
+        sim.audit();
+        let most = if rng.percent(20) { 20 } else { sim.profile.answers };
+        sim.serve(1 + rng.below(most));
+        if life + 1 == lives {
+            sim.quiesce();
+            sim.audit();
+            sim.drain_groups();
+            sim.stop();
+        } else if rng.below(10) < sim.profile.fails_in_ten {
+            sim.fail_a_write();
+        } else if rng.below(10) < sim.profile.stops_in_ten {
+            sim.stop();
+        } else {
+            sim.crash();
+        }
+    }
+    sim.boot().unwrap_or_else(|error| panic!("no start after a stop: {error}"));
+    sim.audit();
+    sim.look_at_groups();
+    let groups = sim.checker.groups.tally;
+    History { hash: trace.hash(), tally: Tally { groups, ..sim.checker.tally } }
 }
 
 /// Lets brokers start, serve and crash, one to three times.
@@ -201,6 +246,15 @@ fn no_history_breaks_a_promise() {
 }
 
 #[test]
+fn no_history_of_groups_breaks_a_promise() {
+    let sum = run_many(GROUP_SEEDS, run_groups).groups;
+    if number_from_env("SIM_SEED").is_none() {
+        let moves = sum.letters > 0 && sum.redriven > 0 && sum.timed_out > 0;
+        assert!(sum.redelivered > 0 && sum.acked > 0 && sum.unsettled > 0 && moves, "{sum:?}");
+    }
+}
+
+#[test]
 fn damage_is_seen_and_never_served() {
     let sum = run_many(DAMAGED_SEEDS, run_damage);
     if number_from_env("SIM_SEED").is_none() {
@@ -216,8 +270,32 @@ fn a_lost_segment_is_noticed_at_the_start() {
 #[test]
 fn the_same_seed_gives_the_same_history() {
     let seed = number_from_env("SIM_SEED").unwrap_or(11);
-    let hashes = [seed, seed, seed + 1].map(|seed| try_run(seed, run).map(|history| history.hash));
-    let [first, again, other] = hashes.map(|hash| hash.unwrap_or_else(|failure| panic!("{failure}")));
-    assert_eq!(first, again);
-    assert_ne!(first, other);
+    for run in [run as Run, run_groups] {
+        let hashes = [seed, seed, seed + 1].map(|seed| try_run(seed, run).map(|history| history.hash));
+        let [first, again, other] = hashes.map(|hash| hash.unwrap_or_else(|failure| panic!("{failure}")));
+        assert_eq!(first, again);
+        assert_ne!(first, other);
+    }
+}
+
+/// Runs seeds with a bug until the checker sees it, which without the bug it does not.
+fn is_caught(buggy: Run) {
+    let caught = (0..PLANTED_SEEDS).find(|seed| try_run(*seed, buggy).is_err());
+    let seed = caught.expect("the bug is seen");
+    try_run(seed, run_groups).unwrap_or_else(|failure| panic!("it was not the bug: {failure}"));
+}
+
+#[test]
+fn an_ack_that_is_confirmed_before_its_commit_is_caught() {
+    is_caught(|seed, trace| run_groups_with(seed, trace, Some(Planted::AckBeforeCommit)));
+}
+
+#[test]
+fn a_lease_that_does_not_run_out_is_caught() {
+    is_caught(|seed, trace| run_groups_with(seed, trace, Some(Planted::EndlessLease)));
+}
+
+#[test]
+fn a_dead_letter_that_moves_in_two_commits_is_caught() {
+    is_caught(|seed, trace| run_groups_with(seed, trace, Some(Planted::MoveInTwoCommits)));
 }

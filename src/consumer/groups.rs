@@ -70,6 +70,8 @@ pub struct Groups {
     pub condemned: BTreeSet<u32>,
     /// Consumers of all groups.
     pub consumers: usize,
+    /// Owners of parts that are at the bound of records that wait for their time.
+    pub at_delayed_bound: Vec<u32>,
     /// When to look for records whose own time has come (monotonic, µs).
     pub dated_due: Option<u64>,
     /// Something can go on in the next turn.
@@ -133,6 +135,12 @@ impl Groups {
                 self.unlink(to);
             }
             self.waits.retain(|wait| (wait.1, wait.2) != (id, number));
+        }
+        if self.by_id.is_empty() {
+            // Nothing looks at them any more.
+            self.short.clear();
+            self.at_delayed_bound.clear();
+            (self.dated_due, self.retry_us, self.goes_on) = (None, None, false);
         }
         Some(group)
     }

@@ -12,8 +12,8 @@ use rustc_hash::FxHashMap;
 /// See the module.
 #[derive(Default, Debug)]
 pub struct Keys {
-    /// For each key, the records that are not completed and were looked at, oldest
-    /// first.
+    /// For each key, the records that were looked at and are not completed, oldest first;
+    /// before them the one that was completed last, until that is durable.
     by_key: FxHashMap<u64, VecDeque<u64>>,
     /// The key of each of them.
     of_record: FxHashMap<u64, u64>,
@@ -48,8 +48,19 @@ impl Keys {
         queue.and_then(VecDeque::front) == Some(&offset)
     }
 
-    /// A record is completed. Returns the one that may be delivered thereby.
-    pub fn complete(&mut self, offset: u64) -> Option<u64> {
+    /// A record is completed. True if it was the first of its key: it holds up the
+    /// others, those that were not looked at as well, until it is [released](Self::release).
+    pub fn complete(&mut self, offset: u64) -> bool {
+        let is_first = self.is_first(offset);
+        if !is_first {
+            self.release(offset);
+        }
+        is_first
+    }
+
+    /// It is durable that a record is completed. Returns the one that may be delivered
+    /// thereby.
+    pub fn release(&mut self, offset: u64) -> Option<u64> {
         let key = self.of_record.remove(&offset)?;
         let queue = self.by_key.get_mut(&key)?;
         let was_first = queue.front() == Some(&offset);
@@ -69,7 +80,7 @@ impl Keys {
     /// thereby.
     pub fn complete_before(&mut self, start: u64) -> Vec<u64> {
         let gone: Vec<u64> = self.of_record.keys().copied().filter(|offset| *offset < start).collect();
-        gone.into_iter().filter_map(|offset| self.complete(offset)).filter(|freed| *freed >= start).collect()
+        gone.into_iter().filter_map(|offset| self.release(offset)).filter(|freed| *freed >= start).collect()
     }
 
     /// The record behind which most wait, and how many do.
@@ -97,10 +108,13 @@ mod tests {
         let mut keys = Keys::default();
         assert!(keys.add(1, 7) && !keys.add(2, 7) && keys.add(3, 8) && !keys.add(4, 7));
         assert_eq!((keys.behind(), keys.longest()), (2, Some((1, 2))));
-        assert_eq!(keys.complete(3), None);
-        assert_eq!(keys.complete(1), Some(2));
-        assert_eq!(keys.complete(4), None, "2 has it still");
-        assert_eq!(keys.complete(2), None);
+        assert!(keys.complete(3) && keys.release(3).is_none());
+        assert!(keys.complete(1));
+        assert_eq!(keys.release(1), Some(2));
+        assert!(!keys.complete(4), "2 has it still");
+        assert!(keys.complete(2) && !keys.add(6, 7), "that is not durable");
+        assert_eq!(keys.release(2), Some(6));
+        assert!(keys.complete(6) && keys.release(6).is_none() && keys.release(6).is_none());
         assert_eq!((keys.behind(), keys.by_key.len()), (0, 0));
         assert!(keys.add(5, 7));
     }

@@ -95,13 +95,12 @@ pub struct Part {
     pub at_delayed_bound: Option<u64>,
     /// Records in the wheel of times, not delivered yet.
     pub dated: usize,
-    /// Records in the wheel of waits after a delivery.
-    pub backing_off: usize,
+    /// Records that wait after a delivery.
+    pub backing_off: BTreeSet<u64>,
+    /// The record for whose time a partition waits that one consumer has in order.
+    pub held_by: Option<u64>,
     /// Of the same key as an earlier one.
     pub keys: Keys,
-    /// Records that wait until it is durable that the one before them of their key is
-    /// completed.
-    pub freed: usize,
     leases: BTreeMap<u64, Lease>,
     ready: BTreeSet<u64>,
     condemned: BTreeSet<u64>,
@@ -128,8 +127,8 @@ impl Part {
             queued: false,
             at_delayed_bound: None,
             dated: 0,
-            backing_off: 0,
-            freed: 0,
+            backing_off: BTreeSet::new(),
+            held_by: None,
             keys: Keys::default(),
             leases: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -141,7 +140,7 @@ impl Part {
     /// completed; those that wait for their own time do not count.
     pub fn open(&self) -> usize {
         let held = self.leases.len() + self.ready.len() + self.condemned.len();
-        held + self.backing_off + self.keys.behind() + self.freed
+        held + self.backing_off.len() + self.keys.behind()
     }
 
     /// Records that somebody has.
@@ -207,6 +206,7 @@ impl Part {
 
     /// A wait of a record is over. False if there is nothing to deliver.
     pub fn wait_over(&mut self, offset: u64, acks: &AckState) -> bool {
+        self.held_by = self.held_by.filter(|held_by| *held_by != offset);
         let is_waiting = !acks.is_completed(offset)
             && !self.leases.contains_key(&offset)
             && !self.condemned.contains(&offset)
@@ -257,30 +257,28 @@ impl Part {
         }
     }
 
-    /// A record is completed. Returns whose lease ended with it, and the next record of
-    /// its key, which may be delivered once this is durable: should a crash undo it, the
-    /// next one would have come before it.
+    /// A record is completed. Returns whose lease ended with it, and whether it is to be
+    /// [freed](Self::free) once this is durable: until then the next record of its key
+    /// waits. Should a crash undo it, that one would have come before it.
     pub fn complete(
         &mut self,
         offset: u64,
         how: How,
         acks: &mut AckState,
         log: &mut ChangeLog,
-    ) -> (Option<u32>, Option<u64>) {
+    ) -> (Option<u32>, bool) {
         let lease = self.leases.remove(&offset);
         self.condemned.remove(&offset);
         self.ready.remove(&offset);
         acks.complete(offset, offset + 1, how);
         log.completed(self.key, how, (offset, offset + 1), self.next);
-        let freed = self.keys.complete(offset);
-        self.freed += usize::from(freed.is_some());
-        (lease.map(|lease| lease.consumer), freed)
+        (lease.map(|lease| lease.consumer), self.keys.complete(offset))
     }
 
-    /// A record need not wait any longer for the one before it.
-    pub fn free(&mut self, offset: u64, acks: &AckState) {
-        self.freed -= 1;
-        self.wait_over(offset, acks);
+    /// It is durable that a record is completed. True if the next one of its key can be
+    /// delivered.
+    pub fn free(&mut self, offset: u64, acks: &AckState) -> bool {
+        self.keys.release(offset).is_some_and(|next| self.wait_over(next, acks))
     }
 
     /// Records that were never delivered are completed without having been.
@@ -292,13 +290,12 @@ impl Part {
     /// Retention has taken everything before `start`. Returns those whose leases
     /// ended with it.
     pub fn retained_from(&mut self, start: u64, acks: &mut AckState, log: &mut ChangeLog) -> Vec<u32> {
-        if acks.floor() >= start {
-            return Vec::new();
-        }
         let kept = self.leases.split_off(&start);
         let gone = std::mem::replace(&mut self.leases, kept);
         self.ready = self.ready.split_off(&start);
         self.condemned = self.condemned.split_off(&start);
+        self.backing_off = self.backing_off.split_off(&start);
+        self.held_by = self.held_by.filter(|held_by| *held_by >= start);
         acks.complete(0, start, How::Expired);
         log.completed(self.key, How::Expired, (0, start), self.next);
         for freed in self.keys.complete_before(start) {

@@ -238,7 +238,8 @@ impl<P: BufferPool> Shard<P> {
         match place {
             Place::Ready => {}
             Place::Waits(due_us) => {
-                part.backing_off += 1;
+                part.backing_off.insert(offset);
+                part.held_by = (config.mode == GroupMode::Exclusive).then_some(offset);
                 self.groups.backing_off.add(Entry { due_us, offset, owner }, now.mono_us);
             }
             Place::Condemned => {
@@ -257,9 +258,9 @@ impl<P: BufferPool> Shard<P> {
         let key = part.key;
         let acks = self.state.groups.acks.entry(key).or_default();
         let owner = part.owner;
-        let (consumer, freed) = part.complete(offset, how, acks, &mut self.groups.changes);
-        if let Some(freed) = freed {
-            self.after_changes(After::Freed(owner, freed));
+        let (consumer, holds_up) = part.complete(offset, how, acks, &mut self.groups.changes);
+        if holds_up {
+            self.after_changes(After::Freed(owner, offset));
         }
         if let Some((group, consumer)) = self.groups.by_id.get_mut(&key.group).zip(consumer) {
             group.consumer_mut(consumer).leased -= 1;
@@ -462,8 +463,8 @@ impl<P: BufferPool> Shard<P> {
             self.consumer_timers(now);
             self.deliver(now);
             self.end_waits(now);
-            self.move_records(now);
         }
+        self.move_records(now);
         self.log_changes(now);
         self.write_checkpoint(now);
     }
@@ -493,10 +494,22 @@ impl<P: BufferPool> Shard<P> {
             left -= 1;
             self.wait_over(number, offset, false);
         }
+        if self.groups.dated.len() < self.config.max_delayed {
+            let waiting = std::mem::take(&mut self.groups.at_delayed_bound);
+            waiting.into_iter().for_each(|owner| self.leave_delayed_bound(owner));
+        }
         self.groups.dated_due = self.groups.dated.next_us().map(|due_us| {
             // At most a second: the wall clock may be set.
             now.mono_us + due_us.saturating_sub(now.wall_us).min(1_000_000)
         });
+    }
+
+    /// There is room for more records that wait for their time, whosever made it.
+    fn leave_delayed_bound(&mut self, owner: u32) {
+        if let Some(number) = self.groups.part_of_owner(owner) {
+            self.groups.parts[number as usize].at_delayed_bound = None;
+            self.groups.stir(number);
+        }
     }
 
     fn stir_if_there(&mut self, owner: u32) {
@@ -531,11 +544,10 @@ impl<P: BufferPool> Shard<P> {
         let part = &mut self.groups.parts[number as usize];
         let acks = self.state.groups.acks.entry(part.key).or_default();
         if after_delivery {
-            part.backing_off -= 1;
+            part.backing_off.remove(&offset);
             acks.wait_over(offset);
         } else {
             part.dated -= 1;
-            part.at_delayed_bound = None;
         }
         part.wait_over(offset, acks);
         self.groups.stir(number);

@@ -79,6 +79,8 @@ impl<P: BufferPool> Shard<P> {
     /// Moves records that have failed too often, and dead letters that are wanted back.
     pub(super) fn move_records(&mut self, now: Now) {
         if self.groups.condemned.is_empty() && self.moves.redrives.is_empty() {
+            // What it was for is gone, perhaps.
+            self.moves.retry_us = None;
             return;
         }
         if self.moves.retry_us.is_some_and(|at| at > now.mono_us) {

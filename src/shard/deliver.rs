@@ -291,7 +291,7 @@ impl<P: BufferPool> Shard<P> {
             && packing.parcel.records + count <= packing.max_records
             && packing.parcel.len + header.len() <= packing.max_len
             && part.open() + count as usize <= packing.max_open
-            && (mode != GroupMode::Exclusive || part.backing_off + part.dated == 0)
+            && part.held_by.is_none()
             && !acks.knows_any(base, end);
         if !is_plain {
             return self.pack_records(packing, &header, batch, range, is_new);
@@ -395,8 +395,7 @@ impl<P: BufferPool> Shard<P> {
             return Step::Pass;
         }
         let mode = group.info.config.mode;
-        let is_exclusive = mode == GroupMode::Exclusive;
-        if is_exclusive && part.backing_off + part.dated > 0 {
+        if part.held_by.is_some() {
             return Step::Stop;
         }
         let verdict = judge(directed, acks.attempts(offset), group, packing.now.wall_us);
@@ -428,6 +427,7 @@ impl<P: BufferPool> Shard<P> {
     fn step_aside(&mut self, packing: &Packing, offset: u64, verdict: Verdict, is_new: bool) -> Step {
         let part = &mut self.groups.parts[packing.number as usize];
         let now = packing.now;
+        let is_condemned = matches!(verdict, Verdict::Condemned | Verdict::Expire);
         match verdict {
             Verdict::Deliver | Verdict::Skip => return Step::Take,
             Verdict::Condemned => self.condemn(packing.number, offset),
@@ -440,22 +440,30 @@ impl<P: BufferPool> Shard<P> {
                 self.condemn(packing.number, offset);
             }
             Verdict::BackOff(wait_us) => {
-                part.backing_off += 1;
+                part.backing_off.insert(offset);
                 let entry = Entry { due_us: now.mono_us + wait_us, offset, owner: part.owner };
                 self.groups.backing_off.add(entry, now.mono_us);
             }
             Verdict::Dated(due_us) => {
                 if is_new && self.groups.dated.len() >= self.config.max_delayed {
-                    part.at_delayed_bound = Some(offset);
+                    if part.at_delayed_bound.replace(offset).is_none() {
+                        self.groups.at_delayed_bound.push(part.owner);
+                    }
                     return Step::Stop;
                 }
                 part.dated += 1;
                 self.groups.dated.add(Entry { due_us, offset, owner: part.owner }, now.wall_us);
             }
         }
-        // What follows it waits for it.
         let is_exclusive = self.groups.by_id[&packing.id].info.config.mode == GroupMode::Exclusive;
-        if is_exclusive { Step::Stop } else { Step::Pass }
+        if !is_exclusive {
+            return Step::Pass;
+        }
+        // What follows it waits for it.
+        if !is_condemned {
+            self.groups.parts[packing.number as usize].held_by = Some(offset);
+        }
+        Step::Stop
     }
 
     /// A record is to go to the dead-letter topic.

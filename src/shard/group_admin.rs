@@ -239,8 +239,14 @@ impl<P: BufferPool> Shard<P> {
         let Some(slot) = self.state.slot(part.partition) else { return };
         let start = self.state.partition(slot).start_offset.0;
         let acks = self.state.groups.acks.entry(part.key).or_default();
+        if acks.floor() >= start {
+            return;
+        }
         let id = part.key.group;
         let gone = part.retained_from(start, acks, &mut self.groups.changes);
+        // What is gone was open, perhaps: there is room for others.
+        self.groups.stir(number);
+        self.groups.goes_on = true;
         for consumer in &gone {
             if let Some(group) = self.groups.by_id.get_mut(&id) {
                 group.consumer_mut(*consumer).leased -= 1;
@@ -293,7 +299,7 @@ impl<P: BufferPool> Shard<P> {
             lag: acks.open_before(end),
             leased: part.leased() as u64,
             ready: part.ready() as u64,
-            delayed: (part.dated + part.backing_off) as u64,
+            delayed: (part.dated + part.backing_off.len()) as u64,
             behind_key: part.keys.behind() as u64,
             failed_total: acks.totals.failed,
             dead_lettered_total: acks.totals.dead_lettered,
@@ -352,7 +358,7 @@ impl<P: BufferPool> Shard<P> {
         if let Some((offset, count)) = part.keys.longest() {
             holds.push(Hold::Key { offset, count: count as u64 });
         }
-        let delayed = part.dated + part.backing_off;
+        let delayed = part.dated + part.backing_off.len();
         if delayed > 0 {
             holds.push(Hold::Delayed { count: delayed as u64, ms: self.first_due_ms(part, now) });
         }
@@ -382,7 +388,7 @@ impl<P: BufferPool> Shard<P> {
     fn first_due_ms(&self, part: &Part, now: Now) -> u64 {
         let dated = self.groups.dated.next_us().map(|due| due.saturating_sub(now.wall_us));
         let backing_off = self.groups.backing_off.next_us().map(|due| due.saturating_sub(now.mono_us));
-        let first = match (part.dated > 0, part.backing_off > 0) {
+        let first = match (part.dated > 0, !part.backing_off.is_empty()) {
             (true, true) => dated.into_iter().chain(backing_off).min(),
             (true, false) => dated,
             _ => backing_off,

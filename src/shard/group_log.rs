@@ -35,8 +35,8 @@ pub(super) enum After {
     Applied(u64),
     /// Changes before this one are needed no longer.
     Checkpoint(u64),
-    /// A record of the part that has this owner waits no longer for the one before it of
-    /// its key.
+    /// A record of the part that has this owner, which is completed, holds up the others of
+    /// its key no longer.
     Freed(u32, u64),
 }
 
@@ -174,8 +174,9 @@ impl<P: BufferPool> Shard<P> {
                 let Some(number) = self.groups.part_of_owner(owner) else { return };
                 let part = &mut self.groups.parts[number as usize];
                 let acks = self.state.groups.acks.entry(part.key).or_default();
-                part.free(offset, acks);
-                self.groups.stir(number);
+                if part.free(offset, acks) {
+                    self.groups.stir(number);
+                }
             }
             After::Checkpoint(offset) => {
                 let slot = self.state.slot_or_insert(GROUPS_PARTITION);

@@ -8,7 +8,7 @@ use ringbolt::shard::action::Reply;
 use ringbolt_wire::message::{Fetch, FetchPartition, TopicInfo};
 use ringbolt_wire::{BatchHeader, ErrorCode, Offset, PartitionId};
 
-use super::workload::{Body, Client, Cx, whole};
+use super::workload::{Body, Client, Cx, GroupBody, whole};
 
 #[derive(Debug)]
 pub struct Auditor {
@@ -85,7 +85,13 @@ impl Client for Auditor {
                 for topic in topics {
                     self.topics.extend((0..usize::from(cx.shards)).map(|shard| (topic.clone(), shard)));
                 }
+                if cx.habits.groups > 0 {
+                    let list = Body::Group(GroupBody::List { settle: true });
+                    self.asked = Some(cx.send(self.session, 0, list));
+                    return;
+                }
             }
+            Reply::Groups(_) => {}
             Reply::PartitionStates(states) => {
                 let (topic, _) = self.topics.pop_front().expect("it was asked for");
                 self.partitions.extend(

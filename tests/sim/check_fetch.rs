@@ -1,6 +1,6 @@
 //! What a fetch may bring.
 
-use ringbolt::limits::{MAX_BATCH_LEN, MAX_FETCH_BYTES};
+use ringbolt::limits::{MAX_FETCH_BYTES, MAX_STORED_BATCH_LEN};
 use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition};
 use ringbolt_wire::{BatchView, ErrorCode};
 
@@ -152,7 +152,7 @@ fn check_batches(
     assert!((start..=end).contains(&want.offset.0), "{want:?} is out of range, and is served: {got:?}");
     let (mut batches, mut next, len) = (0, want.offset.0, bytes.len());
     while !bytes.is_empty() {
-        let batch = BatchView::parse(bytes, MAX_BATCH_LEN).expect("a batch that is served is whole");
+        let batch = BatchView::parse(bytes, MAX_STORED_BATCH_LEN).expect("a batch that is served is whole");
         let header = batch.header();
         let fact = if batches == 0 { view.durable_holding(next) } else { view.durable_at(next) };
         let fact = fact.unwrap_or_else(|| {

@@ -6,16 +6,22 @@
 use std::collections::BTreeMap;
 
 use ringbolt::catalog::CATALOG_PARTITION;
+use ringbolt::consumer::GROUPS_PARTITION;
 use ringbolt::log::SegmentSeq;
 use ringbolt::shard::action::Reply;
 use ringbolt::shard::event::ReplyTo;
 use ringbolt::shard::placement::shard_of;
-use ringbolt_wire::message::{ErrorResponse, OffsetSpec, OpenProducer, ProduceAck, ProducerOpened};
+use ringbolt::time::Now;
+use ringbolt_wire::message::{
+    ErrorResponse, OffsetSpec, OpenProducer, ProduceAck, ProducerOpened, TopicInfo,
+};
 use ringbolt_wire::{ErrorCode, Offset, PartitionId, ProducerId, ShardId, TopicId};
 
 use super::check_fetch::{FetchAsked, FetchContext, check_fetched};
+use super::group_check::{GroupAsked, GroupTally, Groups};
 use super::log_model::{LogModel, PartitionFacts, Print};
-use super::topics::Topics;
+use super::records::RecordFact;
+use super::topics::{Fate, Topics};
 use super::workload::whole;
 
 /// A request that waits for its answer.
@@ -31,7 +37,13 @@ pub struct Open {
 impl Open {
     /// Whether it need not be answered: somebody who is gone wanted to read.
     pub fn may_be_dropped(&self) -> bool {
-        self.unheard && matches!(self.asked, Asked::Fetch(_) | Asked::Offsets { .. })
+        match &self.asked {
+            Asked::Group(GroupAsked::Attach { .. }) => true,
+            Asked::Fetch(_) | Asked::Offsets { .. } | Asked::Group(GroupAsked::Receive { .. }) => {
+                self.unheard
+            }
+            _ => false,
+        }
     }
 }
 
@@ -47,6 +59,7 @@ pub enum Asked {
     Delete { name: String },
     List { settle: bool },
     LookUp { name: String },
+    Group(GroupAsked),
 }
 
 /// What the run has shown, for a report and for tests of the simulation itself.
@@ -60,6 +73,7 @@ pub struct Tally {
     pub fetched: u64,
     pub corrupt: u64,
     pub commits: u64,
+    pub groups: GroupTally,
 }
 
 impl Tally {
@@ -72,6 +86,7 @@ impl Tally {
             fetched: self.fetched + other.fetched,
             corrupt: self.corrupt + other.corrupt,
             commits: self.commits + other.commits,
+            groups: self.groups.plus(&other.groups),
         }
     }
 }
@@ -81,6 +96,7 @@ impl Tally {
 pub struct Checker {
     pub logs: Vec<LogModel>,
     pub topics: Topics,
+    pub groups: Groups,
     pub open: BTreeMap<(u64, u64), Open>,
     pub tally: Tally,
     /// The disk was damaged: `CorruptData` may be answered.
@@ -101,6 +117,7 @@ pub struct Checker {
 impl Checker {
     pub fn new(logs: Vec<LogModel>) -> Checker {
         Checker {
+            groups: Groups::new(logs.len()),
             logs,
             topics: Topics::default(),
             open: BTreeMap::new(),
@@ -153,8 +170,14 @@ impl Checker {
     /// The shard asks for a write.
     pub fn write_submitted(&mut self, shard: usize, token: u64, segment: SegmentSeq, at: u64, data: &[u8]) {
         let commits = self.logs[shard].commits().len();
-        for print in self.logs[shard].submitted(token, segment, at, data) {
-            if print.partition == CATALOG_PARTITION {
+        for fact in self.logs[shard].submitted(token, segment, at, data) {
+            let print = fact.print;
+            if [CATALOG_PARTITION, GROUPS_PARTITION].contains(&print.partition) {
+                continue;
+            }
+            let records = &self.logs[shard].partitions[&print.partition].records.all;
+            if records.get(fact.base_offset as usize).is_some_and(RecordFact::has_moved) {
+                self.groups.moved(&self.logs, shard, &print, fact.base_offset);
                 continue;
             }
             assert_eq!(self.shard_of(print.partition), shard, "{print:?} is on the wrong shard");
@@ -172,7 +195,12 @@ impl Checker {
     pub fn asked(&mut self, session: u64, correlation: u64, open: Open) {
         match &open.asked {
             Asked::Create { name, refusal: None } => self.topics.create_asked(name),
-            Asked::Delete { name } => self.topics.delete_asked(name),
+            Asked::Delete { name } => {
+                self.topics.delete_asked(name);
+                if let Fate::Deleting(topic) = self.topics.fate(name) {
+                    self.groups.topic_deleting(topic.id);
+                }
+            }
             _ => {}
         }
         assert!(self.open.insert((session, correlation), open).is_none());
@@ -199,6 +227,23 @@ impl Checker {
         self.stopping = false;
     }
 
+    /// An answer leaves, perhaps one of many. Returns whether somebody hears it.
+    ///
+    /// # Panics
+    /// If it is not true.
+    pub fn replied(&mut self, shard: usize, to: ReplyTo, reply: &Reply, now: Now) -> bool {
+        let Reply::Delivered { delivery, payload } = reply else {
+            return self.answered(shard, to, reply, now.mono_us).is_some();
+        };
+        let key = (to.session, to.correlation);
+        let open = self.open.get(&key).unwrap_or_else(|| panic!("a delivery to nobody: {to:?}"));
+        assert!(open.shard == shard && !open.unheard, "{open:?} is sent {delivery:?}");
+        if self.groups.delivered(&self.logs, (shard, key), (delivery, &whole(payload)), now) {
+            self.open.remove(&key);
+        }
+        true
+    }
+
     /// An answer leaves. Returns the request, unless nobody hears it.
     ///
     /// # Panics
@@ -208,7 +253,7 @@ impl Checker {
         let open = open.unwrap_or_else(|| panic!("an answer that nobody waits for: {to:?}, {reply:?}"));
         assert_eq!(open.shard, shard, "another shard was asked");
         match (&open.asked, reply) {
-            (asked, Reply::Error(error)) => self.check_error(asked, error),
+            (asked, Reply::Error(error)) => self.check_error(to, asked, error),
             (Asked::Produce { print, refusal, gone, .. }, Reply::Produced(ack)) => {
                 assert!(refusal.is_none() && !gone, "{print:?} must be refused ({refusal:?}): {ack:?}");
                 self.check_ack(print, ack);
@@ -240,12 +285,29 @@ impl Checker {
                 assert_eq!(*name, topic.name);
                 self.topics.created(topic);
             }
-            (Asked::Delete { name }, Reply::TopicDeleted) => self.topics.deleted(name),
+            (Asked::Delete { name }, Reply::TopicDeleted) => {
+                if let Fate::Deleting(topic) = self.topics.fate(name) {
+                    self.groups.topic_deleted(topic.id);
+                }
+                self.topics.deleted(name);
+            }
+            (Asked::Group(asked), reply) => self.group_answered(shard, to, asked, reply),
             (Asked::List { settle }, Reply::Topics(list)) => self.topics.listed(list, *settle),
             (Asked::LookUp { name }, Reply::Topic(topic)) => assert_eq!(*name, topic.name),
             (asked, reply) => panic!("{reply:?} is no answer to {asked:?}"),
         }
         (!open.unheard).then_some(open)
+    }
+
+    fn group_answered(&mut self, shard: usize, to: ReplyTo, asked: &GroupAsked, reply: &Reply) {
+        if let (GroupAsked::Create(create), Reply::Group(info)) = (asked, reply)
+            && info.dead_letter != TopicId(0)
+        {
+            let (id, partitions) = (info.dead_letter, self.logs.len() as u32);
+            let name = format!("{}.dlq", create.topic);
+            self.topics.appeared(&TopicInfo { id, partitions, name });
+        }
+        self.groups.answered(&self.logs, shard, (to.session, to.correlation), (asked, reply));
     }
 
     fn check_ack(&mut self, print: &Print, ack: &ProduceAck) {
@@ -386,7 +448,7 @@ impl Checker {
         }
     }
 
-    fn check_error(&mut self, asked: &Asked, error: &ErrorResponse) {
+    fn check_error(&mut self, to: ReplyTo, asked: &Asked, error: &ErrorResponse) {
         let code = error.error_code().expect("a known code");
         self.tally.refused += 1;
         self.tally.overloaded += u64::from(code == ErrorCode::Overloaded);
@@ -418,6 +480,10 @@ impl Checker {
             }
             Asked::LookUp { .. } => code == ErrorCode::UnknownTopic,
             Asked::List { .. } => false,
+            Asked::Group(asked) => {
+                let is_busy = self.is_busy(code);
+                self.groups.refused((to.session, to.correlation), asked, error, is_busy)
+            }
         };
         assert!(allowed || busy, "{error:?} answers {asked:?}");
     }

@@ -9,20 +9,23 @@ use ringbolt::limits::MAX_FETCH_BYTES;
 use ringbolt::log::{LogId, SegmentSeq};
 use ringbolt::shard::action::{Action, ReadToken, Reply, WriteToken};
 use ringbolt::shard::event::{Event, ReplyTo};
+use ringbolt_wire::message::{GroupInfo, TopicInfo};
 use ringbolt_wire::{ProducerId, ShardId};
 
 use super::check_fetch::FetchAsked;
 use super::checker::{Asked, Checker, Open};
 use super::clock::{Agenda, Clock};
 use super::disk::Disk;
+use super::group_check::GroupAsked;
 use super::log_model::{LogModel, Print};
 use super::node::Node;
+use super::planted::Planted;
 use super::pool::{SimBuffer, SimPool};
 use super::profile::Profile;
 use super::rng::Rng;
 use super::trace::Trace;
-use super::workload::{Body, Client, Cx, Numbers, Outgoing, Wish};
-use super::{admin, consumer, producer};
+use super::workload::{Body, Client, Cx, GroupBody, Numbers, Outgoing, Wish};
+use super::{admin, consumer, group_admin, group_clients, producer};
 
 /// Rounds without time passing after which something runs in circles.
 const MAX_ROUNDS_AT_ONCE: u64 = 20_000;
@@ -82,6 +85,8 @@ pub struct Simulation {
     pub(super) term: u64,
     /// Index of the next commit of each shard, as the last recovery said.
     pub(super) recovered_next: Vec<u64>,
+    /// What the broker is made to do wrong.
+    pub planted: Option<Planted>,
     rounds_at_once: u64,
     rounds_without_answer: u64,
 }
@@ -95,7 +100,9 @@ impl Simulation {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&rng.next().to_le_bytes());
             id[8..10].copy_from_slice(&shard.to_le_bytes());
-            models.push(LogModel::new(LogId(id), profile.segment_len));
+            let mut model = LogModel::new(LogId(id), profile.segment_len);
+            model.keeps_records = profile.habits.groups > 0;
+            models.push(model);
             let disk = Disk::new(profile.segment_len, profile.disk, rng.fork());
             nodes.push(Node::new(disk, SimPool::new(profile.chunks)));
         }
@@ -113,6 +120,7 @@ impl Simulation {
             answers: 0,
             term: 0,
             recovered_next: Vec::new(),
+            planted: None,
             rounds_at_once: 0,
             rounds_without_answer: 0,
         };
@@ -123,7 +131,7 @@ impl Simulation {
     fn seat_clients(&mut self) {
         let p = self.profile.clone();
         let mut clients: Vec<Box<dyn Client>> = Vec::new();
-        let mut cx = Self::cx(&mut self.rng, &mut self.numbers, &[], &p, &self.clock, true);
+        let mut cx = Self::cx(&mut self.rng, &mut self.numbers, (&[], &[]), &p, &self.clock, true);
         clients.push(Box::new(admin::Admin::new(&mut cx)));
         let producers = [
             (p.nameless, producer::Kind::Nameless),
@@ -141,6 +149,12 @@ impl Simulation {
         }
         for _ in 0..p.vandals {
             clients.push(Box::new(admin::Vandal::new(&mut cx)));
+        }
+        if p.habits.groups > 0 {
+            clients.push(Box::new(group_admin::GroupAdmin::new(&mut cx)));
+        }
+        for i in 0..p.group_consumers {
+            clients.push(Box::new(group_clients::GroupConsumer::new(i % 2 == 1, &mut cx)));
         }
         for client in clients {
             self.add_client(client);
@@ -177,14 +191,14 @@ impl Simulation {
     pub(super) fn cx<'a>(
         rng: &'a mut Rng,
         numbers: &'a mut Numbers,
-        topics: &'a [ringbolt_wire::message::TopicInfo],
+        (topics, groups): (&'a [TopicInfo], &'a [GroupInfo]),
         profile: &'a Profile,
         clock: &Clock,
         active: bool,
     ) -> Cx<'a> {
         let (now, habits, shards) = (clock.now(), &profile.habits, profile.shards);
         let forgets = profile.retention_bytes.is_some() || profile.retention_us.is_some();
-        Cx { now, rng, topics, shards, habits, active, forgets, wishes: Vec::new(), numbers }
+        Cx { now, rng, topics, groups, shards, habits, active, forgets, wishes: Vec::new(), numbers }
     }
 
     /// One turn of the loop: time passes, things happen, shards act. False if
@@ -242,6 +256,7 @@ impl Simulation {
             Due::PrepareEnds(i, segment) => {
                 let result = self.nodes[i].disk.finish_prepare(segment);
                 self.checker.disk_full |= result.is_err();
+                self.nodes[i].disk_full = result.is_err();
                 self.trace.line(now.mono_us, format_args!("s{i} prepared {segment} {result:?}"));
                 self.nodes[i].handle(Event::SegmentPrepared { segment, result }, now);
             }
@@ -294,11 +309,17 @@ impl Simulation {
     fn hurry_a_fetch(&mut self) {
         let now = self.clock.now();
         let waiting = self.checker.open.iter_mut().find_map(|(key, open)| match &mut open.asked {
-            Asked::Fetch(asked) => Some((*key, open.shard, asked)),
+            Asked::Fetch(asked) => {
+                asked.hurried = true;
+                Some((*key, open.shard))
+            }
+            Asked::Group(GroupAsked::Attach { .. } | GroupAsked::Receive { .. }) if !open.unheard => {
+                self.checker.groups.hurried(*key);
+                Some((*key, open.shard))
+            }
             _ => None,
         });
-        let Some(((session, correlation), shard, asked)) = waiting else { return };
-        asked.hurried = true;
+        let Some(((session, correlation), shard)) = waiting else { return };
         let from = ReplyTo { core: 0, session, correlation };
         self.nodes[shard].handle(Event::FetchNow { from }, now);
     }
@@ -308,15 +329,19 @@ impl Simulation {
         self.trace.line(now.mono_us, format_args!("c{seat} closes session {session}"));
         self.seats[seat].held.retain(|outgoing| outgoing.session != session);
         self.checker.session_closed(session);
+        self.checker.groups.session_closed(session);
         for node in &mut self.nodes {
             node.handle(Event::SessionClosed { core: 0, session }, now);
         }
     }
 
     pub(super) fn with_client(&mut self, seat: usize, act: impl FnOnce(&mut dyn Client, &mut Cx<'_>)) {
-        let topics = self.checker.topics.alive();
+        let mut topics = self.checker.topics.alive();
+        topics.retain(|topic| !topic.name.ends_with(".dlq"));
+        let groups = self.checker.groups.alive();
+        let known = (&topics[..], &groups[..]);
         let mut cx =
-            Self::cx(&mut self.rng, &mut self.numbers, &topics, &self.profile, &self.clock, self.active);
+            Self::cx(&mut self.rng, &mut self.numbers, known, &self.profile, &self.clock, self.active);
         act(self.seats[seat].client.as_mut(), &mut cx);
         for wish in cx.wishes {
             match wish {
@@ -354,8 +379,7 @@ impl Simulation {
     }
 
     fn takes(&mut self, outgoing: &Outgoing) -> bool {
-        let is_produce = matches!(outgoing.body, Body::Produce { .. });
-        !is_produce || self.nodes[outgoing.shard].shard().accepts_produce()
+        !outgoing.body.waits_for_room() || self.nodes[outgoing.shard].shard().accepts_produce()
     }
 
     fn hand_in_held(&mut self) {
@@ -372,21 +396,30 @@ impl Simulation {
 
     pub fn hand_in(&mut self, outgoing: Outgoing) {
         let now = self.clock.now();
-        let asked = self.asked(&outgoing.body, outgoing.shard);
+        let asked = self.asked(&outgoing);
         self.trace.line(
             now.mono_us,
             format_args!("s{} <- {}/{} {asked:?}", outgoing.shard, outgoing.session, outgoing.correlation),
         );
         let shard = outgoing.shard;
         let open = Open { shard, asked_at_us: now.mono_us, asked, unheard: false };
-        self.checker.asked(outgoing.session, outgoing.correlation, open);
+        let silent = matches!(&outgoing.body, Body::Group(GroupBody::Settle(settle)) if !settle.confirm);
+        if !silent {
+            self.answer_too_early(&open);
+            self.checker.asked(outgoing.session, outgoing.correlation, open);
+        }
         self.nodes[shard].request(&outgoing, now);
     }
 
     /// What is known at the moment when a request is handed in.
-    fn asked(&mut self, body: &Body, shard: usize) -> Asked {
-        let checker = &mut self.checker;
-        match body {
+    fn asked(&mut self, outgoing: &Outgoing) -> Asked {
+        let (checker, shard) = (&mut self.checker, outgoing.shard);
+        match &outgoing.body {
+            Body::Group(body) => {
+                let at = (shard, (outgoing.session, outgoing.correlation));
+                let (now, full) = (self.clock.now(), self.nodes[shard].disk_full);
+                Asked::Group(checker.groups.asked(&checker.logs, at, body, full, now))
+            }
             Body::Produce { batch, refusal, .. } => {
                 let print = Print::of_sent(batch);
                 let topic = print.partition.topic;
@@ -432,11 +465,13 @@ impl Simulation {
     pub(super) fn act(&mut self) {
         let now = self.clock.now();
         self.observe_retention();
+        self.checker.groups.note_time(now);
         for i in 0..self.nodes.len() {
             while let Some(action) = self.nodes[i].shard().poll_action(now) {
                 self.carry_out(i, action);
             }
         }
+        self.checker.groups.acted(&self.checker.logs, now);
     }
 
     fn carry_out(&mut self, i: usize, action: Action<SimBuffer>) {
@@ -460,6 +495,7 @@ impl Simulation {
                 self.agenda.add(at + takes, Due::ReadEnds(i, token.0));
             }
             Action::PrepareSegment { segment } => {
+                self.nodes[i].disk_full = false;
                 let takes = self.nodes[i].disk.submit_prepare(segment);
                 self.trace.line(at, format_args!("s{i} prepares {segment}"));
                 self.agenda.add(at + takes, Due::PrepareEnds(i, segment));
@@ -499,12 +535,13 @@ impl Simulation {
         let at = self.clock.now().mono_us;
         self.trace.line(at, format_args!("s{i} -> {}/{} {}", to.session, to.correlation, brief(&reply)));
         assert!(!self.nodes[i].failed, "a shard answers after a write has failed: {reply:?}");
-        let open = self.checker.answered(i, to, &reply, at);
+        let is_heard = self.checker.replied(i, to, &reply, self.clock.now());
         self.answers += 1;
         self.rounds_without_answer = 0;
-        if open.is_none() {
+        if !is_heard {
             return;
         }
+        self.lease_for_ever(i, to, &reply);
         let seat = self.seats.iter().position(|seat| seat.client.session() == to.session);
         let seat = seat.expect("a session that is not closed has a client");
         // A slow reader keeps the memory of its answer.
@@ -521,6 +558,10 @@ fn brief(reply: &Reply) -> String {
             let bytes: usize = payload.iter().map(|piece| piece.len()).sum();
             assert!(bytes <= MAX_FETCH_BYTES as usize + (2 << 20), "an answer of {bytes} bytes");
             format!("Fetched {bytes} bytes {partitions:?}")
+        }
+        Reply::Delivered { delivery, payload } => {
+            let bytes: usize = payload.iter().map(|piece| piece.len()).sum();
+            format!("Delivered {bytes} bytes {delivery:?}")
         }
         other => format!("{other:?}"),
     }

@@ -31,7 +31,7 @@ impl Simulation {
                 retention_us: p.retention_us,
                 tail_cache_bytes: p.tail_cache_bytes,
                 page_cache_bytes: p.page_cache_bytes,
-                max_delayed: 10_000,
+                max_delayed: p.max_delayed,
                 max_open: 10_000,
                 seed: self.rng.next(),
             };
@@ -71,6 +71,9 @@ impl Simulation {
                 "recovery keeps what is whole, and nothing beyond a hole: {next}, not {expected}",
             );
             logs.push(log);
+        }
+        for (shard, log) in logs.iter_mut().enumerate() {
+            self.lose_second_commit(shard, log);
         }
         Ok(logs)
     }
@@ -113,7 +116,7 @@ impl Simulation {
 
     /// Reads every record back, with nothing else going on.
     pub fn audit(&mut self) {
-        let mut cx = Self::cx(&mut self.rng, &mut self.numbers, &[], &self.profile, &self.clock, true);
+        let mut cx = Self::cx(&mut self.rng, &mut self.numbers, (&[], &[]), &self.profile, &self.clock, true);
         let auditor = Auditor::new(&mut cx);
         let seat = self.add_client(Box::new(auditor));
         let active = std::mem::replace(&mut self.active, false);
@@ -149,6 +152,7 @@ impl Simulation {
             let now = self.clock.now().mono_us;
             self.trace.line(now, format_args!("s{i} left up to {left}, and {beyond} whole ones beyond"));
         }
+        self.checker.groups.crashed(&self.checker.logs);
     }
 
     fn end_life(&mut self) {
@@ -173,6 +177,7 @@ impl Simulation {
         self.trace.line(now.mono_us, format_args!("STOP"));
         self.active = false;
         self.checker.stopping = true;
+        self.checker.groups.stopped();
         for open in self.checker.open.values_mut() {
             if let Asked::Fetch(asked) = &mut open.asked {
                 asked.hurried = true;

@@ -16,6 +16,7 @@ use ringbolt_wire::batch::BATCH_HEADER_LEN;
 use ringbolt_wire::{BatchHeader, BatchView, PartitionId, ProducerId, crc32c};
 
 use super::disk::Disk;
+use super::records::{RecordFact, RecordFacts};
 
 /// A batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +111,8 @@ pub struct PartitionFacts {
     pub durable_end: u64,
     /// Batches of `batches` that are durable.
     durable: usize,
+    /// Its records, if the model keeps account of them.
+    pub records: RecordFacts,
 }
 
 impl PartitionFacts {
@@ -156,6 +159,8 @@ pub struct LogModel {
     pub given_up: Option<SegmentSeq>,
     /// Commit time of the last commit of each segment.
     last_times: BTreeMap<SegmentSeq, u64>,
+    /// Whether to keep account of single records.
+    pub keeps_records: bool,
 }
 
 impl LogModel {
@@ -170,6 +175,7 @@ impl LogModel {
             headed: Vec::new(),
             given_up: None,
             last_times: BTreeMap::new(),
+            keeps_records: false,
         }
     }
 
@@ -178,7 +184,13 @@ impl LogModel {
     ///
     /// # Panics
     /// If the commit breaks a promise.
-    pub fn submitted(&mut self, token: u64, segment: SegmentSeq, position: u64, data: &[u8]) -> Vec<Print> {
+    pub fn submitted(
+        &mut self,
+        token: u64,
+        segment: SegmentSeq,
+        position: u64,
+        data: &[u8],
+    ) -> Vec<BatchFact> {
         if position == 0 {
             self.heads.insert(token, segment);
         }
@@ -195,12 +207,12 @@ impl LogModel {
             header.durable_index,
             self.durable_index(),
         );
-        let mut prints = Vec::new();
+        let mut facts = Vec::new();
         let mut partitions = Vec::new();
         let verified = header.for_each_batch(data, |at, batch| {
             let position = position + u64::from(at);
             let fact = self.append(&header, segment, position, &batch);
-            prints.push(fact.print);
+            facts.push(fact);
             partitions.push(fact.print.partition);
         });
         verified.expect("the shard wrote a commit that it would refuse to read");
@@ -221,7 +233,7 @@ impl LogModel {
             token,
             partitions,
         });
-        prints
+        facts
     }
 
     fn append(
@@ -260,6 +272,9 @@ impl LogModel {
         };
         facts.end = fact.end_offset();
         facts.batches.push(fact);
+        if self.keeps_records && print.partition.topic.0 != 0 {
+            batch.records().for_each(|(_, record)| facts.records.push(RecordFact::of(&record, segment)));
+        }
         fact
     }
 
@@ -368,6 +383,7 @@ impl LogModel {
             let kept = facts.batches.partition_point(|batch| batch.commit <= last);
             facts.batches.truncate(kept);
             facts.end = facts.batches.last().map_or(0, BatchFact::end_offset);
+            facts.records.truncate(facts.end);
             (facts.durable, facts.durable_end) = (kept, facts.end);
         }
         self.durable = survive;

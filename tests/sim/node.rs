@@ -8,7 +8,7 @@ use ringbolt::time::Now;
 
 use super::disk::Disk;
 use super::pool::{SimBuffer, SimPool};
-use super::workload::{Body, Form, Outgoing};
+use super::workload::{Body, Form, GroupBody, Outgoing};
 
 #[derive(Debug)]
 pub struct Node {
@@ -21,6 +21,8 @@ pub struct Node {
     pub stopped: bool,
     /// A write has failed: nothing may be answered any more.
     pub failed: bool,
+    /// The next segment could not be made, and was not tried again yet.
+    pub disk_full: bool,
 }
 
 /// A shard over simulated memory; wrapped so that it can be shown.
@@ -34,7 +36,15 @@ impl std::fmt::Debug for ShardOf {
 
 impl Node {
     pub fn new(disk: Disk, pool: SimPool) -> Node {
-        Node { shard: None, disk, pool, carver: Carver::default(), stopped: false, failed: false }
+        Node {
+            shard: None,
+            disk,
+            pool,
+            carver: Carver::default(),
+            stopped: false,
+            failed: false,
+            disk_full: false,
+        }
     }
 
     /// The shard, which is running.
@@ -64,6 +74,7 @@ impl Node {
             Body::Delete(name) => ShardRequest::DeleteTopic { name: name.clone() },
             Body::List { .. } => ShardRequest::ListTopics,
             Body::LookUp(name) => ShardRequest::LookUpTopic { name: name.clone() },
+            Body::Group(body) => group_request(body.clone()),
         };
         self.handle(Event::Request { from, request }, now);
     }
@@ -88,7 +99,22 @@ impl Node {
     pub fn lose_memory(&mut self) {
         self.shard = None;
         self.carver = Carver::default();
-        (self.stopped, self.failed) = (false, false);
+        (self.stopped, self.failed, self.disk_full) = (false, false, false);
+    }
+}
+
+fn group_request(body: GroupBody) -> ShardRequest<'static, SimBuffer> {
+    match body {
+        GroupBody::Create(create) => ShardRequest::CreateGroup(create),
+        GroupBody::Delete(name) => ShardRequest::DeleteGroup { name },
+        GroupBody::List { .. } => ShardRequest::ListGroups,
+        GroupBody::LookUp(name) => ShardRequest::LookUpGroup { name },
+        GroupBody::States(group) => ShardRequest::GroupStates(group),
+        GroupBody::Reset { group, to, partition } => ShardRequest::ResetGroup { group, to, partition },
+        GroupBody::Attach(attach) => ShardRequest::Attach(attach),
+        GroupBody::Detach(at) => ShardRequest::Detach(at),
+        GroupBody::Receive(receive) => ShardRequest::Receive(receive),
+        GroupBody::Settle(settle) => ShardRequest::Settle(settle),
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Profile {
     pub retention_us: Option<u64>,
     pub tail_cache_bytes: usize,
     pub page_cache_bytes: usize,
+    /// Records that may wait for their time at a shard.
+    pub max_delayed: usize,
     pub disk: DiskHabits,
     pub habits: Habits,
     pub nameless: usize,
@@ -26,6 +28,8 @@ pub struct Profile {
     pub rivals: usize,
     pub consumers: usize,
     pub vandals: usize,
+    /// Clients that consume through groups.
+    pub group_consumers: usize,
     /// Usual longest time of a message on its way, µs.
     pub network_us: u64,
     /// Starts of the broker.
@@ -59,6 +63,7 @@ impl Profile {
             retention_us: rng.one_in(6).then_some(400_000),
             tail_cache_bytes: rng.pick(&[0, 1 << 20, 4 << 20]),
             page_cache_bytes: rng.pick(&[0, 4 << 20, 12 << 20]),
+            max_delayed: 10_000,
             disk: DiskHabits {
                 write_us: rng.pick(&[20, 100, 1_000]),
                 slow_one_in: rng.pick(&[20, 200, 5_000]),
@@ -70,6 +75,7 @@ impl Profile {
             rivals: rng.pick(&[0, 0, 2, 3]),
             consumers: rng.between(1, 5) as usize,
             vandals: rng.below(2) as usize,
+            group_consumers: 0,
             network_us: rng.pick(&[5, 50, 500]),
             lives: rng.between(3, 9),
             answers: rng.pick(&[40, 150, 500]),
@@ -102,6 +108,47 @@ impl Profile {
             topics: rng.between(1, 3) as usize,
             partitions: rng.between(1, 4) as u32,
             churn: rng.percent(30),
+            groups: 0,
+            keys: 0,
+            dated: false,
+        }
+    }
+
+    /// A simulation in which consumer groups are what matters.
+    pub fn draw_with_groups(rng: &mut Rng) -> Profile {
+        let drawn = Profile::draw(rng);
+        let sizes = rng.pick(&[
+            vec![Size::Tiny],
+            vec![Size::Tiny],
+            vec![Size::Tiny, Size::Tiny, Size::Small],
+            vec![Size::Tiny, Size::Small, Size::Medium],
+            vec![Size::Small, Size::Medium, Size::Large],
+        ]);
+        let habits = Habits {
+            window: rng.pick(&[1, 3]),
+            think_us: rng.pick(&[100, 2_000, 10_000]),
+            sizes,
+            topics: rng.between(1, 2) as usize,
+            partitions: rng.between(1, 3) as u32,
+            churn: rng.percent(20),
+            groups: rng.between(1, 3) as usize,
+            keys: rng.pick(&[0, 2, 7]),
+            dated: rng.percent(50),
+            ..drawn.habits
+        };
+        Profile {
+            disk: DiskHabits { read_fails_one_in: 0, ..drawn.disk },
+            habits,
+            nameless: 0,
+            named: rng.between(1, 2) as usize,
+            rivals: 0,
+            consumers: rng.below(2) as usize,
+            vandals: 0,
+            group_consumers: rng.between(2, 5) as usize,
+            max_delayed: rng.pick(&[1, 10, 10_000]),
+            lives: rng.between(2, 5),
+            answers: rng.pick(&[100, 300, 800]),
+            ..drawn
         }
     }
 }

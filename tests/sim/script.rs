@@ -59,6 +59,9 @@ pub fn calm_profile() -> Profile {
         topics: 1,
         partitions: 1,
         churn: false,
+        groups: 0,
+        keys: 0,
+        dated: false,
     };
     Profile {
         shards: 1,
@@ -70,6 +73,7 @@ pub fn calm_profile() -> Profile {
         retention_us: None,
         tail_cache_bytes: 1 << 20,
         page_cache_bytes: 4 << 20,
+        max_delayed: 10_000,
         disk: DiskHabits { write_us: 20, slow_one_in: u64::MAX, read_fails_one_in: 0 },
         habits,
         nameless: 0,
@@ -77,6 +81,7 @@ pub fn calm_profile() -> Profile {
         rivals: 0,
         consumers: 0,
         vandals: 0,
+        group_consumers: 0,
         network_us: 5,
         lives: 1,
         answers: 1,
@@ -163,7 +168,7 @@ impl Script {
     /// A batch of one record that nobody has sent before.
     pub fn batch(&mut self, value_len: usize) -> BatchSpec {
         self.nonces += 1;
-        BatchSpec { nonce: self.nonces, count: 1, value_len }
+        BatchSpec { nonce: self.nonces, count: 1, value_len, ..BatchSpec::default() }
     }
 
     /// A request to append a batch.

@@ -51,6 +51,12 @@ impl Topics {
         self.by_name.insert(topic.name.clone(), Fate::Alive(topic.clone()));
     }
 
+    /// It is there, and nobody asked for it by its name.
+    pub fn appeared(&mut self, topic: &TopicInfo) {
+        self.used.insert(topic.id);
+        self.by_name.insert(topic.name.clone(), Fate::Alive(topic.clone()));
+    }
+
     pub fn deleted(&mut self, name: &str) {
         let Fate::Deleting(topic) = self.fate(name).clone() else { panic!("{name} was deleted") };
         self.gone.insert(topic.id);
@@ -75,10 +81,12 @@ impl Topics {
             let known = match self.fate(&topic.name) {
                 Fate::Alive(known) | Fate::Deleting(known) => known == topic,
                 Fate::Creating => !self.used.contains(&topic.id),
-                Fate::Gone => false,
+                // It came with a group.
+                Fate::Gone => topic.name.ends_with(".dlq"),
             };
             assert!(known, "{topic:?} is listed, and is {:?}", self.fate(&topic.name));
         }
+        list.iter().filter(|topic| topic.name.ends_with(".dlq")).for_each(|topic| self.appeared(topic));
         let listed: BTreeSet<&str> = list.iter().map(|topic| topic.name.as_str()).collect();
         for (name, fate) in &self.by_name {
             let missing = matches!(fate, Fate::Alive(_)) && !listed.contains(name.as_str());

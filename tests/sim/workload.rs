@@ -9,9 +9,12 @@ use bytes::Bytes;
 use ringbolt::limits::MAX_BATCH_LEN;
 use ringbolt::shard::action::Reply;
 use ringbolt::time::Now;
-use ringbolt_wire::batch::{BATCH_HEADER_LEN, RECORD_HEADER_LEN};
-use ringbolt_wire::message::{Fetch, OffsetSpec, OpenProducer, TopicInfo};
-use ringbolt_wire::{BatchBuilder, Epoch, ErrorCode, PartitionId, ProducerId, Sequence, TopicId};
+use ringbolt_wire::batch::{BATCH_HEADER_LEN, Directions, RECORD_HEADER_LEN};
+use ringbolt_wire::message::{
+    Attach, ConsumerAt, CreateGroup, Fetch, GroupInfo, GroupStart, OffsetSpec, OpenProducer, Receive, Settle,
+    TopicInfo,
+};
+use ringbolt_wire::{BatchBuilder, Epoch, ErrorCode, GroupId, PartitionId, ProducerId, Sequence, TopicId};
 
 use super::rng::Rng;
 
@@ -50,6 +53,42 @@ pub enum Body {
         settle: bool,
     },
     LookUp(String),
+    Group(GroupBody),
+}
+
+/// What a client asks about groups.
+#[derive(Clone, Debug)]
+pub enum GroupBody {
+    Create(CreateGroup),
+    Delete(String),
+    /// As for topics.
+    List {
+        settle: bool,
+    },
+    LookUp(String),
+    States(GroupId),
+    Reset {
+        group: GroupId,
+        to: GroupStart,
+        partition: Option<u32>,
+    },
+    Attach(Attach),
+    Detach(ConsumerAt),
+    Receive(Receive),
+    Settle(Settle),
+}
+
+impl Body {
+    /// Whether it waits while the shard's log has no room.
+    pub fn waits_for_room(&self) -> bool {
+        match self {
+            Body::Produce { .. } => true,
+            Body::Group(body) => {
+                !matches!(body, GroupBody::List { .. } | GroupBody::LookUp(_) | GroupBody::States(_))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// How a batch lies in memory when it reaches the shard.
@@ -77,6 +116,8 @@ pub struct Cx<'a> {
     pub rng: &'a mut Rng,
     /// The topics that are certainly there.
     pub topics: &'a [TopicInfo],
+    /// The groups that are certainly there.
+    pub groups: &'a [GroupInfo],
     pub shards: u16,
     pub habits: &'a Habits,
     /// False when no new work is to be started.
@@ -123,6 +164,12 @@ pub struct Habits {
     pub partitions: u32,
     /// Whether topics come and go.
     pub churn: bool,
+    /// Groups that there should be.
+    pub groups: usize,
+    /// Keys that records share; 0 if each has its own.
+    pub keys: u64,
+    /// Whether some records have times of their own.
+    pub dated: bool,
 }
 
 /// A kind of batch.
@@ -196,7 +243,16 @@ impl Cx<'_> {
         };
         let room = MAX_BATCH_LEN as usize - BATCH_HEADER_LEN;
         let per_record = room / count as usize - RECORD_HEADER_LEN - KEY_LEN;
-        BatchSpec { nonce, count: count as u32, value_len: (value_len as usize).min(per_record) }
+        let value_len = (value_len as usize).min(per_record);
+        let mut spec = BatchSpec { nonce, count: count as u32, value_len, ..BatchSpec::default() };
+        spec.keys = self.habits.keys;
+        if self.habits.dated && value_len < 2_000 && self.rng.one_in(3) {
+            let at = |us: u64| Some(self.now.wall_us + us);
+            spec.deliver_at_us =
+                at(self.rng.pick(&[0, 3_000, 60_000, 1_200_000])).filter(|_| nonce.is_multiple_of(2));
+            spec.expire_at_us = at(self.rng.pick(&[1_000, 40_000, 900_000])).filter(|_| nonce % 3 != 1);
+        }
+        spec
     }
 }
 
@@ -212,11 +268,16 @@ pub fn whole(payload: &[Bytes]) -> Bytes {
 const KEY_LEN: usize = 12;
 
 /// A batch that can be built again, byte for byte.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BatchSpec {
     pub nonce: u64,
     pub count: u32,
     pub value_len: usize,
+    /// As in [`Habits`].
+    pub keys: u64,
+    /// Times of every other record.
+    pub deliver_at_us: Option<u64>,
+    pub expire_at_us: Option<u64>,
 }
 
 impl BatchSpec {
@@ -227,8 +288,16 @@ impl BatchSpec {
             let mut key = [0; KEY_LEN];
             key[..8].copy_from_slice(&self.nonce.to_le_bytes());
             key[8..].copy_from_slice(&i.to_le_bytes());
+            if let Some(shared) = (self.nonce + u64::from(i)).checked_rem(self.keys) {
+                key = [shared as u8; KEY_LEN];
+            }
+            let mut headers = Vec::new();
+            if i % 2 == 0 {
+                let (deliver_at_us, expire_at_us) = (self.deliver_at_us, self.expire_at_us);
+                Directions { deliver_at_us, expire_at_us, only_group: None }.put_headers(&mut headers);
+            }
             let from = (self.nonce as usize).wrapping_mul(7919) % (noise.len() - self.value_len + 1);
-            builder.push(self.nonce, Some(&key), &noise[from..from + self.value_len], &[]);
+            builder.push(self.nonce, Some(&key), &noise[from..from + self.value_len], &headers);
         }
         builder.finish(partition, producer, epoch, base).into()
     }

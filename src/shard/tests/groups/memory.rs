@@ -12,8 +12,8 @@ const MOST: usize = 200;
 impl Rig {
     /// A shard with this bound, a topic of so many records, and two groups.
     fn bounded(mode: GroupMode, records: u8) -> (Rig, GroupId, GroupId) {
-        let mut rig =
-            Rig::start_with(ShardConfig { max_open: MOST, ..config() }, Disk::default(), 1).expect("an empty log");
+        let mut rig = Rig::start_with(ShardConfig { max_open: MOST, ..config() }, Disk::default(), 1)
+            .expect("an empty log");
         rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
         rig.replies.clear();
         let (g, h) = (rig.calm_group(mode), rig.group("h", calm(mode), GroupStart::Earliest).id);

@@ -229,3 +229,138 @@ fn a_redrive_whose_turn_comes_late_does_not_take_the_record_from_its_next_holder
     let got = rig.got(alice);
     rig.ack(dead_letters, ALICE, &got[0]);
 }
+
+/// The broker looked no further than its credit went, so the next record of the key did
+/// not wait: a crash would have brought the one before it after it.
+#[test]
+fn a_record_that_was_not_looked_at_waits_all_the_same_for_the_one_before_it_of_its_key() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::KeyOrdered);
+    rig.keyed(&[("k", 1), ("k", 2)]);
+    let alice = rig.attach(id, ALICE, 1);
+    let got = rig.got(alice);
+    rig.auto = false;
+    let items = vec![SettleItem { range: got[0].lease(), verb: Verb::Ack }];
+    rig.settle_all(id, ALICE, items, Credit { records: 1, bytes: 0 });
+    assert_eq!(rig.offsets_got(alice), NONE, "it is not durable that the first one is completed");
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.offsets_got(alice), [1]);
+}
+
+fn retaining_for_a_second() -> Rig {
+    let config = ShardConfig { retention_us: Some(1_000_000), ..config() };
+    let mut rig = Rig::start_with(config, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    rig
+}
+
+/// Appends records until there are several segments.
+fn fill_segments(rig: &mut Rig) {
+    for _ in 0..60 {
+        rig.append(&[Record { value: vec![7; 200 << 10], ..Record::default() }]);
+    }
+}
+
+/// The group went on only when something was appended.
+#[test]
+fn a_group_at_its_bound_goes_on_when_retention_takes_what_is_open() {
+    let mut rig = retaining_for_a_second();
+    let config = GroupConfig { max_open: 1, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    fill_segments(&mut rig);
+    let alice = rig.attach(id, ALICE, 100);
+    assert_eq!(rig.offsets_got(alice), [0]);
+    rig.wait(3_000_000);
+    let got = rig.offsets_got(alice);
+    assert!(got.len() == 1 && got[0] > 0, "{got:?}");
+}
+
+/// Everything behind it waited until its time, though it was gone.
+#[test]
+fn a_record_that_retention_has_taken_holds_nothing_up() {
+    for (mode, max_open) in [(GroupMode::Exclusive, 100), (GroupMode::Shared, 1)] {
+        let mut rig = retaining_for_a_second();
+        let id = rig.group("g", GroupConfig { max_open, ..calm(mode) }, GroupStart::Earliest).id;
+        rig.values(b"a");
+        let alice = rig.attach(id, ALICE, 100);
+        let got = rig.got(alice);
+        rig.settled(id, ALICE, got[0].lease(), Verb::Nack { delay_ms: 3_600_000 });
+        fill_segments(&mut rig);
+        rig.got(alice);
+        rig.wait(3_000_000);
+        let got = rig.offsets_got(alice);
+        assert!(got.first().is_some_and(|first| *first > 0), "{mode}: {got:?}");
+    }
+}
+
+/// The shard woke up at once, did nothing, and woke up again.
+#[test]
+fn nothing_is_due_when_what_it_was_for_is_gone() {
+    let quiet = |rig: &Rig, what: &str| {
+        let due_us = rig.shard.next_deadline();
+        assert!(due_us.is_none_or(|due_us| due_us > rig.now.mono_us), "{what}: {due_us:?}");
+    };
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let later = Directions { deliver_at_us: Some(rig.now.wall_us + 500_000), ..Directions::default() };
+    rig.append(&[directed(1, later)]);
+    rig.attach(id, ALICE, 1);
+    rig.request(ShardRequest::DeleteGroup { name: "g".into() });
+    rig.wait(2_000_000);
+    quiet(&rig, "the last group is deleted");
+
+    let mut rig = Rig::new();
+    let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.values(b"a");
+    let asked = rig.receive(id, ALICE, 1, 0);
+    rig.got(asked);
+    rig.fill_up();
+    // There is no room for the dead letter.
+    rig.wait(30_000_000);
+    rig.request(ShardRequest::ResetGroup { group: id, to: GroupStart::End, partition: None });
+    rig.disk_full = false;
+    rig.wait(2_000_000);
+    rig.wait(2_000_000);
+    quiet(&rig, "the group is reset");
+}
+
+/// Nobody looked at redrives any more when there was no group.
+#[test]
+fn a_redrive_is_answered_though_the_last_group_is_deleted_before_its_turn() {
+    let mut rig = Rig::new();
+    rig.values(b"a");
+    let (_, dead_letters) = rig.dead_letter();
+    let asked = rig.receive(dead_letters, BOB, 1, 0);
+    let letters = rig.got(asked);
+    rig.auto = false;
+    rig.hand_in(ShardRequest::DeleteGroup { name: "g".into() });
+    rig.hand_in(ShardRequest::DeleteGroup { name: "t.dlq".into() });
+    rig.run();
+    let request = rig.hand_in(redrive(dead_letters, BOB, letters[0].lease()));
+    while !rig.pending.is_empty() {
+        rig.complete(0, Ok(()));
+    }
+    let settled = rig.take_settled(request).expect("it is answered");
+    assert_eq!(settled.unsettled[0].status, ErrorCode::LeaseLost as u16);
+}
+
+/// It went on only when a record of its own came.
+#[test]
+fn a_group_at_the_bound_of_delayed_records_goes_on_when_another_one_makes_room() {
+    let config = ShardConfig { max_delayed: 1, ..config() };
+    let mut rig = Rig::start_with(config, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let one = rig.group("one", calm(GroupMode::Shared), GroupStart::Earliest).id;
+    let later = Directions { deliver_at_us: Some(rig.now.wall_us + 1_000_000), ..Directions::default() };
+    rig.append(&[directed(1, later), plain(2)]);
+    let alice = rig.attach(one, ALICE, 9);
+    assert_eq!(rig.offsets_got(alice), [1]);
+    let two = rig.group("two", calm(GroupMode::Shared), GroupStart::Earliest).id;
+    let bob = rig.attach(two, BOB, 9);
+    assert_eq!(rig.offsets_got(bob), NONE, "as many wait as may");
+    rig.wait(1_000_000);
+    assert_eq!(rig.offsets_got(bob), [0, 1]);
+}

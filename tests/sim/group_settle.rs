@@ -1,0 +1,209 @@
+//! Judges what becomes of records when consumers settle them: it is decided when the
+//! request reaches its shard, and the answer must say the same.
+
+use ringbolt::time::Now;
+use ringbolt_wire::message::{ConsumerAt, Credit, LeaseRange, Settle, Settled, Verb};
+use ringbolt_wire::{ErrorCode, GroupId};
+
+use super::group_check::{GroupAsked, Groups, durable_records};
+use super::group_model::{Known, Lease, Part, Why};
+use super::log_model::LogModel;
+
+/// What becomes of a record that a settle request names.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub partition: u32,
+    pub offset: u64,
+    pub verb: Verb,
+    /// It may be settled.
+    pub may: bool,
+    /// It may be refused, with one of these.
+    pub refusals: Vec<ErrorCode>,
+}
+
+impl Groups {
+    pub fn settle(
+        &mut self,
+        logs: &[LogModel],
+        shard: usize,
+        settle: &Settle,
+        disk_full: bool,
+        now: Now,
+    ) -> GroupAsked {
+        let group = settle.at.group;
+        let consumer = (shard, group, settle.at.consumer.0);
+        let attached = self.links.get_mut(&consumer).filter(|link| !link.once);
+        let wants_credit = settle.credit != Credit::default();
+        let refusal = match &attached {
+            _ if self.stopping => Some(ErrorCode::ShuttingDown),
+            _ if !self.known.contains_key(&group) => Some(ErrorCode::UnknownGroup),
+            _ if disk_full && !settle.items.is_empty() => Some(ErrorCode::DiskFull),
+            None if wants_credit => Some(ErrorCode::UnknownConsumer),
+            _ => None,
+        };
+        let mut items = Vec::new();
+        if refusal.is_none() {
+            if let Some(link) = attached {
+                link.grant(settle.credit.records, settle.credit.bytes);
+            }
+            for item in &settle.items {
+                self.settle_item(logs, shard, (&settle.at, &item.range, &item.verb), &mut items, now);
+            }
+        }
+        GroupAsked::Settle { group, number: self.next_number(), items, refusal }
+    }
+
+    fn settle_item(
+        &mut self,
+        logs: &[LogModel],
+        shard: usize,
+        (at, range, verb): (&ConsumerAt, &LeaseRange, &Verb),
+        items: &mut Vec<Expected>,
+        now: Now,
+    ) {
+        let is_here =
+            self.part((at.group, range.partition), logs.len()).is_some_and(|part| part.shard == shard);
+        let Some(mut known) = self.known.remove(&at.group) else { return };
+        let part = if is_here { known.parts.remove(&range.partition) } else { None };
+        if let Some(mut part) = part {
+            let offsets: Vec<u64> = match verb {
+                Verb::AckUpTo => {
+                    let up_to = part.leases.range(..range.end().0);
+                    let own = up_to.filter(|(_, lease)| lease.consumer == at.consumer.0);
+                    own.map(|(offset, _)| *offset).collect()
+                }
+                _ => (range.base_offset.0..range.end().0).collect(),
+            };
+            for offset in offsets {
+                let expected = self.settle_one(logs, (&known, &mut part), offset, (at, range, verb), now);
+                items.extend(expected);
+            }
+            known.parts.insert(range.partition, part);
+        } else {
+            let all = range.base_offset.0..range.end().0;
+            items.extend(all.map(|offset| Expected {
+                partition: range.partition,
+                offset,
+                verb: verb.clone(),
+                may: *verb == Verb::AckUpTo,
+                refusals: vec![ErrorCode::UnknownPartition],
+            }));
+        }
+        self.known.insert(at.group, known);
+    }
+
+    fn settle_one(
+        &mut self,
+        logs: &[LogModel],
+        (known, part): (&Known, &mut Part),
+        offset: u64,
+        (at, range, verb): (&ConsumerAt, &LeaseRange, &Verb),
+        now: Now,
+    ) -> Option<Expected> {
+        let facts = durable_records(logs, part.shard, part.partition);
+        let fact = facts.get(offset as usize);
+        let vanishes = fact.is_some_and(|fact| self.may_vanish(known, fact, &logs[part.shard]));
+        let is_up_to = *verb == Verb::AckUpTo;
+        let is_own = |lease: &&Lease| {
+            lease.consumer == at.consumer.0 && (is_up_to || lease.acquired == range.acquired)
+        };
+        let lease = part.leases.get(&offset).filter(is_own).copied();
+        let is_loose = part.loose;
+        let rec = part.rec(offset);
+        let mut refusals = Vec::new();
+        if vanishes || rec.may_be_done() || rec.may_be_condemned() || rec.redriving.is_some() {
+            refusals.extend([ErrorCode::AlreadyCompleted, ErrorCode::LeaseLost]);
+        }
+        if lease.is_none() && !rec.is_done() {
+            refusals.push(ErrorCode::LeaseLost);
+            if !rec.delivered {
+                let codes =
+                    [ErrorCode::NotDelivered, ErrorCode::OffsetOutOfRange, ErrorCode::UnknownPartition];
+                refusals.extend(codes);
+            }
+        }
+        let mut may = lease.is_some() || is_loose;
+        if is_loose {
+            refusals.extend([ErrorCode::LeaseLost, ErrorCode::AlreadyCompleted, ErrorCode::NotDelivered]);
+        }
+        match verb {
+            _ if lease.is_none() => {}
+            Verb::Ack | Verb::AckUpTo => {
+                self.tally.acked += 1;
+                part.complete(offset, self.next_number());
+            }
+            Verb::Redrive if !known.of_dead_letters => {
+                may = false;
+                refusals.push(ErrorCode::InvalidRequest);
+            }
+            Verb::Redrive => {
+                rec.redriving = Some(range.acquired);
+                let codes = [ErrorCode::LeaseLost, ErrorCode::UnknownGroup, ErrorCode::UnknownTopic];
+                refusals.extend(codes);
+            }
+            Verb::Extend { lease_ms } => {
+                let own_ms = self.lease_ms_of[&(part.shard, at.group, at.consumer.0)];
+                let lease_ms = if *lease_ms == 0 { own_ms } else { *lease_ms };
+                let deadline_us = now.mono_us + u64::from(lease_ms) * 1000;
+                part.leases.entry(offset).and_modify(|lease| lease.deadline_us = deadline_us);
+            }
+            Verb::Nack { .. } | Verb::Reject { .. } | Verb::Release => {
+                let why = match verb.clone() {
+                    Verb::Nack { delay_ms } => Why::Later(delay_ms),
+                    Verb::Reject { dead_letter, reason } => Why::Failed { dead_letter, reason },
+                    _ => Why::Released,
+                };
+                part.give_back(offset, &why, &known.info, self.next_number(), now);
+            }
+        }
+        if is_up_to {
+            return None;
+        }
+        Some(Expected { partition: range.partition, offset, verb: verb.clone(), may, refusals })
+    }
+
+    /// Everything that a settle request said is durable.
+    pub fn settled(
+        &mut self,
+        logs: &[LogModel],
+        (shard, group): (usize, GroupId),
+        (number, items): (u64, &[Expected]),
+        settled: &Settled,
+    ) {
+        self.confirmed[shard] = self.confirmed[shard].max(number);
+        let mut left: Vec<(u32, u64, ErrorCode)> = Vec::new();
+        for part in &settled.unsettled {
+            let code = ErrorCode::from_u16(part.status).expect("a known code");
+            let offsets = part.base_offset.0..part.base_offset.0 + u64::from(part.count);
+            left.extend(offsets.map(|offset| (part.partition, offset, code)));
+        }
+        self.tally.unsettled += left.len() as u64;
+        // A record may be named twice: what had to be refused comes first, then what is
+        // checked most.
+        let mut items: Vec<&Expected> = items.iter().collect();
+        items.sort_by_key(|item| (item.may, item.verb != Verb::Redrive));
+        for item in &items {
+            let fits = left.iter().position(|(partition, offset, code)| {
+                (*partition, *offset) == (item.partition, item.offset) && item.refusals.contains(code)
+            });
+            match fits {
+                Some(at) => {
+                    left.remove(at);
+                }
+                None => assert!(item.may, "{item:?} is called settled; {left:?} are not"),
+            }
+            if item.verb != Verb::Redrive {
+                continue;
+            }
+            let Some(part) = self.part((group, item.partition), logs.len()) else { continue };
+            let rec = part.rec(item.offset);
+            if fits.is_some() {
+                rec.redriving = None;
+            } else {
+                assert!(rec.is_done(), "{item:?} is called redriven, and is {rec:?}");
+                self.tally.redriven += 1;
+            }
+        }
+        assert!(left.is_empty(), "{left:?} are not settled, and {items:?} were to be");
+    }
+}
