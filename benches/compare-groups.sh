@@ -108,6 +108,8 @@ settled_rss() {
 restart_rows() {
     local begin took i
     say "start after SIGKILL with 1,000 groups and 1,000,000 completed ranges"
+    # As many open records as ranges, which takes this much.
+    local MEMORY_MIB=4096
     broker_start "$WORK/groups" --preallocate 4
     "$LOADGEN" stage --addr "$ADDR" acked --groups 1000 --ranges 1000 >/dev/null || die "nothing was staged"
     : >"$WORK/restart.v"

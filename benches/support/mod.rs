@@ -64,6 +64,7 @@ fn config() -> ShardConfig {
         tail_cache_bytes: 8 << 20,
         page_cache_bytes: 4 << 20,
         max_delayed: 100_000,
+        max_open: 100_000,
         seed: 1,
     }
 }
