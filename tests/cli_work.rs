@@ -135,6 +135,17 @@ fn a_command_that_takes_longer_than_the_lease_handles_its_record_once() {
     assert_eq!((other.try_line(), lag(at)), (None, json!(0)));
 }
 
+/// The worker itself takes signals in its own way; its commands do not.
+#[test]
+fn a_command_ends_when_it_is_told_to() {
+    let (_dir, server) = broker(&["--max-failures", "1"], "x\n");
+    let at = At(server.addr);
+    at.run(&exec("kill -s TERM $$; sleep 0.2", &["--count", "1"])).good();
+    wait_until("it is a dead letter", || lag(at) == 0);
+    let shown = letters(at.run(&["dlq", "show", "t", "--json"]));
+    assert_eq!(shown.iter().map(|letter| &letter["reason"]).collect::<Vec<_>>(), ["signal 15"]);
+}
+
 #[test]
 fn commands_run_side_by_side_up_to_the_bound() {
     let data = TempDir::new().unwrap();

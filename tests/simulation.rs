@@ -32,7 +32,7 @@ const DAMAGED_SEEDS: u64 = 200;
 const LOSS_SEEDS: u64 = 100;
 
 /// Seeds with consumer groups.
-const GROUP_SEEDS: u64 = 120;
+const GROUP_SEEDS: u64 = 80;
 
 /// Seeds with a planted bug, at most.
 const PLANTED_SEEDS: u64 = 100;

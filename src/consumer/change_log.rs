@@ -8,6 +8,10 @@ use super::ranges::RangeSet;
 /// Bytes of changes at which a record is full.
 const RECORD_LEN: usize = 64 << 10;
 
+/// Ranges of one change, 8 bytes each: what a single request completes may be far more
+/// than a record holds.
+const MAX_RANGES: usize = RECORD_LEN / 8;
+
 /// Acknowledgements of one group and partition, while nothing else comes between.
 #[derive(Debug)]
 struct Open {
@@ -93,7 +97,11 @@ impl ChangeLog {
 
     fn close(&mut self) {
         if let Some(open) = self.open.take() {
-            put_completed(self.room(), open.key, open.how, open.delivered_end, open.ranges.iter());
+            let ranges: Vec<(u64, u64)> = open.ranges.iter().collect();
+            for ranges in ranges.chunks(MAX_RANGES) {
+                let ranges = ranges.iter().copied();
+                put_completed(self.room(), open.key, open.how, open.delivered_end, ranges);
+            }
         }
     }
 
@@ -102,5 +110,32 @@ impl ChangeLog {
             self.full.push(std::mem::take(&mut self.bytes));
         }
         &mut self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringbolt_wire::GroupId;
+
+    use super::super::changes::GroupsState;
+    use super::*;
+
+    /// Every other record of a million, acknowledged by one request.
+    #[test]
+    fn what_one_request_completes_is_in_records_that_can_be_stored() {
+        let key = GroupKey { group: GroupId(1), partition: 0 };
+        let mut log = ChangeLog::default();
+        log.starts(key, 0);
+        (0..500_000u64).for_each(|i| log.completed(key, How::Acked, (2 * i + 1, 2 * i + 2), 1_000_000));
+        let values = log.take();
+        let longest = values.iter().map(Vec::len).max();
+        assert!(longest <= Some(3 * RECORD_LEN), "{longest:?} bytes");
+        let mut read = GroupsState::default();
+        values.iter().for_each(|value| read.apply(value).unwrap());
+        let state = &read.acks[&key];
+        assert_eq!(
+            (state.floor(), state.completed().total(), state.delivered_end()),
+            (0, 500_000, 1_000_000)
+        );
     }
 }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::acks::AckState;
 use super::change_log::ChangeLog;
 use super::changes::GroupKey;
-use super::group::Group;
+use super::group::{Group, Link};
 use super::part::Part;
 use super::wheel::{Entry, Wheel};
 use crate::shard::event::ReplyTo;
@@ -134,7 +134,9 @@ impl Groups {
             if let Some(to) = consumer.link.to() {
                 self.unlink(to);
             }
-            self.waits.retain(|wait| (wait.1, wait.2) != (id, number));
+            if let Link::Waiting(_, until_us) = consumer.link {
+                self.waits.remove(&(until_us, id, number));
+            }
         }
         if self.by_id.is_empty() {
             // Nothing looks at them any more.

@@ -95,6 +95,8 @@ pub struct Part {
     pub at_delayed_bound: Option<u64>,
     /// Records in the wheel of times, not delivered yet.
     pub dated: usize,
+    /// The one of them that an exclusive partition waits for.
+    pub dated_held: Option<u64>,
     /// Records that wait after a delivery.
     pub backing_off: BTreeSet<u64>,
     /// The record for whose time a partition waits that one consumer has in order.
@@ -127,6 +129,7 @@ impl Part {
             queued: false,
             at_delayed_bound: None,
             dated: 0,
+            dated_held: None,
             backing_off: BTreeSet::new(),
             held_by: None,
             keys: Keys::default(),

@@ -232,6 +232,8 @@ impl<P: BufferPool> Shard<P> {
             config.max_failures = 0;
         }
         let place = part.give_back(offset, why, &config, acks, &mut self.groups.changes, now);
+        // What held up later ones does not hold up an earlier one.
+        part.held_by = part.held_by.filter(|held_by| *held_by < offset);
         let back = before - part.leased();
         group.consumer_mut(lease.consumer).leased -= back;
         self.counters.returned_records += back as u64;
@@ -438,11 +440,6 @@ impl<P: BufferPool> Shard<P> {
         self.give_back(number, offset, &back, now);
     }
 
-    fn has_dead_letter_topic(&self, number: u32) -> bool {
-        let group = self.groups.by_id.get(&self.groups.parts[number as usize].key.group);
-        group.is_some_and(|group| group.info.dead_letter.0 != 0)
-    }
-
     fn extend(&mut self, number: u32, offset: u64, lease_ms: u32, now: Now) {
         let part = &mut self.groups.parts[number as usize];
         let Some(lease) = part.lease(offset).copied() else { return };
@@ -459,6 +456,7 @@ impl<P: BufferPool> Shard<P> {
 
     /// Everything that is to be done for groups, not for an event's sake.
     pub(super) fn advance_groups(&mut self, now: Now) {
+        self.groups.goes_on = false;
         if !self.groups.is_empty() {
             self.consumer_timers(now);
             self.deliver(now);
@@ -548,6 +546,7 @@ impl<P: BufferPool> Shard<P> {
             acks.wait_over(offset);
         } else {
             part.dated -= 1;
+            part.dated_held = part.dated_held.filter(|held| *held != offset);
         }
         part.wait_over(offset, acks);
         self.groups.stir(number);

@@ -247,6 +247,12 @@ impl<P: BufferPool> Shard<P> {
         Ok(())
     }
 
+    /// Whether what fails in a part has somewhere to go.
+    pub(super) fn has_dead_letter_topic(&self, number: u32) -> bool {
+        let group = self.groups.by_id.get(&self.groups.parts[number as usize].key.group);
+        group.is_some_and(|group| group.info.dead_letter.0 != 0)
+    }
+
     /// Takes note of dead letters that are wanted back; answered when they are.
     pub(super) fn begin_redrive(&mut self, to: Option<ReplyTo>, settled: Settled, records: Vec<(u32, u64)>) {
         let wanted = |(number, offset): (u32, u64)| {

@@ -217,8 +217,9 @@ impl<P: BufferPool> Shard<P> {
         while !packing.is_full() {
             let part = &self.groups.parts[packing.number as usize];
             // Those that waited for their own time did not count; now they do.
-            let may_give = part.damaged.is_none() && part.leased() < packing.max_open;
-            let Some(offset) = part.first_ready().filter(|_| may_give) else { return Ok(()) };
+            let may_give =
+                |offset: &u64| part.damaged.is_none_or(|at| *offset < at) && part.leased() < packing.max_open;
+            let Some(offset) = part.first_ready().filter(may_give) else { return Ok(()) };
             let batch = self.read_batch(slot, offset)?;
             self.groups.parts[packing.number as usize].unready(offset);
             self.pack_batch(packing, &batch, (offset, offset + 1), false);
@@ -440,10 +441,13 @@ impl<P: BufferPool> Shard<P> {
                 self.condemn(packing.number, offset);
             }
             Verdict::BackOff(wait_us) => {
-                part.backing_off.insert(offset);
-                let entry = Entry { due_us: now.mono_us + wait_us, offset, owner: part.owner };
-                self.groups.backing_off.add(entry, now.mono_us);
+                // In an exclusive partition it may be looked at again while it waits.
+                if part.backing_off.insert(offset) {
+                    let entry = Entry { due_us: now.mono_us + wait_us, offset, owner: part.owner };
+                    self.groups.backing_off.add(entry, now.mono_us);
+                }
             }
+            Verdict::Dated(_) if part.dated_held == Some(offset) => {}
             Verdict::Dated(due_us) => {
                 if is_new && self.groups.dated.len() >= self.config.max_delayed {
                     if part.at_delayed_bound.replace(offset).is_none() {
@@ -452,6 +456,9 @@ impl<P: BufferPool> Shard<P> {
                     return Step::Stop;
                 }
                 part.dated += 1;
+                if self.groups.by_id[&packing.id].info.config.mode == GroupMode::Exclusive {
+                    part.dated_held = Some(offset);
+                }
                 self.groups.dated.add(Entry { due_us, offset, owner: part.owner }, now.wall_us);
             }
         }

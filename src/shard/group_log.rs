@@ -189,7 +189,8 @@ impl<P: BufferPool> Shard<P> {
     /// A segment has begun: the next one before it may go once everything is written
     /// anew.
     pub(super) fn want_checkpoint(&mut self) {
-        self.group_log.wanted |= !self.state.groups.acks.is_empty();
+        // Without groups it says so, and nothing before it is needed.
+        self.group_log.wanted |= self.state.slot(GROUPS_PARTITION).is_some();
     }
 
     /// Writes on a checkpoint, if one is due.

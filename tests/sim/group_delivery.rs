@@ -150,7 +150,9 @@ impl Groups {
         let is_new = !part.rec(given.offset).delivered && given.fact.directions.deliver_at_us.is_none();
         if is_new && known.info.config.mode == GroupMode::Shared && !part.restored {
             let returned: Vec<u64> = part.returned.iter().copied().collect();
-            let open = returned.into_iter();
+            // Those that wait for their own time, perhaps again, do not count.
+            let dated = |offset: u64| facts[offset as usize].directions.deliver_at_us.is_some();
+            let open = returned.into_iter().filter(|offset| !dated(*offset));
             let open = open.filter(|o| *o != given.offset && !vanishes(*o) && !part.rec(*o).may_be_done());
             let open = open.count() + live;
             assert!(open < max_open, "{what} is new, and {open} are open");
@@ -336,6 +338,7 @@ impl Groups {
         to: (PartitionId, u64),
     ) {
         self.tally.letters += 1;
+        self.part((letter.group, letter.origin.index), logs.len());
         let Some(mut known) = self.known.remove(&letter.group) else {
             panic!("{letter:?} of a group that nobody knows");
         };
@@ -346,7 +349,7 @@ impl Groups {
         assert_eq!(own.expire_at_us, origin.directions.expire_at_us, "{letter:?}");
         let expires = known.info.config.dead_letter_expired
             && origin.directions.expire_at_us.is_some_and(|at| at <= self.max_wall_us);
-        let mut part = known.parts.remove(&letter.origin.index).expect("records of it were delivered");
+        let mut part = known.parts.remove(&letter.origin.index).expect("it was found or made");
         if part.leases.contains_key(&letter.offset.0) {
             self.end_leases_of(&known, &mut part, self.now);
         }

@@ -181,7 +181,7 @@ impl Groups {
         // A record may be named twice: what had to be refused comes first, then what is
         // checked most.
         let mut items: Vec<&Expected> = items.iter().collect();
-        items.sort_by_key(|item| (item.may, item.verb != Verb::Redrive));
+        items.sort_by_key(|item| (item.may, item.may && item.verb != Verb::Redrive, item.refusals.len()));
         for item in &items {
             let fits = left.iter().position(|(partition, offset, code)| {
                 (*partition, *offset) == (item.partition, item.offset) && item.refusals.contains(code)

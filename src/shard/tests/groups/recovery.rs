@@ -4,7 +4,7 @@ use super::*;
 
 impl Rig {
     /// Fills the open segment until the next one begins.
-    fn fill_segment(&mut self) {
+    pub(super) fn fill_segment(&mut self) {
         let last = |rig: &Rig| rig.disk.0.keys().last().copied();
         let before = last(self);
         while last(self) == before {

@@ -364,3 +364,96 @@ fn a_group_at_the_bound_of_delayed_records_goes_on_when_another_one_makes_room()
     rig.wait(1_000_000);
     assert_eq!(rig.offsets_got(bob), [0, 1]);
 }
+
+/// What had been written about groups was needed for ever, and so was every segment
+/// behind it.
+#[test]
+fn retention_goes_on_when_the_last_group_is_deleted() {
+    let retaining = ShardConfig { retention_bytes: Some(3 * MIN_SEGMENT_LEN), ..config() };
+    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let config = GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.values(b"a");
+    let asked = rig.receive(id, ALICE, 1, 0);
+    let got = rig.got(asked);
+    rig.ack(id, ALICE, &got[0]);
+    rig.fill_segment();
+    rig.request(ShardRequest::DeleteGroup { name: "g".into() });
+    for _ in 0..6 {
+        rig.fill_segment();
+        rig.wait(1_000_000);
+    }
+    assert!(rig.shard.counters().segments <= 4, "{} segments", rig.shard.counters().segments);
+}
+
+/// Those before it were not delivered until its wait was over, and each look at it made
+/// another entry.
+#[test]
+fn a_later_record_that_waits_does_not_hold_up_earlier_ones_of_an_exclusive_partition() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Exclusive);
+    rig.values(b"abc");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    assert_eq!(got.len(), 3);
+    rig.settled(id, ALICE, got[2].lease(), Verb::Nack { delay_ms: 3_600_000 });
+    let mut first = got[0].clone();
+    for _ in 0..20 {
+        assert_eq!(rig.settled(id, ALICE, first.lease(), Verb::Release), []);
+        let again = rig.got(alice);
+        assert_eq!(again.iter().map(|got| got.offset).collect::<Vec<_>>(), [0, 1]);
+        first = again[0].clone();
+    }
+    assert_eq!((rig.state(id).progress.delayed, rig.shard.groups.backing_off.len()), (1, 1));
+}
+
+/// They were not delivered any more, as if they lay behind the damage.
+#[test]
+fn records_before_a_damaged_one_are_delivered_again() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"ab");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    let number = rig.shard.groups.by_id[&id].parts[0];
+    rig.shard.groups.parts[number as usize].damaged = Some(1);
+    rig.settled(id, ALICE, got[1].lease(), Verb::Release);
+    rig.settled(id, ALICE, got[0].lease(), Verb::Release);
+    assert_eq!(rig.offsets_got(alice), [0]);
+}
+
+/// The shard woke up at once and did nothing, from then on.
+#[test]
+fn nothing_is_due_when_many_redrives_had_no_turn_before_the_last_group_was_deleted() {
+    let mut rig = Rig::new();
+    let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.append(&(0..200).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, 200);
+    let got = rig.got(alice);
+    let all = |got: &[Got], verb: Verb| {
+        got.iter().map(|got| SettleItem { range: got.lease(), verb: verb.clone() }).collect::<Vec<_>>()
+    };
+    rig.settle_all(id, ALICE, all(&got, reject()), Credit::default());
+    (0..20).for_each(|_| rig.wait(1_000));
+    rig.request(ShardRequest::LookUpGroup { name: "t.dlq".into() });
+    let Some((_, Reply::GroupFound(dead_letters, _))) = rig.replies.pop() else { panic!("no group") };
+    let bob = rig.attach(dead_letters.id, BOB, 200);
+    let letters = rig.got(bob);
+    assert_eq!(letters.len(), 200);
+    rig.auto = false;
+    let items = all(&letters, Verb::Redrive);
+    let settle = Settle { at: at(dead_letters.id, BOB), credit: Credit::default(), confirm: false, items };
+    rig.hand_in(ShardRequest::Settle(settle));
+    rig.hand_in(ShardRequest::DeleteGroup { name: "g".into() });
+    rig.hand_in(ShardRequest::DeleteGroup { name: "t.dlq".into() });
+    rig.auto = true;
+    while !rig.pending.is_empty() {
+        rig.complete(0, Ok(()));
+    }
+    (0..20).for_each(|_| rig.wait(1_000));
+    let due_us = rig.shard.next_deadline();
+    assert!(due_us.is_none_or(|due_us| due_us > rig.now.mono_us), "{due_us:?}");
+}
