@@ -51,17 +51,25 @@ fn run(seed: u64, trace: &Trace) -> History {
     let mut rng = Rng::new(seed ^ 0x5EED_0F0F);
     let profile = Profile::draw(&mut rng);
     trace.line(0, format_args!("seed {seed}: {profile:?}"));
-    let lives = profile.lives;
     let mut sim = Simulation::new(seed, profile, trace.clone());
+    // Short lives leave their mark on the log's end, where the next one begins.
+    live(&mut sim, &mut rng, (40, 6), |_| {});
+    History { hash: trace.hash(), tally: sim.checker.tally }
+}
+
+/// All lives of a history: of a hundred `short.0` end after `short.1` answers at most. In
+/// the last one `settle` comes when all is quiet.
+fn live(sim: &mut Simulation, rng: &mut Rng, short: (u64, u64), settle: fn(&mut Simulation)) {
+    let lives = sim.profile.lives;
     for life in 0..lives {
         sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
         sim.audit();
-        // Short lives leave their mark on the log's end, where the next one begins.
-        let most = if rng.percent(40) { 6 } else { sim.profile.answers };
+        let most = if rng.percent(short.0) { short.1 } else { sim.profile.answers };
         sim.serve(1 + rng.below(most));
         if life + 1 == lives {
             sim.quiesce();
             sim.audit();
+            settle(sim);
             sim.stop();
         } else if rng.below(10) < sim.profile.fails_in_ten {
             sim.fail_a_write();
@@ -73,7 +81,6 @@ fn run(seed: u64, trace: &Trace) -> History {
     }
     sim.boot().unwrap_or_else(|error| panic!("no start after a stop: {error}"));
     sim.audit();
-    History { hash: trace.hash(), tally: sim.checker.tally }
 }
 
 /// Runs the history of one seed with consumer groups to its end.
@@ -86,29 +93,9 @@ fn run_groups_with(seed: u64, trace: &Trace, planted: Option<Planted>) -> Histor
     let mut rng = Rng::new(seed ^ 0x6_0095);
     let profile = Profile::draw_with_groups(&mut rng);
     trace.line(0, format_args!("seed {seed}: {profile:?}"));
-    let lives = profile.lives;
     let mut sim = Simulation::new(seed, profile, trace.clone());
     sim.planted = planted;
-    for life in 0..lives {
-        sim.boot().unwrap_or_else(|error| panic!("no start after a crash: {error}"));
-        sim.audit();
-        let most = if rng.percent(20) { 20 } else { sim.profile.answers };
-        sim.serve(1 + rng.below(most));
-        if life + 1 == lives {
-            sim.quiesce();
-            sim.audit();
-            sim.drain_groups();
-            sim.stop();
-        } else if rng.below(10) < sim.profile.fails_in_ten {
-            sim.fail_a_write();
-        } else if rng.below(10) < sim.profile.stops_in_ten {
-            sim.stop();
-        } else {
-            sim.crash();
-        }
-    }
-    sim.boot().unwrap_or_else(|error| panic!("no start after a stop: {error}"));
-    sim.audit();
+    live(&mut sim, &mut rng, (20, 20), Simulation::drain_groups);
     sim.look_at_groups();
     let groups = sim.checker.groups.tally;
     History { hash: trace.hash(), tally: Tally { groups, ..sim.checker.tally } }

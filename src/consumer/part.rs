@@ -65,7 +65,8 @@ pub struct Delivered {
     pub acquired: u32,
     /// How often it failed.
     pub failed: u32,
-    /// When it was first delivered, µs since 1970 UTC; 0 for now.
+    /// When it was first delivered, µs since 1970 UTC; 0 if this is the first
+    /// time.
     pub first_delivery_us: u64,
 }
 

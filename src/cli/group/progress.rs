@@ -2,7 +2,7 @@
 
 use ringbolt_client::{ConsumerId, GroupDescription, Hold};
 
-/// Whether nothing more comes to this consumer for now: all that is leased to it are the
+/// Whether nothing more comes to this consumer as things are: all that is leased to it are the
 /// `in_hand` records that have arrived, none is to be delivered again, and in each
 /// partition every record before `end` was delivered to somebody, or cannot be now. What
 /// waits for a time or for its key does not count.
