@@ -25,6 +25,23 @@ pub struct ConnectionArgs {
     addr: Vec<String>,
 }
 
+/// What most commands take: where the broker is, and how to print what it says.
+#[derive(clap::Args, Debug)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CommonArgs {
+    /// As [`ConnectionArgs::connect`].
+    pub async fn connect(&self) -> Result<Client, CommandError> {
+        self.connection.connect().await
+    }
+}
+
 impl ConnectionArgs {
     /// Connects, so that a wrong address is told at once.
     pub async fn connect(&self) -> Result<Client, CommandError> {

@@ -33,13 +33,13 @@ How a record is handled:
   --ack auto    it is printed, and acknowledged once the output is flushed. What was not printed goes back.
   --ack manual  it is printed as with --verbose, and acknowledged by lines of standard input:
                   ack PARTITION OFFSET             it is done
-                  nack PARTITION OFFSET [DELAY]    not now; again after the delay (5s)
+                  nack PARTITION OFFSET [DELAY]    not now; again at once, or after the delay, such as 5s
                   reject PARTITION OFFSET [REASON] it failed; again after the group's backoff
-                  dead-letter PARTITION OFFSET [REASON]  to the dead-letter topic at once
+                  dead-letter PARTITION OFFSET [REASON]  to the dead-letter topic at once, if the group has one
                   extend PARTITION OFFSET [TIME]   its lease runs out so long from now
                   release PARTITION OFFSET         back as it came
-                Standard error gets a line for each: what was asked, and durable, or why not. Leases are \
-extended by themselves. The end of the input gives back what is open.
+                Standard error gets a line for each: what was asked, and durable (done, if nothing has to be), or why \
+not. Leases are extended by themselves. The end of the input gives back what is open.
   --exec        `sh -c COMMAND` runs for it, the value on its standard input, and RINGBOLT_TOPIC, _GROUP, \
 _PARTITION, _OFFSET, _KEY, _ACQUIRED (deliveries so far), _FAILED (failures so far) in its environment; \
 RINGBOLT_KEY is unset without a key, or with one of more than 32 KiB or with a NUL byte. Exit code 0 \

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use ringbolt_client::Client;
 use serde_json::json;
 
-use super::connection::{CommandError, ConnectionArgs, print, print_json, run as run_command, run_short};
+use super::connection::{CommandError, CommonArgs, print, print_json, run as run_command, run_short};
 use super::topic::table;
 use letters::{SUFFIX, dead_letter_topic, origin};
 use settle::Decision;
@@ -28,7 +28,7 @@ enum DlqCommand {
     /// With --json prints {"topics": [{"topic", "dead_letter_topic", "open", "leased"}]}.
     List {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Show a topic's dead letters: where they are, where they come from, and why
     ///
@@ -54,7 +54,7 @@ enum DlqCommand {
         #[arg(long)]
         open: bool,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Deliver dead letters once more to the group in which they failed
     ///
@@ -65,7 +65,7 @@ enum DlqCommand {
         #[command(flatten)]
         which: Which,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Drop dead letters for good: they are acknowledged in the dead-letter topic's group
     ///
@@ -77,7 +77,7 @@ enum DlqCommand {
         #[arg(long, requires = "all")]
         yes: bool,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
 }
 
@@ -112,27 +112,18 @@ impl Which {
     }
 }
 
-#[derive(clap::Args)]
-struct Common {
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Runs the command.
 pub fn run(args: DlqArgs) -> ExitCode {
     match args.command {
         DlqCommand::List { common } => run_short(|| async move { list(&common).await }),
         DlqCommand::Show { topic, partition, offset, limit, open, common } => run_short(|| async move {
-            let client = common.connection.connect().await?;
+            let client = common.connect().await?;
             let wanted = show::Wanted { partition, offset, limit, only_open: open };
             show::run(&client, &dead_letter_topic(&topic), &wanted, common.json).await
         }),
         DlqCommand::Redrive { which, common } => run_command(|interrupt| async move {
             let places = which.places()?;
-            let client = common.connection.connect().await?;
+            let client = common.connect().await?;
             let topic = dead_letter_topic(&which.topic);
             settle::run(&client, &topic, places, Decision::Redrive, common.json, interrupt).await
         }),
@@ -142,7 +133,7 @@ pub fn run(args: DlqArgs) -> ExitCode {
                 let text = format!("this drops all dead letters of {} for good: add --yes", which.topic);
                 return Err(CommandError::Usage(text));
             }
-            let client = common.connection.connect().await?;
+            let client = common.connect().await?;
             let topic = dead_letter_topic(&which.topic);
             settle::run(&client, &topic, places, Decision::Drop, common.json, interrupt).await
         }),
@@ -165,8 +156,8 @@ async fn counts(client: &Client) -> Result<Vec<(String, u64, u64)>, CommandError
     Ok(counts)
 }
 
-async fn list(common: &Common) -> Result<ExitCode, CommandError> {
-    let client = common.connection.connect().await?;
+async fn list(common: &CommonArgs) -> Result<ExitCode, CommandError> {
+    let client = common.connect().await?;
     let counts = counts(&client).await?;
     if common.json {
         let object = |(name, open, leased): &(String, u64, u64)| json!({ "topic": origin(name), "dead_letter_topic": name, "open": open, "leased": leased });

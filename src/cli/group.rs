@@ -7,10 +7,10 @@ mod text;
 
 use std::process::ExitCode;
 
-use ringbolt_client::{Client, CreateGroup, ResetGroup};
+use ringbolt_client::{CreateGroup, ResetGroup};
 use serde_json::json;
 
-use super::connection::{CommandError, ConnectionArgs, print, print_json, run_short};
+use super::connection::{CommandError, CommonArgs, print, print_json, run_short};
 pub(super) use args::parse_mode;
 use args::{ConfigArgs, parse_start};
 use ringbolt_client::GroupStart;
@@ -26,7 +26,8 @@ pub struct GroupArgs {
 enum GroupCommand {
     /// Create a consumer group on a topic
     ///
-    /// Unless --max-failures is 0, the dead-letter topic TOPIC.dlq comes with it. With --json prints
+    /// With --max-failures above 0, or --dead-letter-expired, the dead-letter topic TOPIC.dlq comes with
+    /// it, but on a topic that holds dead letters itself. With --json prints
     /// {"id", "name", "topic", "dead_letter", "mode", "lease_ms", "max_failures", "timeout_is_failure",
     /// "dead_letter_expired", "backoff", "max_open"}; topic and dead_letter are numbers, 0 for none.
     Create {
@@ -42,14 +43,14 @@ enum GroupCommand {
         #[command(flatten)]
         config: Box<ConfigArgs>,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// List the consumer groups
     ///
     /// With --json prints {"groups": [...]}, each as create does.
     List {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Describe a group: how far it is, and its consumers
     ///
@@ -62,7 +63,7 @@ enum GroupCommand {
         /// Its name
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Set a group back, or forward: all it knows of deliveries is forgotten, and leases end
     ///
@@ -77,7 +78,7 @@ enum GroupCommand {
         #[arg(long, value_name = "INDEX")]
         partition: Option<u32>,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Delete a group; its dead-letter topic stays
     ///
@@ -86,7 +87,7 @@ enum GroupCommand {
         /// Its name
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Say why a group's consumers are sent nothing
     ///
@@ -95,17 +96,8 @@ enum GroupCommand {
         /// Its name
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
-}
-
-#[derive(clap::Args)]
-struct Common {
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
 }
 
 /// Runs the command.
@@ -129,54 +121,50 @@ pub fn run(args: GroupArgs) -> ExitCode {
     })
 }
 
-async fn connect(common: &Common) -> Result<Client, CommandError> {
-    common.connection.connect().await
-}
-
-async fn create(create: CreateGroup, common: &Common) -> Result<(), CommandError> {
+async fn create(create: CreateGroup, common: &CommonArgs) -> Result<(), CommandError> {
     let topic = create.topic.clone();
-    let group = connect(common).await?.admin().create_group(create).await?;
+    let group = common.connect().await?.admin().create_group(create).await?;
     match common.json {
         true => print_json(&text::group_json(&group)),
         false => print(&format!("created {} on {topic}\n", group.name)),
     }
 }
 
-async fn list(common: &Common) -> Result<(), CommandError> {
-    let groups = connect(common).await?.admin().groups().await?;
+async fn list(common: &CommonArgs) -> Result<(), CommandError> {
+    let groups = common.connect().await?.admin().groups().await?;
     match common.json {
         true => print_json(&json!({ "groups": groups.iter().map(text::group_json).collect::<Vec<_>>() })),
         false => print(&text::list(&groups)),
     }
 }
 
-async fn describe(name: &str, common: &Common) -> Result<(), CommandError> {
-    let description = connect(common).await?.admin().describe_group(name).await?;
+async fn describe(name: &str, common: &CommonArgs) -> Result<(), CommandError> {
+    let description = common.connect().await?.admin().describe_group(name).await?;
     match common.json {
         true => print_json(&text::description_json(&description)),
         false => print(&text::description(&description)),
     }
 }
 
-async fn reset(reset: ResetGroup, common: &Common) -> Result<(), CommandError> {
+async fn reset(reset: ResetGroup, common: &CommonArgs) -> Result<(), CommandError> {
     let name = reset.name.clone();
-    connect(common).await?.admin().reset_group(reset).await?;
+    common.connect().await?.admin().reset_group(reset).await?;
     match common.json {
         true => print_json(&json!({ "reset": name })),
         false => print(&format!("reset {name}\n")),
     }
 }
 
-async fn delete(name: &str, common: &Common) -> Result<(), CommandError> {
-    connect(common).await?.admin().delete_group(name).await?;
+async fn delete(name: &str, common: &CommonArgs) -> Result<(), CommandError> {
+    common.connect().await?.admin().delete_group(name).await?;
     match common.json {
         true => print_json(&json!({ "deleted": name })),
         false => print(&format!("deleted {name}\n")),
     }
 }
 
-async fn explain(name: &str, common: &Common) -> Result<(), CommandError> {
-    let description = connect(common).await?.admin().describe_group(name).await?;
+async fn explain(name: &str, common: &CommonArgs) -> Result<(), CommandError> {
+    let description = common.connect().await?.admin().describe_group(name).await?;
     match common.json {
         true => print_json(&explain::json(&description)),
         false => print(&explain::text(&description)),

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use ringbolt_client::{Client, TopicDescription, TopicInfo};
+use ringbolt_client::{TopicDescription, TopicInfo};
 use ringbolt_wire::message::MAX_PARTITIONS;
 use serde_json::json;
 
-use super::connection::{CommandError, ConnectionArgs, print, print_json, run_short};
+use super::connection::{CommandError, CommonArgs, print, print_json, run_short};
 
 /// Arguments of `ringbolt topic`.
 #[derive(clap::Args)]
@@ -29,14 +29,14 @@ enum TopicCommand {
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PARTITIONS)))]
         partitions: u32,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// List the topics
     ///
     /// With --json prints {"topics": [{"id", "name", "partitions"}]}.
     List {
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Describe a topic and its partitions
     ///
@@ -47,7 +47,7 @@ enum TopicCommand {
         /// Its name
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
     /// Delete a topic and its records
     ///
@@ -56,17 +56,8 @@ enum TopicCommand {
         /// Its name
         name: String,
         #[command(flatten)]
-        common: Common,
+        common: CommonArgs,
     },
-}
-
-#[derive(clap::Args)]
-struct Common {
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
 }
 
 /// Runs the command.
@@ -82,12 +73,8 @@ pub fn run(args: TopicArgs) -> ExitCode {
     })
 }
 
-async fn connect(common: &Common) -> Result<Client, CommandError> {
-    common.connection.connect().await
-}
-
-async fn create(name: &str, partitions: u32, common: &Common) -> Result<(), CommandError> {
-    let topic = connect(common).await?.admin().create_topic(name, partitions).await?;
+async fn create(name: &str, partitions: u32, common: &CommonArgs) -> Result<(), CommandError> {
+    let topic = common.connect().await?.admin().create_topic(name, partitions).await?;
     match common.json {
         true => print_json(&topic_json(&topic)),
         false => print(&format!("created {} with {}\n", topic.name, count(topic.partitions))),
@@ -98,8 +85,8 @@ fn count(partitions: u32) -> String {
     format!("{partitions} partition{}", if partitions == 1 { "" } else { "s" })
 }
 
-async fn list(common: &Common) -> Result<(), CommandError> {
-    let topics = connect(common).await?.admin().list_topics().await?;
+async fn list(common: &CommonArgs) -> Result<(), CommandError> {
+    let topics = common.connect().await?.admin().list_topics().await?;
     if common.json {
         return print_json(&json!({ "topics": topics.iter().map(topic_json).collect::<Vec<_>>() }));
     }
@@ -110,16 +97,16 @@ async fn list(common: &Common) -> Result<(), CommandError> {
     print(&format!("{table}\n"))
 }
 
-async fn describe(name: &str, common: &Common) -> Result<(), CommandError> {
-    let topic = connect(common).await?.admin().describe_topic(name).await?;
+async fn describe(name: &str, common: &CommonArgs) -> Result<(), CommandError> {
+    let topic = common.connect().await?.admin().describe_topic(name).await?;
     match common.json {
         true => print_json(&description_json(&topic)),
         false => print(&description_text(&topic)),
     }
 }
 
-async fn delete(name: &str, common: &Common) -> Result<(), CommandError> {
-    connect(common).await?.admin().delete_topic(name).await?;
+async fn delete(name: &str, common: &CommonArgs) -> Result<(), CommandError> {
+    common.connect().await?.admin().delete_topic(name).await?;
     match common.json {
         true => print_json(&json!({ "deleted": name })),
         false => print(&format!("deleted {name}\n")),

@@ -62,7 +62,8 @@ impl Outcome {
             Outcome::NotThere => "no such dead letter",
             Outcome::Removed => "removed by retention",
             Outcome::NotDelivered => {
-                "not delivered: another consumer has it, or it waits; see: ringbolt group explain"
+                "not delivered: another consumer has it, it waits, or tens of thousands that are open come before \
+                 it; see: ringbolt group explain"
             }
             Outcome::Interrupted => "interrupted: it is still open",
             Outcome::Failed(why) => why,

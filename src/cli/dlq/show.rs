@@ -1,4 +1,4 @@
-//! Dead letters as lines; nothing is changed by looking at them.
+//! Dead letters as lines, printed as they are read; nothing is changed by looking at them.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -64,23 +64,24 @@ pub(super) async fn run(
     as_json: bool,
 ) -> Result<ExitCode, CommandError> {
     let letters = Letters::find(client, topic).await?;
-    let names = Names::ask(client).await?;
-    let shown = read(client, &letters, wanted).await?;
-    let text = match as_json {
-        true => shown.iter().map(|shown| format!("{}\n", to_json(shown, &names))).collect(),
-        false => to_table(&shown, &names),
-    };
-    print(&text)?;
+    let mut page = Page { names: Names::ask(client).await?, as_json, lines: Vec::new(), pages: 0 };
+    read(client, &letters, wanted, &mut page).await?;
+    page.print()?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn read(client: &Client, letters: &Letters, wanted: &Wanted) -> Result<Vec<Shown>, CommandError> {
+async fn read(
+    client: &Client,
+    letters: &Letters,
+    wanted: &Wanted,
+    page: &mut Page,
+) -> Result<(), CommandError> {
     let partitions = letters.topic.topic.partitions;
     let topic = &letters.topic.topic.name;
     if let Some(partition) = wanted.partition.filter(|partition| *partition >= partitions) {
         return Err(Error::NoSuchPartition { topic: topic.clone(), partitions, partition }.into());
     }
-    let mut shown = Vec::new();
+    let mut shown = 0;
     for partition in (0..partitions).filter(|p| wanted.partition.is_none_or(|only| only == *p)) {
         let Some(offsets) = letters.offsets(partition) else { continue };
         let start = wanted.offset.unwrap_or(0).max(offsets.start);
@@ -99,16 +100,17 @@ async fn read(client: &Client, letters: &Letters, wanted: &Wanted) -> Result<Vec
         let builder = client.reader(topic).partitions([partition]).positions(positions);
         let mut reader = builder.build().await?;
         let mut at = start;
-        while at < offsets.end && wanted.limit.is_none_or(|limit| (shown.len() as u64) < limit) {
+        while at < offsets.end && wanted.limit.is_none_or(|limit| shown < limit) {
             let record = reader.next().await?;
             at = record.offset + 1;
             let state = state(done.as_ref(), record.offset);
             if record.offset < offsets.end && !(wanted.only_open && state == "done") {
-                shown.push(Shown { record, state });
+                page.push(&Shown { record, state })?;
+                shown += 1;
             }
         }
     }
-    Ok(shown)
+    Ok(())
 }
 
 fn state(done: Option<&Done>, offset: u64) -> &'static str {
@@ -119,19 +121,52 @@ fn state(done: Option<&Done>, offset: u64) -> &'static str {
     }
 }
 
-fn to_table(shown: &[Shown], names: &Names) -> String {
+/// Lines that are printed together: those of a table are as wide as the widest.
+struct Page {
+    names: Names,
+    as_json: bool,
+    lines: Vec<Vec<String>>,
+    /// Printed so far.
+    pages: usize,
+}
+
+impl Page {
+    /// Most lines of a page.
+    const LINES: usize = 1000;
+
+    fn push(&mut self, shown: &Shown) -> Result<(), CommandError> {
+        if self.as_json {
+            return print(&format!("{}\n", to_json(shown, &self.names)));
+        }
+        self.lines.push(to_row(shown, &self.names));
+        if self.lines.len() >= Page::LINES { self.print() } else { Ok(()) }
+    }
+
+    /// Prints what is left. A table says what its columns are, though it be empty.
+    fn print(&mut self) -> Result<(), CommandError> {
+        if self.as_json || (self.lines.is_empty() && self.pages > 0) {
+            return Ok(());
+        }
+        self.pages += 1;
+        print(&to_table(std::mem::take(&mut self.lines)))
+    }
+}
+
+fn to_table(rows: Vec<Vec<String>>) -> String {
     let header =
         ["PARTITION", "OFFSET", "STATE", "ORIGIN", "GROUP", "DELIVERED", "FAILED", "MOVED", "REASON"];
     let mut table = table(&header);
-    for Shown { record, state } in shown {
-        let place = [record.partition.to_string(), record.offset.to_string(), (*state).to_owned()];
-        let rest = match record.dead_letter() {
-            Some(letter) => origin_cells(&letter, names),
-            None => ["-", "-", "-", "-", "-", "not a dead letter"].map(str::to_owned),
-        };
-        table.add_row(place.into_iter().chain(rest));
-    }
+    table.add_rows(rows);
     format!("{table}\n")
+}
+
+fn to_row(Shown { record, state }: &Shown, names: &Names) -> Vec<String> {
+    let place = [record.partition.to_string(), record.offset.to_string(), (*state).to_owned()];
+    let rest = match record.dead_letter() {
+        Some(letter) => origin_cells(&letter, names),
+        None => ["-", "-", "-", "-", "-", "not a dead letter"].map(str::to_owned),
+    };
+    place.into_iter().chain(rest).collect()
 }
 
 fn origin_cells(letter: &DeadLetter, names: &Names) -> [String; 6] {
@@ -205,7 +240,7 @@ mod tests {
     #[test]
     fn a_dead_letter_is_one_row_with_where_it_comes_from_and_why() {
         let (shown, names) = shown();
-        let text = to_table(&[shown], &names);
+        let text = to_table(vec![to_row(&shown, &names)]);
         let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         let expected =
             ["0", "7", "open", "orders/3/41", "9", "6", "5", "1970-01-01T00:00:01.500000Z", "exit"];
