@@ -96,6 +96,9 @@ pub const MAX_CONSUMERS: usize = 20_000;
 /// Most records that one settle request may speak of: looking at each takes 1 to 3
 /// ms in all.
 pub const MAX_SETTLE_RECORDS: u64 = 16_384;
+
+/// Dead letters of a shard that may be on their way back to where they came from.
+pub const MAX_REDRIVES: usize = 65_536;
 /// Most bytes of one delivery, unless a single record is longer: one consumer's
 /// share is sent while the next one's is put together.
 pub const MAX_DELIVERY_LEN: usize = 1 << 20;

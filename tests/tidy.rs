@@ -18,6 +18,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 /// randomness of their own.
 const PURE: &[&str] = &[
     "src/shard/",
+    "src/consumer/",
     "src/log/",
     "src/session/",
     "src/catalog.rs",
@@ -27,6 +28,7 @@ const PURE: &[&str] = &[
     "wire/src/",
     "client/src/session/",
     "client/src/producer_state/",
+    "client/src/consumer_state/",
 ];
 
 /// What pure code never names.

@@ -428,8 +428,10 @@ mod tests {
         assert_eq!(args(&[]).lease(), None);
         assert_eq!(args(&["--crash-rate", "0.1"]).lease(), Some(Duration::from_secs(1)));
         assert_eq!(args(&["--crash-rate", "0.1", "--lease", "5s"]).conduct().lease_ms, 5000);
-        assert!(args(&["--lease", "5ms", "--work-time", "5ms"]).misfit().is_some());
-        assert!(args(&["--ack-mode", "up-to", "--fail-rate", "0.5"]).misfit().is_some());
+        assert!(args(&["--lease", "5ms", "--work-time", "5ms"]).misfit(false).is_some());
+        assert!(args(&["--ack-mode", "up-to", "--fail-rate", "0.5"]).misfit(false).is_some());
+        let ordered = args(&["--mode", "key-ordered"]);
+        assert!(ordered.misfit(false).is_some() && ordered.misfit(true).is_none());
     }
 
     #[test]

@@ -51,7 +51,7 @@ struct Run<'a> {
 
 /// Sees to it that the run fits the broker, and that its topic is there.
 fn set_up(args: &RunArgs, peer: &Peer) -> Result<TopicId, Error> {
-    if let Some(misfit) = args.grouped.misfit() {
+    if let Some(misfit) = args.grouped.misfit(args.keys.is_some()) {
         return Err(Error::Usage(misfit));
     }
     if args.grouped.group.is_none() && args.consumers > args.partitions {

@@ -8,9 +8,12 @@ use super::ranges::RangeSet;
 /// Bytes of changes at which a record is full.
 const RECORD_LEN: usize = 64 << 10;
 
-/// Ranges of one change, 8 bytes each: what a single request completes may be far more
-/// than a record holds.
-const MAX_RANGES: usize = RECORD_LEN / 8;
+/// Bytes of a completed range.
+const RANGE_LEN: usize = 8;
+
+/// Ranges of one change: what a single request completes may be far more than a record
+/// holds.
+const MAX_RANGES: usize = RECORD_LEN / RANGE_LEN;
 
 /// Acknowledgements of one group and partition, while nothing else comes between.
 #[derive(Debug)]
@@ -26,6 +29,7 @@ struct Open {
 pub struct ChangeLog {
     /// Whole records' values.
     full: Vec<Vec<u8>>,
+    full_len: usize,
     bytes: Vec<u8>,
     open: Option<Open>,
 }
@@ -35,6 +39,13 @@ impl ChangeLog {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.full.is_empty() && self.bytes.is_empty() && self.open.is_none()
+    }
+
+    /// Bytes that wait, about.
+    #[inline]
+    pub fn len(&self) -> usize {
+        let open = self.open.as_ref().map_or(0, |open| open.ranges.len() * RANGE_LEN);
+        self.full_len + self.bytes.len() + open
     }
 
     /// Records were completed, and others before `delivered_end` delivered.
@@ -82,6 +93,7 @@ impl ChangeLog {
     pub fn take(&mut self) -> Vec<Vec<u8>> {
         self.close();
         let mut values = std::mem::take(&mut self.full);
+        self.full_len = 0;
         if !self.bytes.is_empty() {
             values.push(std::mem::take(&mut self.bytes));
         }
@@ -92,6 +104,7 @@ impl ChangeLog {
     /// came in between.
     pub fn put_back(&mut self, values: Vec<Vec<u8>>) {
         assert!(self.is_empty(), "what came later is behind it");
+        self.full_len = values.iter().map(Vec::len).sum();
         self.full = values;
     }
 
@@ -107,6 +120,7 @@ impl ChangeLog {
 
     fn room(&mut self) -> &mut Vec<u8> {
         if self.bytes.len() >= RECORD_LEN {
+            self.full_len += self.bytes.len();
             self.full.push(std::mem::take(&mut self.bytes));
         }
         &mut self.bytes

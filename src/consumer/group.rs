@@ -46,6 +46,8 @@ pub struct Consumer {
     pub lease_ms: u32,
     /// How many it has.
     pub leased: usize,
+    /// Partitions that it has for itself.
+    pub holds: usize,
     /// It stands in the group's line.
     in_line: bool,
 }
@@ -152,6 +154,7 @@ impl Group {
             debt: 0,
             lease_ms: self.info.config.lease_ms,
             leased: 0,
+            holds: 0,
             in_line: false,
         }) as u32;
         self.by_id.insert(id, number);
@@ -183,20 +186,24 @@ impl Group {
     /// The consumer that is to be sent something next. It goes to the end of the
     /// line.
     pub fn next_in_line(&mut self) -> Option<u32> {
-        while let Some(&number) = self.line.front() {
-            if self.consumers[number as usize].takes() {
-                self.line.rotate_left(1);
-                return Some(number);
-            }
-            self.consumers[number as usize].in_line = false;
-            self.line.pop_front();
+        if !self.has_takers() {
+            return None;
         }
-        None
+        self.line.rotate_left(1);
+        self.line.back().copied()
     }
 
     /// Whether somebody takes records.
-    pub fn has_takers(&self) -> bool {
-        self.line.iter().any(|number| self.consumers[*number as usize].takes())
+    pub fn has_takers(&mut self) -> bool {
+        while let Some(&number) = self.line.front() {
+            let consumer = &mut self.consumers[number as usize];
+            if consumer.takes() {
+                return true;
+            }
+            consumer.in_line = false;
+            self.line.pop_front();
+        }
+        false
     }
 
     /// A part may have something to deliver.
@@ -226,16 +233,20 @@ impl Group {
 
     /// Who has the partition for itself, or gets it now: of those who are attached the
     /// one with the fewest.
-    pub fn holder_of(&self, part: &Part, parts: &Slab<Part>) -> Option<u32> {
+    pub fn hold(&mut self, part: &mut Part) -> Option<u32> {
         assert_eq!(self.info.config.mode, GroupMode::Exclusive);
-        if let Some(active) = part.active {
-            return Some(active);
+        if part.active.is_none() {
+            let attached = self.consumers().filter(|(_, consumer)| consumer.link != Link::None);
+            part.active = attached.min_by_key(|(_, consumer)| consumer.holds).map(|(number, _)| number);
+            part.active.into_iter().for_each(|number| self.consumer_mut(number).holds += 1);
         }
-        let count = |number: u32| {
-            let of_it = |part: &&u32| parts[**part as usize].active == Some(number);
-            self.parts.iter().filter(of_it).count()
-        };
-        let attached = self.consumers().filter(|(_, consumer)| consumer.link != Link::None);
-        attached.map(|(number, _)| number).min_by_key(|number| count(*number))
+        part.active
+    }
+
+    /// Nobody has the partition for itself any more.
+    pub fn let_go(&mut self, part: &mut Part) {
+        if let Some(number) = part.active.take() {
+            self.consumer_mut(number).holds -= 1;
+        }
     }
 }

@@ -55,7 +55,7 @@ pub struct Groups {
     timers: BinaryHeap<Reverse<(u64, u32, u64, u64)>>,
     /// When there are so many, those of records that nobody has any more are dropped.
     most_timers: usize,
-    /// So many records are open in all parts, at most.
+    /// Records that are open in all parts.
     open: usize,
     /// Owners of parts that wait until fewer are.
     crowded: BTreeSet<u32>,
@@ -71,9 +71,12 @@ pub struct Groups {
     /// Consumers of all groups.
     pub consumers: usize,
     /// Owners of parts that are at the bound of records that wait for their time.
-    pub at_delayed_bound: Vec<u32>,
+    pub at_delayed_bound: BTreeSet<u32>,
     /// When to look for records whose own time has come (monotonic, µs).
     pub dated_due: Option<u64>,
+    /// No lease runs out before this (monotonic, µs), as its consumer could not be heard;
+    /// `u64::MAX` as long as it cannot.
+    pub expire_from_us: u64,
     /// Something can go on in the next turn.
     pub goes_on: bool,
     /// When this turn began (monotonic, µs), and how much may still be sent in it.
@@ -83,6 +86,11 @@ pub struct Groups {
     pub short: Vec<u32>,
     /// See `short`.
     pub retry_us: Option<u64>,
+    /// Owners of parts with a damaged record, and when to try to read it again
+    /// (monotonic, µs).
+    pub damaged: Vec<u32>,
+    /// See `damaged`.
+    pub damaged_retry_us: Option<u64>,
 }
 
 impl Groups {
@@ -112,8 +120,13 @@ impl Groups {
     /// Removes a group. Returns it, for those who must be told.
     pub fn remove(&mut self, id: GroupId) -> Option<Group> {
         let group = self.by_id.remove(&id)?;
+        let (mut dated, mut backing_off) = (0, 0);
         for number in &group.parts {
             let part = self.parts.remove(*number as usize);
+            self.open -= part.counted;
+            self.crowded.remove(&part.owner);
+            self.at_delayed_bound.remove(&part.owner);
+            (dated, backing_off) = (dated + part.dated, backing_off + part.backing_off.len());
             self.part_of.remove(&part.key);
             self.part_of_owner.remove(&part.owner);
             self.condemned.remove(number);
@@ -124,11 +137,7 @@ impl Groups {
                 }
             }
         }
-        let known = &self.part_of_owner;
-        self.dated.retain(|owner| known.contains_key(&owner));
-        self.backing_off.retain(|owner| known.contains_key(&owner));
-        self.timers.retain(|timer| known.contains_key(&timer.0.1));
-        self.crowded.retain(|owner| known.contains_key(owner));
+        self.lose_waits(dated, backing_off);
         for (number, consumer) in group.consumers() {
             self.consumers -= 1;
             if let Some(to) = consumer.link.to() {
@@ -140,9 +149,13 @@ impl Groups {
         }
         if self.by_id.is_empty() {
             // Nothing looks at them any more.
+            self.timers.clear();
+            (self.dated, self.backing_off) = (Wheel::default(), Wheel::default());
             self.short.clear();
+            self.damaged.clear();
             self.at_delayed_bound.clear();
-            (self.dated_due, self.retry_us, self.goes_on) = (None, None, false);
+            (self.dated_due, self.retry_us, self.damaged_retry_us) = (None, None, None);
+            self.goes_on = false;
         }
         Some(group)
     }
@@ -174,13 +187,26 @@ impl Groups {
         let part = &mut self.parts[number as usize];
         self.part_of_owner.remove(&part.owner);
         self.part_of_owner.insert(owner, number);
-        let (queued, active) = (part.queued, part.active);
-        *part = Part::new(part.key, part.partition, owner, (floor, floor));
-        (part.queued, part.active) = (queued, active);
+        self.crowded.remove(&part.owner);
+        self.at_delayed_bound.remove(&part.owner);
+        self.open -= part.counted;
+        let (dated, backing_off) = (part.dated, part.backing_off.len());
+        part.restart(owner, floor);
         self.condemned.remove(&number);
+        self.lose_waits(dated, backing_off);
+    }
+
+    /// So many records that waited are those of a part that is gone.
+    fn lose_waits(&mut self, dated: usize, backing_off: usize) {
         let known = &self.part_of_owner;
-        self.dated.retain(|owner| known.contains_key(&owner));
-        self.backing_off.retain(|owner| known.contains_key(&owner));
+        self.dated.lose(dated, |owner| known.contains_key(&owner));
+        self.backing_off.lose(backing_off, |owner| known.contains_key(&owner));
+    }
+
+    /// Whether one more record may wait for its own time, where so many may in all.
+    pub fn may_delay(&mut self, most: usize) -> bool {
+        let known = &self.part_of_owner;
+        self.dated.has_room(most, |owner| known.contains_key(&owner))
     }
 
     fn new_owner(&mut self) -> u32 {
@@ -289,23 +315,21 @@ impl Groups {
 
     /// How many more open records a part may have, where all parts together may have
     /// `most`.
-    pub fn room(&mut self, number: u32, most: usize) -> usize {
-        if self.open >= most {
-            self.count_open();
-        }
+    pub fn room(&self, number: u32, most: usize) -> usize {
         let own = OWN_OPEN.saturating_sub(self.parts[number as usize].open());
         most.saturating_sub(self.open).max(own)
     }
 
-    /// So many more are open; those that are no longer are counted when there are too
-    /// many.
-    pub fn opened(&mut self, count: usize) {
-        self.open += count;
+    /// Something has become of records of a part: others may be open now.
+    #[inline]
+    pub fn count_open(&mut self, number: u32) {
+        let part = &mut self.parts[number as usize];
+        let open = part.open();
+        self.open = self.open + open - std::mem::replace(&mut part.counted, open);
     }
 
     /// Records that are open in all parts.
-    pub fn count_open(&mut self) -> usize {
-        self.open = self.parts.iter().map(|(_, part)| part.open()).sum();
+    pub fn open(&self) -> usize {
         self.open
     }
 
@@ -326,7 +350,8 @@ impl Groups {
 
     /// Parts that waited for room may go on, if there is some: not for a single record.
     pub fn relieve(&mut self, most: usize) {
-        if self.crowded.is_empty() || self.count_open() + most / 16 > most {
+        debug_assert!(self.parts.len() > 100 || self.open == self.sum_open(), "{} are open", self.open);
+        if self.crowded.is_empty() || self.open + most / 16 > most {
             return;
         }
         for owner in std::mem::take(&mut self.crowded) {
@@ -334,6 +359,10 @@ impl Groups {
                 self.stir(number);
             }
         }
+    }
+
+    fn sum_open(&self) -> usize {
+        self.parts.iter().map(|(_, part)| part.open()).sum()
     }
 
     /// Takes a timer that is due: the part, and the records.
@@ -356,8 +385,9 @@ impl Groups {
     pub fn pop_dated(&mut self, wall_us: u64) -> Option<(u32, u64)> {
         loop {
             let Entry { offset, owner, .. } = self.dated.pop_due(wall_us)?;
-            if let Some(part) = self.part_of_owner.get(&owner) {
-                return Some((*part, offset));
+            match self.part_of_owner.get(&owner) {
+                Some(part) => return Some((*part, offset)),
+                None => self.dated.lost_came(),
             }
         }
     }
@@ -366,19 +396,22 @@ impl Groups {
     pub fn pop_backed_off(&mut self, now_us: u64) -> Option<(u32, u64)> {
         loop {
             let Entry { offset, owner, .. } = self.backing_off.pop_due(now_us)?;
-            if let Some(part) = self.part_of_owner.get(&owner) {
-                return Some((*part, offset));
+            match self.part_of_owner.get(&owner) {
+                Some(part) => return Some((*part, offset)),
+                None => self.backing_off.lost_came(),
             }
         }
     }
 
     /// When something is due by the monotonic clock, µs.
     pub fn next_deadline(&self) -> Option<u64> {
-        let timer = self.timers.peek().map(|first| first.0.0);
+        let timer = self.timers.peek().map(|first| first.0.0.max(self.expire_from_us));
+        let timer = timer.filter(|_| self.expire_from_us < u64::MAX);
         let wait = self.waits.first().map(|wait| wait.0);
         let now = self.goes_on.then_some(0);
-        let others = [self.backing_off.next_us(), self.dated_due, self.retry_us, now];
-        [timer, wait].into_iter().chain(others).flatten().min()
+        let others = [self.backing_off.next_us(), self.dated_due, now];
+        let retries = [self.retry_us, self.damaged_retry_us];
+        [timer, wait].into_iter().chain(retries).chain(others).flatten().min()
     }
 
     /// Records leased in all parts.

@@ -79,7 +79,9 @@ impl Keys {
     /// Every record before `start` is completed. Returns those that may be delivered
     /// thereby.
     pub fn complete_before(&mut self, start: u64) -> Vec<u64> {
-        let gone: Vec<u64> = self.of_record.keys().copied().filter(|offset| *offset < start).collect();
+        let mut gone: Vec<u64> = self.of_record.keys().copied().filter(|offset| *offset < start).collect();
+        // So each is the first of its key when its turn comes.
+        gone.sort_unstable();
         gone.into_iter().filter_map(|offset| self.release(offset)).filter(|freed| *freed >= start).collect()
     }
 

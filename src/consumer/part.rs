@@ -81,17 +81,23 @@ pub struct Part {
     pub owner: u32,
     /// First record that was not looked at.
     pub next: u64,
-    /// Records before it were delivered in an earlier life of the broker, if they are
-    /// not completed.
+    /// Records before it were delivered in an earlier life of the broker, or before a
+    /// reset, if they are not completed.
     delivered_before: u64,
     /// The consumer that has the partition for itself.
     pub active: Option<u32>,
     /// Damaged on disk: nothing at or behind it is delivered.
     pub damaged: Option<u64>,
+    /// The damaged record that was reported last.
+    pub reported: Option<u64>,
+    /// It begins here, and a crash could undo that: nothing is delivered yet.
+    pub beginning: bool,
     /// Pages are being read for it.
     pub reading: bool,
     /// It is in its group's queue.
     pub queued: bool,
+    /// So many of its records were [open](Self::open) when they were counted last.
+    pub counted: usize,
     /// The first record that would have to wait and may not: as many do as may.
     pub at_delayed_bound: Option<u64>,
     /// Records in the wheel of times, not delivered yet.
@@ -107,6 +113,14 @@ pub struct Part {
     leases: BTreeMap<u64, Lease>,
     ready: BTreeSet<u64>,
     condemned: BTreeSet<u64>,
+    /// Those of them that could not be moved when it was tried last.
+    stuck: BTreeSet<u64>,
+    /// The highest count that a delivery has said, and the first record that was not
+    /// delivered, nor any behind it.
+    last_acquired: u32,
+    given_end: u64,
+    /// The highest count that those before `delivered_before` were delivered with.
+    acquired_before: u32,
 }
 
 impl Part {
@@ -126,8 +140,11 @@ impl Part {
             delivered_before,
             active: None,
             damaged: None,
+            reported: None,
+            beginning: false,
             reading: false,
             queued: false,
+            counted: 0,
             at_delayed_bound: None,
             dated: 0,
             dated_held: None,
@@ -137,13 +154,30 @@ impl Part {
             leases: BTreeMap::new(),
             ready: BTreeSet::new(),
             condemned: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            last_acquired: 0,
+            given_end: floor,
+            acquired_before: 1,
         }
+    }
+
+    /// Begins anew from `floor` on. Counts of deliveries go on above those before, so that
+    /// no lease of before passes for one of afterwards.
+    pub fn restart(&mut self, owner: u32, floor: u64) {
+        let delivered_before = self.delivered_end();
+        let new = Part {
+            queued: self.queued,
+            active: self.active,
+            acquired_before: self.acquired_before.max(self.last_acquired),
+            ..Part::new(self.key, self.partition, owner, (floor, delivered_before))
+        };
+        *self = new;
     }
 
     /// Records that were delivered, or looked at and held back, and are not
     /// completed; those that wait for their own time do not count.
     pub fn open(&self) -> usize {
-        let held = self.leases.len() + self.ready.len() + self.condemned.len();
+        let held = self.leases.len() + self.ready.len() + self.condemned();
         held + self.backing_off.len() + self.keys.behind()
     }
 
@@ -159,7 +193,7 @@ impl Part {
 
     /// Records that are to go to the dead-letter topic.
     pub fn condemned(&self) -> usize {
-        self.condemned.len()
+        self.condemned.len() + self.stuck.len()
     }
 
     /// The lease of a record.
@@ -193,7 +227,7 @@ impl Part {
         self.ready.first().copied()
     }
 
-    /// The record that is to go to the dead-letter topic first.
+    /// The record that is to be moved to the dead-letter topic next.
     pub fn first_condemned(&self) -> Option<u64> {
         self.condemned.first().copied()
     }
@@ -205,7 +239,20 @@ impl Part {
 
     /// A record goes to the dead-letter topic.
     pub fn condemn(&mut self, offset: u64) {
-        self.condemned.insert(offset);
+        if !self.stuck.contains(&offset) {
+            self.condemned.insert(offset);
+        }
+    }
+
+    /// A record cannot be moved to the dead-letter topic as things are.
+    pub fn stick(&mut self, offset: u64) {
+        self.condemned.remove(&offset);
+        self.stuck.insert(offset);
+    }
+
+    /// Those that could not be moved are to be tried again.
+    pub fn unstick(&mut self) {
+        self.condemned.append(&mut self.stuck);
     }
 
     /// A wait of a record is over. False if there is nothing to deliver.
@@ -214,6 +261,7 @@ impl Part {
         let is_waiting = !acks.is_completed(offset)
             && !self.leases.contains_key(&offset)
             && !self.condemned.contains(&offset)
+            && !self.stuck.contains(&offset)
             && offset < self.next;
         is_waiting && self.ready.insert(offset)
     }
@@ -228,17 +276,23 @@ impl Part {
                 first_delivery_us: known.first_delivery_us,
             },
             None => {
-                let acquired = 1 + u32::from(offset < self.delivered_before);
+                let before = if offset < self.delivered_before { self.acquired_before } else { 0 };
+                let acquired = before.saturating_add(1);
                 Delivered { acquired, failed: 0, first_delivery_us: 0 }
             }
         }
     }
 
-    /// Whether records from `start` on are delivered for the first time, as far as is
-    /// known without a look at what came back.
+    /// No record from it on was ever delivered.
+    pub fn delivered_end(&self) -> u64 {
+        self.given_end.max(self.delivered_before)
+    }
+
+    /// Whether a delivery says the same [about](Self::about) all records of `start..end`,
+    /// of which none came back.
     #[inline]
-    pub fn is_first_time(&self, start: u64) -> bool {
-        start >= self.delivered_before
+    pub fn are_alike(&self, start: u64, end: u64) -> bool {
+        start >= self.delivered_before || end <= self.delivered_before
     }
 
     /// Gives a record to a consumer.
@@ -249,6 +303,8 @@ impl Part {
     pub fn give(&mut self, offset: u64, about: &Delivered, consumer: u32, deadline_us: u64, now: Now) {
         let first_delivery_us =
             if about.first_delivery_us == 0 { now.wall_us } else { about.first_delivery_us };
+        self.last_acquired = self.last_acquired.max(about.acquired);
+        self.given_end = self.given_end.max(offset + 1);
         let lease = Lease { consumer, acquired: about.acquired, deadline_us, first_delivery_us };
         let before = self.leases.insert(offset, lease);
         assert!(before.is_none(), "record {offset} is leased twice");
@@ -273,6 +329,7 @@ impl Part {
     ) -> (Option<u32>, bool) {
         let lease = self.leases.remove(&offset);
         self.condemned.remove(&offset);
+        self.stuck.remove(&offset);
         self.ready.remove(&offset);
         acks.complete(offset, offset + 1, how);
         log.completed(self.key, how, (offset, offset + 1), self.next);
@@ -298,6 +355,7 @@ impl Part {
         let gone = std::mem::replace(&mut self.leases, kept);
         self.ready = self.ready.split_off(&start);
         self.condemned = self.condemned.split_off(&start);
+        self.stuck = self.stuck.split_off(&start);
         self.backing_off = self.backing_off.split_off(&start);
         self.held_by = self.held_by.filter(|held_by| *held_by >= start);
         acks.complete(0, start, How::Expired);
@@ -325,7 +383,10 @@ impl Part {
         now: Now,
     ) -> Place {
         let place = self.one_back(offset, why, config, acks, log, now);
-        if config.mode == GroupMode::Exclusive {
+        // One that its consumer wants out of the way does not hold up those behind it. (That it
+        // has failed too often its consumer does not know.)
+        let is_out_of_the_way = matches!(why, Back::Failed { condemned: true, .. });
+        if config.mode == GroupMode::Exclusive && !is_out_of_the_way {
             if place == Place::Ready {
                 self.ready.remove(&offset);
             }
@@ -334,7 +395,6 @@ impl Part {
                 self.one_back(offset, &Back::Released, config, acks, log, now);
                 self.ready.remove(&offset);
             }
-            // A condemned one is moved out of the way; what follows waits for that.
             self.next = self.next.min(offset);
         }
         place

@@ -42,17 +42,42 @@ pub struct Wheel {
     far: BTreeMap<(u64, u32), Vec<Entry>>,
     near: BinaryHeap<Reverse<Entry>>,
     len: usize,
+    /// Entries whose owner is gone: they come out, and nobody wants them.
+    lost: usize,
 }
 
 impl Wheel {
-    /// Entries in it.
+    /// Entries in it, without those that are [lost](Self::lose).
     pub fn len(&self) -> usize {
-        self.len
+        self.len - self.lost
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
+    }
+
+    /// Whether there is room for one more, where there may be `most`: lost ones go first,
+    /// of whose owners `keep` says no.
+    pub fn has_room(&mut self, most: usize, keep: impl Fn(u32) -> bool) -> bool {
+        if self.len >= most && self.lost > 0 {
+            self.retain(keep);
+        }
+        self.len < most
+    }
+
+    /// The owner of so many entries is gone. They stay until most of all are such: to look
+    /// for them takes as long as there are entries.
+    pub fn lose(&mut self, count: usize, keep: impl Fn(u32) -> bool) {
+        self.lost = (self.lost + count).min(self.len);
+        if self.lost > self.len / 2 {
+            self.retain(keep);
+        }
+    }
+
+    /// One that came out was lost.
+    pub fn lost_came(&mut self) {
+        self.lost = self.lost.saturating_sub(1);
     }
 
     /// Adds an entry.
@@ -74,6 +99,7 @@ impl Wheel {
         }
         self.near.peek().filter(|first| first.0.due_us <= now_us)?;
         self.len -= 1;
+        self.lost = self.lost.min(self.len);
         self.near.pop().map(|Reverse(entry)| entry)
     }
 
@@ -86,13 +112,14 @@ impl Wheel {
     }
 
     /// Removes the entries of whom `keep` says no.
-    pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
         self.near.retain(|entry| keep(entry.0.owner));
         self.far.retain(|_, entries| {
             entries.retain(|entry| keep(entry.owner));
             !entries.is_empty()
         });
         self.len = self.near.len() + self.far.values().map(Vec::len).sum::<usize>();
+        self.lost = 0;
     }
 
     fn place(&mut self, entry: Entry, now_us: u64) {

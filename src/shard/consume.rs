@@ -1,8 +1,7 @@
-//! Consumers: attaching and detaching, asking once, and what became of records.
+//! Consumers: attaching and detaching, asking once, and what they lose as time goes by.
 
 use ringbolt_wire::message::{
-    Attach, ConsumerAt, Credit, Delivery, ErrorResponse, GroupMode, LeaseRange, MAX_CREDIT_BYTES,
-    MAX_CREDIT_RECORDS, Receive, Settle, SettleItem, Settled, Unsettled, Verb,
+    Attach, ConsumerAt, Credit, Delivery, ErrorResponse, GroupMode, LeaseRange, Receive,
 };
 use ringbolt_wire::{ErrorCode, GroupId};
 
@@ -13,12 +12,13 @@ use super::group_log::After;
 use super::read::Pieces;
 use crate::buffer::BufferPool;
 use crate::consumer::wheel::Entry;
-use crate::consumer::{Back, GroupKey, How, Link, Place};
-use crate::limits::{MAX_CONSUMERS, MAX_FETCH_WAIT_MS, MAX_SETTLE_RECORDS};
+use crate::consumer::{Back, How, Link, Place};
+use crate::limits::{MAX_CONSUMERS, MAX_FETCH_WAIT_MS};
 use crate::time::Now;
 
-/// Records that an `AckUpTo` counts for: it looks at every lease up to its record.
-const UP_TO_COST: u64 = 256;
+/// How long leases run on at least once consumers are heard again, µs: twice the longest
+/// wait of a client that was refused.
+const EXPIRE_AFTER_HOLD_US: u64 = 2_000_000;
 
 /// Leases that have run out and are taken back in one turn.
 const MAX_EXPIRIES_PER_TURN: usize = 16_384;
@@ -84,7 +84,7 @@ impl<P: BufferPool> Shard<P> {
     }
 
     /// The partitions that a consumer has for itself, or might get, are looked at.
-    fn stir_exclusive(&mut self, id: GroupId, number: u32) {
+    pub(super) fn stir_exclusive(&mut self, id: GroupId, number: u32) {
         let Some(group) = self.groups.by_id.get(&id) else { return };
         if group.info.config.mode != GroupMode::Exclusive {
             return;
@@ -124,11 +124,11 @@ impl<P: BufferPool> Shard<P> {
         if group.get(number).is_none_or(|consumer| consumer.link != Link::None) {
             return;
         }
-        if group.info.config.mode == GroupMode::Exclusive {
+        if group.consumer(number).holds > 0 {
             for part in group.parts.clone() {
                 let held = &mut self.groups.parts[part as usize];
                 if held.active == Some(number) && held.leased() == 0 {
-                    held.active = None;
+                    self.groups.by_id.get_mut(&id).into_iter().for_each(|group| group.let_go(held));
                     self.groups.stir(part);
                 }
             }
@@ -217,7 +217,7 @@ impl<P: BufferPool> Shard<P> {
     }
 
     /// Takes a record from who has it.
-    fn give_back(&mut self, number: u32, offset: u64, why: &Back, now: Now) {
+    pub(super) fn give_back(&mut self, number: u32, offset: u64, why: &Back, now: Now) {
         let part = &mut self.groups.parts[number as usize];
         let (key, owner) = (part.key, part.owner);
         let (Some(group), Some(lease)) = (self.groups.by_id.get_mut(&key.group), part.lease(offset).copied())
@@ -248,6 +248,7 @@ impl<P: BufferPool> Shard<P> {
                 self.groups.condemned.insert(number);
             }
         }
+        self.groups.count_open(number);
         self.groups.stir(number);
         if matches!(why, Back::Released | Back::TimedOut) {
             self.leave_if_gone(key.group, lease.consumer);
@@ -261,6 +262,7 @@ impl<P: BufferPool> Shard<P> {
         let acks = self.state.groups.acks.entry(key).or_default();
         let owner = part.owner;
         let (consumer, holds_up) = part.complete(offset, how, acks, &mut self.groups.changes);
+        self.groups.count_open(number);
         if holds_up {
             self.after_changes(After::Freed(owner, offset));
         }
@@ -269,194 +271,18 @@ impl<P: BufferPool> Shard<P> {
         }
     }
 
-    pub(super) fn settle(&mut self, from: ReplyTo, settle: &Settle, now: Now) {
-        match self.try_settle(from, settle, now) {
-            Ok(Some(settled)) if settle.confirm => self.confirm(from, settled),
-            Ok(_) => {}
-            Err(error) if settle.confirm => self.reply(from, Reply::Error(error)),
-            Err(_) => self.counters.lost_settles += 1,
-        }
-    }
-
-    /// Settles what can be settled. `None` if the answer comes from elsewhere.
-    fn try_settle(
-        &mut self,
-        from: ReplyTo,
-        settle: &Settle,
-        now: Now,
-    ) -> Result<Option<Settled>, ErrorResponse> {
-        let id = settle.at.group;
-        let number = self.check_settle(settle)?;
-        let (mut settled, mut redrives) = (Settled::default(), Vec::new());
-        for item in &settle.items {
-            self.settle_item(id, number, item, &mut settled, &mut redrives, now);
-        }
-        if let Some(number) = number {
-            self.grant(id, number, settle.credit);
-            self.leave_if_gone(id, number);
-        }
-        if redrives.is_empty() {
-            return Ok(Some(settled));
-        }
-        let to = settle.confirm.then_some(from);
-        self.begin_redrive(to, settled, redrives);
-        Ok(None)
-    }
-
-    /// Whether a settle request can be carried out: nothing was changed yet. Returns
-    /// the consumer's number, if it is known.
-    fn check_settle(&self, settle: &Settle) -> Result<Option<u32>, ErrorResponse> {
-        if self.stopping {
-            return Err(ErrorResponse::new(ErrorCode::ShuttingDown, ""));
-        }
-        let Some(group) = self.groups.by_id.get(&settle.at.group) else {
-            return Err(unknown_group(settle.at.group));
-        };
-        let cost = |item: &SettleItem| match item.verb {
-            Verb::AckUpTo => UP_TO_COST,
-            _ => u64::from(item.range.count),
-        };
-        if settle.items.iter().map(cost).sum::<u64>() > MAX_SETTLE_RECORDS {
-            let text = format!("a settle request speaks of at most {MAX_SETTLE_RECORDS} records");
-            return Err(ErrorResponse::new(ErrorCode::InvalidRequest, text).with_detail(MAX_SETTLE_RECORDS));
-        }
-        if !settle.items.is_empty() && self.segments.disk_is_full() {
-            return Err(ErrorResponse::new(ErrorCode::DiskFull, ""));
-        }
-        let number = group.number_of(settle.at.consumer);
-        if settle.credit != Credit::default() {
-            let consumer = number.map(|number| group.consumer(number));
-            let Some(consumer) = consumer.filter(|consumer| matches!(consumer.link, Link::Attached(_)))
-            else {
-                let text = format!("consumer {} is not attached", settle.at.consumer);
-                return Err(ErrorResponse::new(ErrorCode::UnknownConsumer, text));
-            };
-            let records = consumer.credit.records + settle.credit.records;
-            let bytes = consumer.credit.bytes + settle.credit.bytes;
-            if records > MAX_CREDIT_RECORDS || bytes > MAX_CREDIT_BYTES {
-                let text = format!("credit of {records} records and {bytes} bytes in all");
-                return Err(ErrorResponse::new(ErrorCode::InvalidRequest, text));
-            }
-        }
-        Ok(number)
-    }
-
-    fn grant(&mut self, id: GroupId, number: u32, credit: Credit) {
-        if credit == Credit::default() {
-            return;
-        }
-        let Some(group) = self.groups.by_id.get_mut(&id) else { return };
-        let consumer = group.consumer_mut(number);
-        let took = consumer.takes();
-        consumer.grant(credit);
-        group.line_up(number);
-        if !took {
-            self.stir_exclusive(id, number);
-        }
-        self.groups.line_up(id);
-    }
-
-    fn settle_item(
-        &mut self,
-        id: GroupId,
-        consumer: Option<u32>,
-        item: &SettleItem,
-        settled: &mut Settled,
-        redrives: &mut Vec<(u32, u64)>,
-        now: Now,
-    ) {
-        let range = &item.range;
-        let key = GroupKey { group: id, partition: range.partition };
-        let mut not = |code: ErrorCode, start: u64, end: u64| unsettled(settled, code, range, start, end);
-        let (start, end) = (range.base_offset.0, range.end().0);
-        let Some(number) = self.groups.part_of(key) else {
-            return not(ErrorCode::UnknownPartition, start, end);
-        };
-        if item.verb == Verb::AckUpTo {
-            let last = end - 1;
-            let leases = consumer.map(|c| self.groups.parts[number as usize].leases_of(c, last));
-            leases.into_iter().flatten().for_each(|offset| self.complete(number, offset, How::Acked));
-            return self.groups.stir(number);
-        }
-        let slot = self.state.slot(self.groups.parts[number as usize].partition);
-        let log_end = slot.map_or(0, |slot| self.state.partition(slot).durable_end.0);
-        let mut at = start;
-        while at < end {
-            let part = &self.groups.parts[number as usize];
-            let acks = self.state.groups.acks.get(&key);
-            if let Some(until) = acks.and_then(|acks| acks.completed_until(at)) {
-                not(ErrorCode::AlreadyCompleted, at, until.min(end));
-                at = until;
-            } else if at >= part.next && acks.is_none_or(|acks| at >= acks.delivered_end()) {
-                let delivered_end = log_end.max(at).min(end);
-                not(ErrorCode::NotDelivered, at, delivered_end);
-                not(ErrorCode::OffsetOutOfRange, delivered_end, end);
-                at = end;
-            } else {
-                let lease = part.lease(at);
-                let is_own = |lease: &&crate::consumer::part::Lease| {
-                    Some(lease.consumer) == consumer && lease.acquired == range.acquired
-                };
-                match lease.filter(is_own) {
-                    Some(_) if item.verb == Verb::Redrive && !self.is_of_dead_letters(id) => {
-                        not(ErrorCode::InvalidRequest, at, at + 1);
-                    }
-                    Some(_) => self.settle_one(number, at, &item.verb, redrives, now),
-                    None => not(ErrorCode::LeaseLost, at, at + 1),
-                }
-                at += 1;
-            }
-        }
-        self.groups.stir(number);
-    }
-
-    fn is_of_dead_letters(&self, id: GroupId) -> bool {
-        self.groups.by_id.get(&id).is_some_and(|group| group.of_dead_letters)
-    }
-
-    /// One record, which is the consumer's.
-    fn settle_one(
-        &mut self,
-        number: u32,
-        offset: u64,
-        verb: &Verb,
-        redrives: &mut Vec<(u32, u64)>,
-        now: Now,
-    ) {
-        let back = match verb {
-            Verb::Ack | Verb::AckUpTo => {
-                self.counters.acked_records += 1;
-                return self.complete(number, offset, How::Acked);
-            }
-            Verb::Extend { lease_ms } => return self.extend(number, offset, *lease_ms, now),
-            Verb::Redrive => return redrives.push((number, offset)),
-            Verb::Nack { delay_ms } => Back::Later(*delay_ms),
-            Verb::Release => Back::Released,
-            Verb::Reject { dead_letter, reason } => {
-                let has_topic = self.has_dead_letter_topic(number);
-                Back::Failed { condemned: *dead_letter && has_topic, reason: reason.as_str().into() }
-            }
-        };
-        self.give_back(number, offset, &back, now);
-    }
-
-    fn extend(&mut self, number: u32, offset: u64, lease_ms: u32, now: Now) {
-        let part = &mut self.groups.parts[number as usize];
-        let Some(lease) = part.lease(offset).copied() else { return };
-        let given = self.groups.by_id.get(&part.key.group).map_or(0, |g| g.consumer(lease.consumer).lease_ms);
-        let lease_ms = if lease_ms == 0 { given } else { lease_ms };
-        let deadline_us = now.mono_us + u64::from(lease_ms) * 1000;
-        let (owner, is_sooner) = (part.owner, deadline_us < lease.deadline_us);
-        part.extend(offset, deadline_us);
-        // A later one is found when the timer of the first one is due.
-        if is_sooner {
-            self.groups.set_timer(owner, (offset, offset + 1), deadline_us);
-        }
-    }
-
     /// Everything that is to be done for groups, not for an event's sake.
     pub(super) fn advance_groups(&mut self, now: Now) {
         self.groups.goes_on = false;
+        // Changes of this turn are no reason to hold anything.
+        self.log_changes(now);
+        match self.groups_held() {
+            Some(_) => self.groups.expire_from_us = u64::MAX,
+            None if self.groups.expire_from_us == u64::MAX => {
+                self.groups.expire_from_us = now.mono_us + EXPIRE_AFTER_HOLD_US;
+            }
+            None => {}
+        }
         if !self.groups.is_empty() {
             self.consumer_timers(now);
             self.deliver(now);
@@ -473,8 +299,17 @@ impl<P: BufferPool> Shard<P> {
             self.groups.retry_us = None;
             std::mem::take(&mut self.groups.short).into_iter().for_each(|owner| self.stir_if_there(owner));
         }
+        if self.groups.damaged_retry_us.is_some_and(|at| at <= now.mono_us) {
+            self.groups.damaged_retry_us = None;
+            for owner in std::mem::take(&mut self.groups.damaged) {
+                let number = self.groups.part_of_owner(owner);
+                number.into_iter().for_each(|number| self.groups.parts[number as usize].damaged = None);
+                self.stir_if_there(owner);
+            }
+        }
         let mut left = MAX_EXPIRIES_PER_TURN;
         while left > 0
+            && self.groups.expire_from_us <= now.mono_us
             && let Some((number, (start, end))) = self.groups.pop_timer(now.mono_us)
         {
             left = left.saturating_sub((end - start) as usize);
@@ -492,7 +327,7 @@ impl<P: BufferPool> Shard<P> {
             left -= 1;
             self.wait_over(number, offset, false);
         }
-        if self.groups.dated.len() < self.config.max_delayed {
+        if !self.groups.at_delayed_bound.is_empty() && self.groups.may_delay(self.config.max_delayed) {
             let waiting = std::mem::take(&mut self.groups.at_delayed_bound);
             waiting.into_iter().for_each(|owner| self.leave_delayed_bound(owner));
         }
@@ -535,10 +370,6 @@ impl<P: BufferPool> Shard<P> {
     }
 
     fn wait_over(&mut self, number: u32, offset: u64, after_delivery: bool) {
-        if !after_delivery {
-            // It was not one of the open ones before.
-            self.groups.opened(1);
-        }
         let part = &mut self.groups.parts[number as usize];
         let acks = self.state.groups.acks.entry(part.key).or_default();
         if after_delivery {
@@ -549,6 +380,7 @@ impl<P: BufferPool> Shard<P> {
             part.dated_held = part.dated_held.filter(|held| *held != offset);
         }
         part.wait_over(offset, acks);
+        self.groups.count_open(number);
         self.groups.stir(number);
     }
 
@@ -576,25 +408,4 @@ fn nothing() -> Reply {
 
 pub(super) fn unknown_group(id: GroupId) -> ErrorResponse {
     ErrorResponse::new(ErrorCode::UnknownGroup, format!("group {id}"))
-}
-
-/// Takes note of records that were not settled; neighbours go together.
-fn unsettled(settled: &mut Settled, code: ErrorCode, range: &LeaseRange, start: u64, end: u64) {
-    if start >= end {
-        return;
-    }
-    let (partition, status, count) = (range.partition, code as u16, (end - start) as u32);
-    match settled.unsettled.last_mut() {
-        Some(last)
-            if last.partition == partition
-                && last.status == status
-                && last.base_offset.0 + u64::from(last.count) == start =>
-        {
-            last.count += count;
-        }
-        _ => {
-            let base_offset = ringbolt_wire::Offset(start);
-            settled.unsettled.push(Unsettled { partition, status, base_offset, count });
-        }
-    }
 }

@@ -2,7 +2,7 @@
 //! from. One commit holds the record in its new place and its completion in the old
 //! one, or neither.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use ringbolt_wire::batch::{
     BATCH_HEADER_LEN, DEAD_LETTER_HEADER, DeadLetter, Directions, EXPIRE_AT_HEADER, ONLY_GROUP_HEADER,
@@ -23,13 +23,15 @@ use crate::consumer::change_log::ChangeLog;
 use crate::consumer::changes::put_completed;
 use crate::consumer::parcel::Span;
 use crate::consumer::{GROUPS_PARTITION, How};
-use crate::limits::{BLOCK_LEN, MAX_STORED_BATCH_LEN};
+use crate::limits::{BLOCK_LEN, MAX_REDRIVES, MAX_STORED_BATCH_LEN};
 use crate::time::Now;
 
 /// Records moved in one turn.
 const MAX_MOVES_PER_TURN: usize = 64;
 /// How long until a move is tried again for which there was no room, µs.
 const MOVE_RETRY_US: u64 = 1000;
+/// The same for those that cannot be moved as things are, µs.
+const STUCK_RETRY_US: u64 = 1_000_000;
 
 /// Dead letters that somebody wants back where they came from.
 #[derive(Debug)]
@@ -49,15 +51,42 @@ struct Wanted {
     acquired: u32,
 }
 
-/// The same for one that cannot be moved as things are, µs.
-const REFUSED_RETRY_US: u64 = 1_000_000;
-
 /// Records that are on their way.
 #[derive(Default, Debug)]
 pub(super) struct Moves {
     redrives: VecDeque<Redrive>,
+    /// Records of all of them.
+    wanted: usize,
+    /// The part whose records had their turn last.
+    last: u32,
     /// When to try again those for which there was no room (monotonic, µs).
     pub retry_us: Option<u64>,
+    /// Owners of parts with records that cannot be moved as things are, and when to try
+    /// again.
+    stuck: BTreeSet<u32>,
+    stuck_retry_us: Option<u64>,
+}
+
+impl Moves {
+    /// Whether so many records more may be wanted back.
+    pub fn has_room(&self, count: usize) -> bool {
+        count == 0 || self.wanted + count <= MAX_REDRIVES
+    }
+
+    /// When there is something to do (monotonic, µs).
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.retry_us.into_iter().chain(self.stuck_retry_us).min()
+    }
+}
+
+/// What became of a request for records back, when it had its turn.
+enum Redriven {
+    /// Every record was moved, or cannot be.
+    All,
+    /// There are more.
+    Some,
+    /// The next one cannot be moved yet.
+    Waits,
 }
 
 /// Why a record does not move.
@@ -78,8 +107,10 @@ struct Moved {
 impl<P: BufferPool> Shard<P> {
     /// Moves records that have failed too often, and dead letters that are wanted back.
     pub(super) fn move_records(&mut self, now: Now) {
-        if self.groups.condemned.is_empty() && self.moves.redrives.is_empty() {
-            // What it was for is gone, perhaps.
+        self.try_stuck_again(now);
+        if self.groups.condemned.is_empty() && self.moves.redrives.is_empty() || self.groups_held().is_some()
+        {
+            // What it was for is gone, perhaps, or others say when it goes on.
             self.moves.retry_us = None;
             return;
         }
@@ -87,37 +118,88 @@ impl<P: BufferPool> Shard<P> {
             return;
         }
         self.moves.retry_us = None;
-        let mut left = MAX_MOVES_PER_TURN;
-        for number in self.groups.condemned.clone() {
+        // Neither keeps the other waiting.
+        let redrives = self.moves.wanted.min(MAX_MOVES_PER_TURN / 2);
+        let left = self.move_condemned(MAX_MOVES_PER_TURN - redrives, now);
+        self.move_redrives(redrives + left, now);
+    }
+
+    fn try_stuck_again(&mut self, now: Now) {
+        if self.moves.stuck_retry_us.is_none_or(|at| at > now.mono_us) {
+            return;
+        }
+        self.moves.stuck_retry_us = None;
+        for owner in std::mem::take(&mut self.moves.stuck) {
+            if let Some(number) = self.groups.part_of_owner(owner) {
+                self.groups.parts[number as usize].unstick();
+                self.groups.condemned.insert(number);
+            }
+        }
+    }
+
+    /// Moves at most `left` records to their dead-letter topics. Returns how many more it
+    /// could have.
+    fn move_condemned(&mut self, mut left: usize, now: Now) -> usize {
+        let after = self.moves.last + 1;
+        let (before, next) = (self.groups.condemned.range(..after), self.groups.condemned.range(after..));
+        let in_turn: Vec<u32> = next.chain(before).copied().collect();
+        for number in in_turn {
+            self.moves.last = number;
             while let Some(offset) = self.groups.parts[number as usize].first_condemned() {
                 if left == 0 {
                     self.groups.goes_on = true;
-                    return;
+                    return 0;
                 }
                 left -= 1;
-                let wait_us = match self.dead_letter(number, offset, now) {
-                    Ok(()) => continue,
-                    Err(NotMoved::Later) => MOVE_RETRY_US,
-                    // Its record is damaged: nothing will change soon.
-                    Err(NotMoved::Refused(_)) => REFUSED_RETRY_US,
-                };
-                self.moves.retry_us = Some(now.mono_us + wait_us);
-                break;
+                match self.dead_letter(number, offset, now) {
+                    Ok(()) => {}
+                    Err(NotMoved::Later) => {
+                        self.moves.retry_us = Some(now.mono_us + MOVE_RETRY_US);
+                        break;
+                    }
+                    // Its record is damaged: nothing will change soon, but for others.
+                    Err(NotMoved::Refused(_)) => self.stick(number, offset, now),
+                }
             }
-            if self.groups.parts[number as usize].condemned() == 0 {
+            if self.groups.parts[number as usize].first_condemned().is_none() {
                 self.groups.condemned.remove(&number);
             }
             self.groups.stir(number);
         }
-        while let Some(mut redrive) = self.moves.redrives.pop_front() {
-            if !self.redrive(&mut redrive, &mut left, now) {
-                self.moves.redrives.push_front(redrive);
-                self.moves.retry_us.get_or_insert(now.mono_us + MOVE_RETRY_US);
+        left
+    }
+
+    fn stick(&mut self, number: u32, offset: u64, now: Now) {
+        let part = &mut self.groups.parts[number as usize];
+        part.stick(offset);
+        self.moves.stuck.insert(part.owner);
+        self.moves.stuck_retry_us.get_or_insert(now.mono_us + STUCK_RETRY_US);
+    }
+
+    /// Moves at most `left` records back. A request that is not done with them goes behind
+    /// the others.
+    fn move_redrives(&mut self, mut left: usize, now: Now) {
+        let mut waits = 0;
+        while waits < self.moves.redrives.len() {
+            if left == 0 {
+                self.groups.goes_on = true;
                 return;
             }
-            if let Some(to) = redrive.to {
-                self.confirm(to, redrive.settled);
+            let Some(mut redrive) = self.moves.redrives.pop_front() else { return };
+            match self.redrive(&mut redrive, &mut left, now) {
+                Redriven::All => {
+                    if let Some(to) = redrive.to {
+                        self.confirm(to, redrive.settled);
+                    }
+                    continue;
+                }
+                Redriven::Some => waits = 0,
+                Redriven::Waits => {
+                    waits += 1;
+                    self.moves.retry_us.get_or_insert(now.mono_us + MOVE_RETRY_US);
+                }
             }
+            self.moves.redrives.push_back(redrive);
         }
     }
 
@@ -152,17 +234,13 @@ impl<P: BufferPool> Shard<P> {
         Ok(())
     }
 
-    /// Moves as many as it can. True if all are done.
-    fn redrive(&mut self, redrive: &mut Redrive, left: &mut usize, now: Now) -> bool {
-        while let Some(&wanted) = redrive.left.front() {
-            if *left == 0 {
-                self.groups.goes_on = true;
-                return false;
-            }
+    /// Moves at most `left` records of a request.
+    fn redrive(&mut self, redrive: &mut Redrive, left: &mut usize, now: Now) -> Redriven {
+        while let Some(&wanted) = redrive.left.front().filter(|_| *left > 0) {
             *left -= 1;
             match self.redrive_one(&wanted, now) {
                 Ok(()) => self.counters.redriven_records += 1,
-                Err(NotMoved::Later) => return false,
+                Err(NotMoved::Later) => return Redriven::Waits,
                 Err(NotMoved::Refused(code)) => redrive.settled.unsettled.push(Unsettled {
                     partition: wanted.partition,
                     status: code as u16,
@@ -171,8 +249,9 @@ impl<P: BufferPool> Shard<P> {
                 }),
             }
             redrive.left.pop_front();
+            self.moves.wanted -= 1;
         }
-        true
+        if redrive.left.is_empty() { Redriven::All } else { Redriven::Some }
     }
 
     fn redrive_one(&mut self, wanted: &Wanted, now: Now) -> Result<(), NotMoved> {
@@ -260,7 +339,8 @@ impl<P: BufferPool> Shard<P> {
             let acquired = part.lease(offset).map_or(0, |lease| lease.acquired);
             Wanted { owner: part.owner, partition: part.key.partition, offset, acquired }
         };
-        let left = records.into_iter().map(wanted).collect();
+        let left: VecDeque<Wanted> = records.into_iter().map(wanted).collect();
+        self.moves.wanted += left.len();
         self.moves.redrives.push_back(Redrive { to, settled, left });
     }
 }

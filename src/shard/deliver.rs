@@ -24,6 +24,9 @@ const MAX_DELIVERIES_PER_TURN: usize = 64;
 /// How long until a part is looked at again for which memory was short, µs.
 const SHORTAGE_RETRY_US: u64 = 1000;
 
+/// How long until a damaged record is read again, µs: the disk may have failed that once.
+const DAMAGED_RETRY_US: u64 = 30_000_000;
+
 /// How a look at a part has ended.
 enum Look {
     /// There is more, and no room for it in this parcel.
@@ -81,6 +84,9 @@ impl<P: BufferPool> Shard<P> {
     /// Sends to consumers what there is, as far as their credit goes.
     pub(super) fn deliver(&mut self, now: Now) {
         self.groups.goes_on = false;
+        if self.groups_held().is_some() {
+            return;
+        }
         if self.groups.turn.0 != now.mono_us {
             self.groups.turn = (now.mono_us, MAX_DELIVERIES_PER_TURN);
         }
@@ -129,11 +135,9 @@ impl<P: BufferPool> Shard<P> {
 
     /// Who has a partition for itself and takes records, if somebody does.
     fn holder(&mut self, id: GroupId, number: u32) -> Option<u32> {
-        let group = self.groups.by_id.get(&id)?;
-        let holder = group.holder_of(&self.groups.parts[number as usize], &self.groups.parts)?;
-        let takes = group.consumer(holder).takes();
-        self.groups.parts[number as usize].active = Some(holder);
-        takes.then_some(holder)
+        let group = self.groups.by_id.get_mut(&id)?;
+        let holder = group.hold(&mut self.groups.parts[number as usize])?;
+        group.consumer(holder).takes().then_some(holder)
     }
 
     fn deliver_to(&mut self, id: GroupId, number: u32, consumer: u32, now: Now) -> Look {
@@ -154,8 +158,8 @@ impl<P: BufferPool> Shard<P> {
             now,
         };
         let look = self.pack(&mut packing);
+        self.groups.count_open(number);
         let open_now = self.groups.parts[number as usize].open();
-        self.groups.opened(open_now.saturating_sub(open));
         self.groups.crowd(number, (packing.max_open..most_open).contains(&open_now));
         if !packing.parcel.is_empty() {
             self.send(packing);
@@ -185,7 +189,9 @@ impl<P: BufferPool> Shard<P> {
     /// Puts records into a parcel until it is full, or there are no more.
     fn pack(&mut self, packing: &mut Packing) -> Look {
         let part = &self.groups.parts[packing.number as usize];
-        let Some(slot) = self.state.slot(part.partition) else { return Look::Nothing };
+        let Some(slot) = self.state.slot(part.partition).filter(|_| !part.beginning) else {
+            return Look::Nothing;
+        };
         let end = self.state.partition(slot).durable_end.0;
         let looked = self.pack_ready(packing, slot).and_then(|()| self.pack_new(packing, slot, end));
         match looked {
@@ -204,7 +210,10 @@ impl<P: BufferPool> Shard<P> {
             Err(Unavailable::Corrupt { segment, position }) => {
                 let part = &mut self.groups.parts[packing.number as usize];
                 let (partition, offset) = (part.partition, part.first_ready().unwrap_or(part.next));
-                if part.damaged.replace(offset).is_none() {
+                part.damaged = Some(offset);
+                self.groups.damaged.push(part.owner);
+                self.groups.damaged_retry_us.get_or_insert(packing.now.mono_us + DAMAGED_RETRY_US);
+                if part.reported.replace(offset) != Some(offset) {
                     self.report_corrupt(partition, Offset(offset), segment, position);
                 }
                 Look::Nothing
@@ -288,7 +297,7 @@ impl<P: BufferPool> Shard<P> {
             && mode != GroupMode::KeyOrdered
             && (!header.is_directed() || group.of_dead_letters)
             && part.next == base
-            && part.is_first_time(base)
+            && part.are_alike(base, end)
             && packing.parcel.records + count <= packing.max_records
             && packing.parcel.len + header.len() <= packing.max_len
             && part.open() + count as usize <= packing.max_open
@@ -396,6 +405,11 @@ impl<P: BufferPool> Shard<P> {
             return Step::Pass;
         }
         let mode = group.info.config.mode;
+        // It may be looked at again while it waits, if it is one of those that one consumer has
+        // in order.
+        if mode == GroupMode::Exclusive && part.backing_off.contains(&offset) {
+            part.held_by.get_or_insert(offset);
+        }
         if part.held_by.is_some() {
             return Step::Stop;
         }
@@ -441,17 +455,17 @@ impl<P: BufferPool> Shard<P> {
                 self.condemn(packing.number, offset);
             }
             Verdict::BackOff(wait_us) => {
-                // In an exclusive partition it may be looked at again while it waits.
-                if part.backing_off.insert(offset) {
-                    let entry = Entry { due_us: now.mono_us + wait_us, offset, owner: part.owner };
-                    self.groups.backing_off.add(entry, now.mono_us);
-                }
+                part.backing_off.insert(offset);
+                let entry = Entry { due_us: now.mono_us + wait_us, offset, owner: part.owner };
+                self.groups.backing_off.add(entry, now.mono_us);
             }
             Verdict::Dated(_) if part.dated_held == Some(offset) => {}
             Verdict::Dated(due_us) => {
-                if is_new && self.groups.dated.len() >= self.config.max_delayed {
+                let is_at_bound = is_new && !self.groups.may_delay(self.config.max_delayed);
+                let part = &mut self.groups.parts[packing.number as usize];
+                if is_at_bound {
                     if part.at_delayed_bound.replace(offset).is_none() {
-                        self.groups.at_delayed_bound.push(part.owner);
+                        self.groups.at_delayed_bound.insert(part.owner);
                     }
                     return Step::Stop;
                 }

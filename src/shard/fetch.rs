@@ -5,6 +5,8 @@
 //! as a [`Job`] and is looked at again, from the start, when something that it
 //! waits for has come. Looking is cheap, and nothing can go stale.
 
+mod turns;
+
 use std::collections::{BTreeSet, VecDeque};
 
 use ringbolt_wire::message::{Fetch, FetchPartition, FetchedPartition};
@@ -15,8 +17,8 @@ use smallvec::SmallVec;
 
 use super::Shard;
 use super::action::{ReadToken, Reply};
+use super::beginnings::INTERNAL;
 use super::event::{DiskFault, ReplyTo};
-use super::group_admin::INTERNAL;
 use super::read::{Batches, Pieces, Unavailable};
 use crate::buffer::BufferPool;
 use crate::limits::{MAX_FETCH_BYTES, MAX_LOOKS_PER_TURN, PAGE_LEN};
@@ -148,55 +150,6 @@ impl Fetches {
         job
     }
 
-    /// A job that `was` so reads from disk no longer: the next one may.
-    fn leave_cold(&mut self, id: usize, was: Cold) {
-        match was {
-            Cold::No => return,
-            Cold::Queued => self.cold.retain(|job| *job != id),
-            Cold::Reading => self.reading -= 1,
-        }
-        self.by_page.retain(|_, jobs| {
-            jobs.retain(|job| *job != id);
-            !jobs.is_empty()
-        });
-        if let Some(&next) = self.cold.front() {
-            self.make_ready(next);
-        }
-    }
-
-    /// Whether it is the turn of this job (`None`: of a new one) to read from
-    /// disk.
-    pub(super) fn may_read(&self, id: Option<usize>, max_readers: usize) -> bool {
-        if id.is_some_and(|id| self.jobs[id].cold == Cold::Reading) {
-            return true;
-        }
-        let is_first = self.cold.is_empty() || self.cold.front().copied() == id;
-        is_first && self.reading < max_readers
-    }
-
-    /// A job's turn to read from disk has come, or it must wait for it.
-    fn set_cold(&mut self, id: usize, may_read: bool) {
-        let job = &mut self.jobs[id];
-        match (job.cold, may_read) {
-            (Cold::Reading, _) | (Cold::Queued, false) => {}
-            (Cold::No, false) => {
-                job.cold = Cold::Queued;
-                self.cold.push_back(id);
-            }
-            (was, true) => {
-                job.cold = Cold::Reading;
-                self.reading += 1;
-                if was == Cold::Queued {
-                    self.cold.retain(|queued| *queued != id);
-                }
-                // There may be room for the next one as well.
-                if let Some(&next) = self.cold.front() {
-                    self.make_ready(next);
-                }
-            }
-        }
-    }
-
     fn make_ready(&mut self, id: usize) {
         if let Some(job) = self.jobs.get_mut(id).filter(|job| !job.ready) {
             job.ready = true;
@@ -278,6 +231,13 @@ impl<P: BufferPool> Shard<P> {
             self.reader.pages.unpin(page);
         }
         self.fetches.leave_cold(id, was);
+    }
+
+    /// Nobody wants to hear this any more.
+    pub(super) fn forget_question(&mut self, from: ReplyTo) {
+        if let Some(id) = self.fetches.by_origin.get(&from).copied() {
+            self.end_job(id);
+        }
     }
 
     fn end_job(&mut self, id: usize) -> Job {

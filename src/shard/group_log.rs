@@ -1,13 +1,14 @@
 //! Consumer groups' state in the log: changes join the commits, and from time to time
 //! everything is written anew, so that little has to be read back.
 
-use ringbolt_wire::message::Settled;
-use ringbolt_wire::{BatchBuilder, Epoch, Offset, ProducerId, Sequence};
+use ringbolt_wire::message::{ErrorResponse, Settled};
+use ringbolt_wire::{BatchBuilder, Epoch, ErrorCode, Offset, ProducerId, Sequence};
 
 use super::Shard;
 use super::action::{Action, Reply};
+use super::beginnings::Beginnings;
 use super::event::ReplyTo;
-use super::group_admin::Beginning;
+use super::segments::DISK_FULL_RETRY_US;
 use crate::buffer::BufferPool;
 use crate::consumer::changes::{pieces, put_all};
 use crate::consumer::{GROUPS_PARTITION, GroupKey};
@@ -23,6 +24,8 @@ const TURN_LEN: usize = 256 << 10;
 const CHECKPOINT_EVERY: u64 = 8 << 20;
 /// How long until changes are appended for which there was no room, µs.
 const LOG_RETRY_US: u64 = 1000;
+/// Bytes of changes that may wait for their place in the log before nothing new happens.
+const MAX_UNLOGGED_LEN: usize = 4 << 20;
 
 /// What is to happen when changes are durable.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) enum After {
     Applied(u64),
     /// Changes before this one are needed no longer.
     Checkpoint(u64),
+    /// The part that has this owner begins where it says: it can deliver.
+    Begun(u32),
     /// A record of the part that has this owner, which is completed, holds up the others of
     /// its key no longer.
     Freed(u32, u64),
@@ -86,7 +91,7 @@ impl Pass {
 #[derive(Default, Debug)]
 pub(super) struct GroupLog {
     /// Groups that are about to begin in some partitions.
-    pub beginnings: Vec<Beginning>,
+    pub beginnings: Beginnings,
     /// They wait for changes that are not in a commit yet.
     unlogged: Vec<After>,
     /// They wait for the commit with this index.
@@ -97,6 +102,8 @@ pub(super) struct GroupLog {
     /// Bytes of changes since the last checkpoint began, and in that.
     since: u64,
     last_len: u64,
+    /// Bytes that were written of all commits when it ended.
+    ended_at: u64,
     /// A checkpoint is to be made.
     wanted: bool,
 }
@@ -109,6 +116,32 @@ impl GroupLog {
 }
 
 impl<P: BufferPool> Shard<P> {
+    /// Why nothing new may happen to groups, if so: what has happened has no place in the
+    /// log. What can happen all the same, leases that are given back by those who come and
+    /// go, ends by itself when there are no more leases.
+    pub fn groups_held(&self) -> Option<ErrorCode> {
+        let has_room = || self.segments.has_room_or_next(self.state.footer_len_with_one_more());
+        if self.segments.disk_is_full() && !has_room() {
+            return Some(ErrorCode::DiskFull);
+        }
+        (self.groups.changes.len() >= MAX_UNLOGGED_LEN).then_some(ErrorCode::Overloaded)
+    }
+
+    /// Refuses what would change something while nothing may.
+    pub(super) fn check_hold(&mut self, now: Now) -> Result<(), ErrorResponse> {
+        if self.groups_held() == Some(ErrorCode::Overloaded) {
+            // By what others asked for in this turn.
+            self.log_changes(now);
+        }
+        self.groups_held().map_or(Ok(()), |code| Err(ErrorResponse::new(code, "")))
+    }
+
+    /// No lease runs out before this (monotonic, µs), whatever its own time: consumers
+    /// could not be heard; `u64::MAX` as long as they cannot.
+    pub fn leases_last_until_us(&self) -> u64 {
+        self.groups.expire_from_us
+    }
+
     /// Lets something happen once all changes so far are durable.
     pub(super) fn after_changes(&mut self, after: After) {
         self.group_log.unlogged.push(after);
@@ -130,7 +163,8 @@ impl<P: BufferPool> Shard<P> {
         let done = values.iter().take_while(|value| self.append_change(value, now)).count();
         if done < all {
             self.groups.changes.put_back(values.split_off(done));
-            self.group_log.retry_us = Some(now.mono_us + LOG_RETRY_US);
+            let after_us = if self.segments.disk_is_full() { DISK_FULL_RETRY_US } else { LOG_RETRY_US };
+            self.group_log.retry_us = Some(now.mono_us + after_us);
             return false;
         }
         for after in std::mem::take(&mut self.group_log.unlogged) {
@@ -170,6 +204,11 @@ impl<P: BufferPool> Shard<P> {
                 let shard = self.config.shard;
                 self.out.push_back(Action::CatalogApplied { shard, version });
             }
+            After::Begun(owner) => {
+                let Some(number) = self.groups.part_of_owner(owner) else { return };
+                self.groups.parts[number as usize].beginning = false;
+                self.groups.stir(number);
+            }
             After::Freed(owner, offset) => {
                 let Some(number) = self.groups.part_of_owner(owner) else { return };
                 let part = &mut self.groups.parts[number as usize];
@@ -177,6 +216,7 @@ impl<P: BufferPool> Shard<P> {
                 if part.free(offset, acks) {
                     self.groups.stir(number);
                 }
+                self.groups.count_open(number);
             }
             After::Checkpoint(offset) => {
                 let slot = self.state.slot_or_insert(GROUPS_PARTITION);
@@ -196,7 +236,11 @@ impl<P: BufferPool> Shard<P> {
     /// Writes on a checkpoint, if one is due.
     pub(super) fn write_checkpoint(&mut self, now: Now) {
         let log = &mut self.group_log;
-        if log.pass.is_none() && (log.wanted || log.since >= CHECKPOINT_EVERY.max(4 * log.last_len)) {
+        // One that is longer than a segment asks for the next one by that: it may take half
+        // of what is written.
+        let may_be = self.counters.commit_bytes >= log.ended_at + log.last_len;
+        let is_due = log.wanted && may_be || log.since >= CHECKPOINT_EVERY.max(4 * log.last_len);
+        if log.pass.is_none() && is_due {
             let mut left: Vec<GroupKey> = self.state.groups.acks.keys().copied().collect();
             left.sort_unstable_by(|a, b| b.cmp(a));
             let slot = self.state.slot_or_insert(GROUPS_PARTITION);
@@ -212,6 +256,7 @@ impl<P: BufferPool> Shard<P> {
         while let Some(mut pass) = self.group_log.pass.take() {
             let Some(chunk) = self.next_chunk(&mut pass) else {
                 self.groups.changes.checkpoint(pass.from);
+                self.group_log.ended_at = self.counters.commit_bytes;
                 self.after_changes(After::Checkpoint(pass.from));
                 self.log_changes(now);
                 return;

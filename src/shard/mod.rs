@@ -7,6 +7,7 @@
 //! `tests/` are the two drivers.
 
 pub mod action;
+mod beginnings;
 mod config;
 mod consume;
 pub mod counters;
@@ -21,6 +22,7 @@ pub mod placement;
 mod produce;
 mod read;
 mod segments;
+mod settle;
 #[allow(clippy::module_inception)] // the type that the folder is named after
 mod shard;
 #[cfg(test)]

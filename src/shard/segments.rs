@@ -80,6 +80,8 @@ pub(super) struct Segments {
     /// Their file is there, their header is not known to be.
     unheaded: VecDeque<SegmentSeq>,
     next: Next,
+    /// The last file that was wanted could not be made, and none has been since.
+    full: bool,
     next_seq: SegmentSeq,
     sealing: VecDeque<Sealing>,
     pub sealed: VecDeque<SealedSegment>,
@@ -112,6 +114,7 @@ impl Segments {
             ready: VecDeque::new(),
             unheaded: std::mem::take(&mut recovered.prepared).into(),
             next: Next::Idle,
+            full: false,
             next_seq: last.map_or(SegmentSeq(0), SegmentSeq::next),
             sealing: sealing.collect(),
             sealed: std::mem::take(&mut recovered.sealed).into(),
@@ -140,9 +143,10 @@ impl Segments {
         !self.ready.is_empty()
     }
 
-    /// Whether the next segment cannot be made because the disk is full.
+    /// Whether there is no next segment because the disk is full, or was until a moment
+    /// ago.
     pub fn disk_is_full(&self) -> bool {
-        matches!(self.next, Next::DiskFull(_)) && self.ready.is_empty()
+        self.full
     }
 
     /// Opens the next segment.
@@ -197,6 +201,7 @@ impl Segments {
 
     /// The file could not be made: the disk is full.
     pub fn disk_full(&mut self, now_us: u64) {
+        self.full = true;
         self.next = Next::DiskFull(now_us + DISK_FULL_RETRY_US);
     }
 
@@ -255,6 +260,7 @@ impl Segments {
         if self.next == Next::Head(token) {
             let segment = self.unheaded.pop_front().expect("its header was written");
             self.ready.push_back(segment);
+            self.full = false;
             self.next = Next::Idle;
             return None;
         }

@@ -8,12 +8,12 @@ use ringbolt_wire::{ErrorCode, PartitionId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::action::{Action, FatalError, Reply, WriteToken};
+use super::beginnings::INTERNAL;
 use super::config::ShardConfig;
 use super::counters::ShardCounters;
 use super::dead_letter::Moves;
 use super::event::{DiskFault, Event, ReplyTo, ShardRequest};
 use super::fetch::Fetches;
-use super::group_admin::INTERNAL;
 use super::group_log::GroupLog;
 use super::placement::shard_of;
 use super::read::LogReader;
@@ -217,7 +217,7 @@ impl<P: BufferPool> Shard<P> {
         let retain = (self.config.retention_us.is_some() && !self.segments.sealed.is_empty())
             .then_some(self.retained_at_us + RETAIN_EVERY_US);
         let others = [self.fetches.next_deadline(), self.segments.retry_at(), self.pages_retry_us];
-        let groups = [self.groups.next_deadline(), self.group_log.retry_at(), self.moves.retry_us];
+        let groups = [self.groups.next_deadline(), self.group_log.retry_at(), self.moves.next_deadline()];
         [record, seal, retain].into_iter().chain(others).chain(groups).flatten().min()
     }
 
@@ -562,6 +562,9 @@ impl<P: BufferPool> Shard<P> {
             let Some(page) = self.reader.pages.next_wanted() else { return };
             let len = (self.identity.segment_len - page.position()).min(crate::limits::PAGE_LEN as u64);
             let Some(buffer) = self.carve(len as usize) else {
+                if self.reader.pages.reads_in_flight() == 0 && self.give_way() {
+                    continue;
+                }
                 self.pages_retry_us = Some(now.mono_us + PAGES_RETRY_US);
                 return;
             };

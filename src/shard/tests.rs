@@ -1,6 +1,7 @@
 //! A shard on a disk in memory whose answers the test gives by hand.
 
 mod damage;
+mod full_disk;
 mod groups;
 mod reading;
 mod topics;
@@ -95,6 +96,8 @@ struct Rig {
     /// Writes are carried out at once.
     auto: bool,
     disk_full: bool,
+    /// Files for segments take their time: that of one, meanwhile.
+    slow_file: Option<Option<SegmentSeq>>,
     /// What the next reads end with instead.
     read_fault: Option<i32>,
     correlation: u64,
@@ -158,6 +161,7 @@ impl Rig {
             stopped: None,
             auto: true,
             disk_full: false,
+            slow_file: None,
             read_fault: None,
             correlation: 0,
             published: Vec::new(),
@@ -220,13 +224,10 @@ impl Rig {
                     let result = self.read_fault.map_or(Ok(buffer), |errno| Err(fault(errno)));
                     self.shard.handle(Event::Read { token, result }, self.now);
                 }
-                Action::PrepareSegment { segment } => {
-                    let result = if self.disk_full { Err(fault(28)) } else { Ok(()) };
-                    if result.is_ok() {
-                        self.disk.0.insert(segment, vec![0; MIN_SEGMENT_LEN as usize]);
-                    }
-                    self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
+                Action::PrepareSegment { segment } if self.slow_file.is_some() => {
+                    self.slow_file = Some(Some(segment));
                 }
+                Action::PrepareSegment { segment } => self.prepare(segment),
                 Action::RecycleSegment { segment } => {
                     self.disk.0.remove(&segment);
                 }
@@ -238,6 +239,14 @@ impl Rig {
                 other => panic!("not expected here: {other:?}"),
             }
         }
+    }
+
+    fn prepare(&mut self, segment: SegmentSeq) {
+        let result = if self.disk_full { Err(fault(28)) } else { Ok(()) };
+        if result.is_ok() {
+            self.disk.0.insert(segment, vec![0; MIN_SEGMENT_LEN as usize]);
+        }
+        self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
     }
 
     fn complete(&mut self, which: usize, result: Result<(), DiskFault>) {
@@ -352,54 +361,6 @@ fn a_retry_of_a_batch_in_flight_is_answered_once_that_is_durable() {
     rig.produce(0, b"a");
     let again = rig.acks();
     assert_eq!((again[0].1.duplicate, again[0].1.base_offset), (true, Offset(0)), "nothing is in flight");
-}
-
-#[test]
-fn a_full_disk_refuses_producing_keeps_reading_and_resumes_by_itself() {
-    let mut rig = Rig::new();
-    let value = vec![1; 900 << 10];
-    rig.disk_full = true;
-    let (mut sequence, mut refusals) = (0, 0);
-    for _ in 0..40 {
-        rig.produce(sequence, &value);
-        match rig.replies.pop() {
-            Some((_, Reply::Produced(_))) => sequence += 1,
-            Some((_, Reply::Error(error))) => {
-                assert_eq!(error.error_code(), Some(ErrorCode::DiskFull));
-                assert!(error.is_retryable());
-                refusals += 1;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!(sequence >= 4 && refusals > 10);
-    rig.fetch(0, 0);
-    assert!(rig.fetched().1 >= value.len());
-    rig.disk_full = false;
-    rig.wait(2_000_000);
-    rig.produce(sequence, &value);
-    assert_eq!(rig.acks().len(), 1);
-}
-
-#[test]
-fn want_of_descriptors_is_no_damage_and_passes() {
-    let mut rig = Rig::new();
-    let value = vec![1; 100 << 10];
-    for sequence in 0..3 {
-        rig.produce(sequence, &value);
-    }
-    assert_eq!(rig.acks().len(), 3);
-    for (errno, code) in
-        [(24, ErrorCode::Overloaded), (12, ErrorCode::Overloaded), (5, ErrorCode::CorruptData)]
-    {
-        rig.read_fault = Some(errno);
-        rig.fetch(0, 0);
-        assert_eq!(rig.fetched().0, code as u16, "errno {errno}");
-    }
-    rig.read_fault = None;
-    rig.fetch(0, 0);
-    assert_eq!(rig.fetched().0, 0);
-    assert!(ErrorCode::Overloaded.is_retryable());
 }
 
 /// Position of the commit after the topic's, where the first batch lies.

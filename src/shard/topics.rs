@@ -93,6 +93,17 @@ impl<P: BufferPool> Shard<P> {
         (self.identity.segment_len / 4).saturating_sub(taken as u64) as usize / PARTITION_ROW_LEN
     }
 
+    /// Whether a footer can name what a new group brings with it.
+    pub(super) fn footer_has_room_for(&self, update: &CatalogUpdate) -> bool {
+        let topic = match &update.change {
+            CatalogChange::GroupCreated(new) => new.dead_letter.as_ref().map(|(topic, _)| topic),
+            _ => None,
+        };
+        let is_new = |topic: &&TopicInfo| self.state.catalog.get(topic.id).is_none();
+        let partitions = topic.filter(is_new).map_or(0, |topic| topic.partitions as usize);
+        partitions + update.encode().len().div_ceil(PARTITION_ROW_LEN) <= self.footer_room()
+    }
+
     pub(super) fn change_catalog(&mut self, from: ReplyTo, update: CatalogUpdate, now: Now) {
         if self.stopping {
             return self.refuse(from, ErrorCode::ShuttingDown, "");

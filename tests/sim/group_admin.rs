@@ -44,10 +44,7 @@ impl GroupAdmin {
             }
             12 => (0, GroupBody::Delete("there-is-no-such-group".into())),
             13..16 => {
-                let to = match some_start(cx) {
-                    GroupStart::Time(_) => GroupStart::Earliest,
-                    other => other,
-                };
+                let to = some_start(cx);
                 let partition = cx.rng.percent(50).then(|| cx.rng.below(4) as u32);
                 (shard, GroupBody::Reset { group: any.id, to, partition })
             }

@@ -4,7 +4,7 @@
 //! What becomes of records is decided when a request reaches its shard; the answer,
 //! which comes when that is durable, must say the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringbolt::shard::action::Reply;
 use ringbolt::time::Now;
@@ -28,7 +28,7 @@ pub enum GroupAsked {
     List { settle: bool },
     LookUp(String),
     States { group: GroupId, parts: BTreeMap<u32, Bounds> },
-    Reset { group: GroupId },
+    Reset { group: GroupId, refusal: Option<ErrorCode> },
     Attach { group: GroupId },
     Detach { group: GroupId, known: bool },
     Receive { group: GroupId },
@@ -60,6 +60,12 @@ pub struct Groups {
     pub lease_ms_of: BTreeMap<(usize, GroupId, u64), u32>,
     /// Why an `Attach` or a `Receive` ends whose answer is on its way.
     pub ended: BTreeMap<(u64, u64), Option<ErrorCode>>,
+    /// Topics, and groups by their names, that somebody wants deleted: one that is being
+    /// created may be gone when that is known.
+    deleting_topics: BTreeSet<TopicId>,
+    deleting: BTreeSet<String>,
+    /// Leases last until then at least, by shard.
+    held_until_us: BTreeMap<usize, u64>,
     /// Of the last change.
     number: u64,
     /// Of the last change that is certain, by shard.
@@ -125,6 +131,9 @@ impl Groups {
             links: BTreeMap::new(),
             lease_ms_of: BTreeMap::new(),
             ended: BTreeMap::new(),
+            deleting_topics: BTreeSet::new(),
+            deleting: BTreeSet::new(),
+            held_until_us: BTreeMap::new(),
             number: 0,
             confirmed: vec![0; shards],
             max_wall_us: 0,
@@ -196,7 +205,9 @@ impl Groups {
             let shard = ringbolt::shard::placement::shard_of(id, logs.len() as u16);
             parts.insert(id.index, Part::new(id, usize::from(shard.0), floor));
         }
-        let known = Known { info: info.clone(), fate: GroupFate::Alive, of_dead_letters, parts };
+        let may_go = self.deleting_topics.contains(&info.topic) || self.deleting.contains(&info.name);
+        let fate = if may_go { GroupFate::Deleting } else { GroupFate::Alive };
+        let known = Known { info: info.clone(), fate, of_dead_letters, parts };
         assert!(self.known.insert(info.id, known).is_none());
     }
 
@@ -225,6 +236,7 @@ impl Groups {
         }
         if settle {
             self.creating.clear();
+            self.deleting.clear();
         }
     }
 
@@ -235,6 +247,7 @@ impl Groups {
     }
 
     pub fn topic_deleting(&mut self, topic: TopicId) {
+        self.deleting_topics.insert(topic);
         self.set_fate(GroupFate::Deleting, |known| known.info.topic == topic);
     }
 
@@ -248,7 +261,7 @@ impl Groups {
         logs: &[LogModel],
         at: (usize, (u64, u64)),
         body: &GroupBody,
-        disk_full: bool,
+        held: Option<ErrorCode>,
         now: Now,
     ) -> GroupAsked {
         let (shard, to) = at;
@@ -259,6 +272,7 @@ impl Groups {
                 GroupAsked::Create(create.clone())
             }
             GroupBody::Delete(name) => {
+                self.deleting.insert(name.clone());
                 self.set_fate(GroupFate::Deleting, |known| known.info.name == *name);
                 GroupAsked::Delete(name.clone())
             }
@@ -268,13 +282,16 @@ impl Groups {
                 GroupAsked::States { group: *group, parts: self.bounds(logs, shard, *group) }
             }
             GroupBody::Reset { group, to, partition } => {
-                self.reset(logs, shard, *group, *to, *partition);
-                GroupAsked::Reset { group: *group }
+                let refusal = if self.stopping { Some(ErrorCode::ShuttingDown) } else { held };
+                if refusal.is_none() {
+                    self.reset(logs, shard, *group, *to, *partition);
+                }
+                GroupAsked::Reset { group: *group, refusal }
             }
             GroupBody::Attach(attach) => self.attach(shard, to, attach, now),
             GroupBody::Detach(consumer) => self.detach(shard, consumer, now),
             GroupBody::Receive(receive) => self.receive(shard, to, receive),
-            GroupBody::Settle(settle) => self.settle(logs, shard, settle, disk_full, now),
+            GroupBody::Settle(settle) => self.settle(logs, shard, settle, held, now),
         }
     }
 
@@ -317,20 +334,42 @@ impl Groups {
     ) {
         let number = self.next_number();
         self.ensure_parts(logs, group);
+        let max_wall_us = self.max_wall_us;
         let Some(known) = self.known.get_mut(&group) else { return };
         self.tally.resets += 1;
         let wanted = |index: &u32| partition.is_none_or(|wanted| wanted == *index);
         for (_, part) in known.parts.iter_mut().filter(|(index, part)| part.shard == shard && wanted(index)) {
             let end = durable_records(logs, shard, part.partition).len() as u64;
             let floor = match to {
-                GroupStart::Earliest => 0,
-                GroupStart::End => end,
-                GroupStart::Offset(offset) => offset.0.min(end),
-                GroupStart::Time(_) => panic!("where that is nobody knows yet"),
+                GroupStart::Earliest => Some(0),
+                GroupStart::End => Some(end),
+                GroupStart::Offset(offset) => Some(offset.0.min(end)),
+                GroupStart::Time(_) => None,
             };
             let durable = |partition, at| at < durable_records(logs, shard, partition).len() as u64;
-            part.reset(floor, end, number, durable);
+            let facts = durable_records(logs, shard, part.partition);
+            let expires = |offset: u64| {
+                let at_us = facts[offset as usize].directions.expire_at_us;
+                known.info.config.dead_letter_expired && at_us.is_some_and(|at_us| at_us <= max_wall_us)
+            };
+            part.reset(floor, end, number, durable, expires);
         }
+    }
+
+    /// Leases of a shard last until then at least; as long as that is not known,
+    /// `u64::MAX`.
+    pub fn hold(&mut self, shard: usize, until_us: u64) {
+        self.held_until_us.insert(shard, until_us);
+        if until_us == u64::MAX {
+            return;
+        }
+        let parts = self.known.values_mut().flat_map(|known| known.parts.values_mut());
+        parts.filter(|part| part.shard == shard).for_each(|part| part.hold(until_us));
+    }
+
+    /// See [`hold`](Self::hold); 0 if nothing was held yet.
+    pub fn held_until_us(&self, shard: usize) -> u64 {
+        self.held_until_us.get(&shard).copied().unwrap_or(0)
     }
 
     /// Nothing more is sent over a link.
@@ -410,6 +449,7 @@ impl Groups {
                 self.seen(logs, info);
             }
             (GroupAsked::Delete(name), Reply::GroupDeleted) => {
+                self.deleting.remove(name);
                 self.set_fate(GroupFate::Gone, |known| known.info.name == *name);
             }
             (GroupAsked::List { settle }, Reply::Groups(list)) => self.listed(logs, list, *settle),
@@ -423,7 +463,7 @@ impl Groups {
                     check_states(parts, states);
                 }
             }
-            (GroupAsked::Reset { .. }, Reply::GroupReset) => {}
+            (GroupAsked::Reset { refusal: None, .. }, Reply::GroupReset) => {}
             (GroupAsked::Attach { .. }, Reply::Detached) => {
                 assert_eq!(self.ended.remove(&to), Some(None), "an Attach ends, and nobody wanted it to");
             }
@@ -454,7 +494,9 @@ impl Groups {
                 code == ErrorCode::UnknownGroup && !self.known.values().any(is_it)
             }
             GroupAsked::States { group, .. } => gone(self, group),
-            GroupAsked::Reset { group, .. } => gone(self, group) || code == ErrorCode::UnknownPartition,
+            GroupAsked::Reset { group, refusal } => {
+                gone(self, group) || code == ErrorCode::UnknownPartition || *refusal == Some(code)
+            }
             GroupAsked::Attach { group } | GroupAsked::Receive { group } => {
                 let ended = self.ended.remove(&to).flatten();
                 self.links.retain(|_, link| link.to != to);
@@ -490,6 +532,7 @@ impl Groups {
     pub fn crashed(&mut self, logs: &[LogModel]) {
         self.links.clear();
         self.ended.clear();
+        self.held_until_us.clear();
         let (now, ahead_us) = (self.now, self.max_ahead_us);
         (self.stopping, self.max_ahead_us) = (false, 0);
         let survives = |shard: usize| {

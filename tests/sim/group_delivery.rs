@@ -99,8 +99,9 @@ impl Groups {
         };
         let (acquired, failed) = (lease.acquired, given.range.failed);
         let (consumer, deadline_us) = (given.consumer, given.deadline_us);
-        part.leases.insert(given.offset, Lease { consumer, acquired, failed, first_us, deadline_us });
-        part.returned.remove(&given.offset);
+        part.hold(self.held_until_us(shard));
+        let is_new = part.give(given.offset, Lease { consumer, acquired, failed, first_us, deadline_us });
+        assert!(is_new, "{what} is delivered as {given:?}, and was before");
         part.rec(given.offset).delivered = true;
         if part.loose {
             let number = self.next_number();
@@ -160,7 +161,8 @@ impl Groups {
     }
 
     fn check_counts(&mut self, known: &Known, part: &mut Part, given: &Given<'_>, what: &str) {
-        let (restored, max_ahead_us, now) = (part.restored, self.max_ahead_us, given.now);
+        let (max_ahead_us, now) = (self.max_ahead_us, given.now);
+        let may_be_first = part.may_be_first(given.range.lease.acquired);
         let rec = part.rec(given.offset);
         assert!(rec.moved.is_none(), "{what} is delivered, and moved to {:?}", rec.moved);
         let before = rec.clone();
@@ -171,7 +173,7 @@ impl Groups {
             };
             let times = range.lease.acquired;
             let counts = match acquired {
-                0 => times == 1 || (times == 2 && restored),
+                0 => may_be_first,
                 _ => times == acquired + 1 && range.first_delivery_us == first_us,
             };
             let waited = match (due_us, not_before_us) {
@@ -195,7 +197,10 @@ impl Groups {
         what: &str,
     ) {
         if known.info.config.mode == GroupMode::Exclusive {
-            self.end_leases_before(known, part, given);
+            self.end_leases_before(logs, (known, part), facts, given);
+            if part.loose {
+                return;
+            }
         }
         match (known.info.config.mode, given.fact.key) {
             (GroupMode::Shared, _) | (GroupMode::KeyOrdered, None) => {}
@@ -274,16 +279,25 @@ impl Groups {
 
     /// A lease that is over has ended before a later record went to somebody else, and
     /// before one that it would have stopped.
-    fn end_leases_before(&mut self, known: &Known, part: &mut Part, given: &Given<'_>) {
+    fn end_leases_before(
+        &mut self,
+        logs: &[LogModel],
+        (known, part): (&Known, &mut Part),
+        facts: &[RecordFact],
+        given: &Given<'_>,
+    ) {
         let over = |lease: &Lease| lease.deadline_us <= given.now.mono_us;
-        let ended = part.leases.range(..given.offset).any(|(_, lease)| {
-            over(lease)
-                && (lease.consumer != given.consumer
-                    || matches!(
-                        Part::after(lease, &Why::TimedOut, &known.info, given.now),
-                        Kept::Condemned(..)
-                    ))
-        });
+        let vanishes = |offset: u64| self.may_vanish(known, &facts[offset as usize], &logs[part.shard]);
+        let mut before = part.leases.range(..given.offset);
+        if before.any(|(offset, lease)| over(lease) && vanishes(*offset)) {
+            // It has vanished, or runs out now and takes this one with it.
+            return part.loosen(self.next_number());
+        }
+        let stops = |lease: &Lease| {
+            let after = Part::after(lease, &Why::TimedOut, &known.info, given.now);
+            lease.consumer != given.consumer || matches!(after, Kept::Condemned(..))
+        };
+        let ended = part.leases.range(..given.offset).any(|(_, lease)| over(lease) && stops(lease));
         if ended {
             self.end_leases_of(known, part, given.now);
         }
@@ -294,12 +308,15 @@ impl Groups {
         self.tally.timed_out += part.end_leases(&known.info, number, now);
     }
 
-    /// The shards have acted: what is due has ended by now.
-    pub fn acted(&mut self, logs: &[LogModel], now: Now) {
+    /// A shard has acted: what is due has ended by now.
+    pub fn acted(&mut self, logs: &[LogModel], shard: usize, now: Now) {
+        if self.held_until_us(shard) == u64::MAX {
+            return;
+        }
         let mut groups = std::mem::take(&mut self.known);
         for known in groups.values_mut() {
             let mut parts = std::mem::take(&mut known.parts);
-            for part in parts.values_mut() {
+            for part in parts.values_mut().filter(|part| part.shard == shard) {
                 if known.info.config.mode == GroupMode::Exclusive && !part.loose {
                     let facts = durable_records(logs, part.shard, part.partition);
                     let given_up = logs[part.shard].given_up;
@@ -365,8 +382,15 @@ impl Groups {
             Kept::Done => false,
             Kept::Unknown => true,
         };
+        let (is_loose, number) = (part.loose, self.next_number());
         let rec = part.rec(letter.offset.0);
-        if rec.moved.is_none() && rec.possible.iter().any(fits) {
+        if is_loose && rec.possible.iter().any(fits) {
+            // It may be set back since.
+        } else if rec.loose_moves > 0 && rec.possible.iter().any(fits) {
+            // That was before it was set back, or after.
+            rec.loose_moves -= 1;
+            rec.change(number, vec![Kept::Unknown]);
+        } else if rec.moved.is_none() && rec.possible.iter().any(fits) {
             rec.moved = Some(to);
             part.returned.remove(&letter.offset.0);
         } else {
@@ -379,33 +403,39 @@ impl Groups {
 
     fn redriven(&mut self, logs: &[LogModel], shard: usize, fact: &RecordFact, to: (PartitionId, u64)) {
         let group = fact.directions.only_group.expect("it has moved");
-        for known in self.known.values_mut().filter(|known| known.of_dead_letters) {
-            for part in known.parts.values_mut().filter(|part| part.shard == shard) {
-                let facts = durable_records(logs, shard, part.partition);
-                for (offset, letter) in (0..).zip(facts) {
-                    let is_from = letter
-                        .letter
-                        .as_ref()
-                        .is_some_and(|of| of.group == group && of.origin == to.0 && letter.body == fact.body);
-                    if !is_from {
-                        continue;
-                    }
-                    let rec = part.rec(offset);
-                    if rec.redriving.is_some() && rec.moved.is_none() {
-                        rec.moved = Some(to);
-                        rec.redriving = None;
-                        part.leases.remove(&offset);
-                        part.returned.remove(&offset);
-                        return;
-                    }
-                    if rec.loose_moves > 0 {
-                        rec.loose_moves -= 1;
-                        return;
-                    }
-                }
-            }
+        let number = self.next_number();
+        let letters = self.known.values_mut().filter(|known| known.of_dead_letters);
+        let parts = letters.flat_map(|known| known.parts.values_mut()).filter(|part| part.shard == shard);
+        // A record that failed again has letters that cannot be told apart.
+        let mut may_be: Vec<(&mut Part, Vec<u64>)> = Vec::new();
+        for part in parts {
+            let facts = durable_records(logs, shard, part.partition);
+            let mut is_it = |(offset, fact_of): &(u64, &RecordFact)| {
+                let is_from = fact_of
+                    .letter
+                    .as_ref()
+                    .is_some_and(|of| of.group == group && of.origin == to.0 && fact_of.body == fact.body);
+                let rec = part.rec(*offset);
+                is_from && ((rec.redriving.is_some() && rec.moved.is_none()) || rec.loose_moves > 0)
+            };
+            let offsets: Vec<u64> = (0..).zip(facts).filter(&mut is_it).map(|(offset, _)| offset).collect();
+            may_be.push((part, offsets));
         }
-        panic!("{fact:?} is redriven to {to:?}, and nobody wanted that");
+        may_be.retain(|(_, offsets)| !offsets.is_empty());
+        match &mut may_be[..] {
+            [] => panic!("{fact:?} is redriven to {to:?}, and nobody wanted that"),
+            [(part, offsets)] if offsets.len() == 1 && !part.loose => {
+                let rec = part.rec(offsets[0]);
+                if rec.redriving.take().is_none() || rec.moved.is_some() {
+                    rec.loose_moves -= 1;
+                    return;
+                }
+                rec.moved = Some(to);
+                part.leases.remove(&offsets[0]);
+                part.returned.remove(&offsets[0]);
+            }
+            several => several.iter_mut().for_each(|(part, _)| part.loosen(number)),
+        }
     }
 
     /// Nothing goes wrong any more, and every group has said that it has nothing left:

@@ -33,8 +33,13 @@ struct Drainer {
     attached: BTreeMap<u64, (GroupInfo, usize)>,
     states: BTreeMap<u64, usize>,
     asked: BTreeSet<u64>,
+    settling: BTreeMap<u64, (usize, Settle)>,
+    /// The disk was full: they are sent again.
+    refused: Vec<(usize, Settle)>,
     /// Something was left, as the last pass says.
     left: bool,
+    /// Passes in turn that found nothing.
+    empty: u32,
     done: bool,
 }
 
@@ -72,9 +77,15 @@ impl Drainer {
             let rest = items.split_off(items.len().min(1000));
             let credit = if rest.is_empty() { credit } else { Credit::default() };
             let settle = Settle { at: Self::at(group, *shard), credit, confirm: true, items };
-            self.asked.insert(cx.send(self.session, *shard, Body::Group(GroupBody::Settle(settle))));
+            self.settle(*shard, settle, cx);
             items = rest;
         }
+    }
+
+    fn settle(&mut self, shard: usize, settle: Settle, cx: &mut Cx<'_>) {
+        let correlation = cx.send(self.session, shard, Body::Group(GroupBody::Settle(settle.clone())));
+        self.asked.insert(correlation);
+        self.settling.insert(correlation, (shard, settle));
     }
 
     fn end(&mut self, cx: &mut Cx<'_>) {
@@ -91,6 +102,9 @@ impl Client for Drainer {
         if !std::mem::replace(&mut self.begun, true) && !self.looks {
             self.attach(cx);
         }
+        for (shard, settle) in std::mem::take(&mut self.refused) {
+            self.settle(shard, settle, cx);
+        }
         self.look(cx);
     }
 
@@ -105,14 +119,23 @@ impl Client for Drainer {
                 self.states.remove(&correlation);
                 self.left |= parts.iter().any(|part| part.progress.lag > 0);
                 assert!(!self.looks || !self.left, "something is left: {parts:?}");
-                match (self.states.is_empty(), self.left) {
-                    (true, true) => cx.wake_in(200_000),
-                    (true, false) => self.end(cx),
-                    _ => {}
+                if !self.states.is_empty() {
+                    return;
+                }
+                // What failed in one group after another was asked is a dead letter there.
+                self.empty = if self.left { 0 } else { self.empty + 1 };
+                match self.empty {
+                    0 => cx.wake_in(200_000),
+                    1 if !self.looks => cx.wake_in(1),
+                    _ => self.end(cx),
                 }
             }
-            _ => {
+            reply => {
                 self.asked.remove(&correlation);
+                let settle = self.settling.remove(&correlation);
+                if matches!(reply, Reply::Error(_)) {
+                    self.refused.extend(settle);
+                }
             }
         }
     }
@@ -169,7 +192,10 @@ impl Simulation {
             attached: BTreeMap::new(),
             states: BTreeMap::new(),
             asked: BTreeSet::new(),
+            settling: BTreeMap::new(),
+            refused: Vec::new(),
             left: false,
+            empty: 0,
             done: false,
         }));
         self.wake_in(seat, 1);

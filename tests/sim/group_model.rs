@@ -73,6 +73,8 @@ pub struct Rec {
     pub loose_moves: u32,
     /// Delivered since the broker started or the group began.
     pub delivered: bool,
+    /// The change that was a reset; 0 if there was none since the broker started.
+    pub reset_at: u64,
 }
 
 impl Rec {
@@ -85,6 +87,7 @@ impl Rec {
             redriving: None,
             loose_moves: 0,
             delivered: false,
+            reset_at: 0,
         }
     }
 
@@ -174,6 +177,10 @@ pub struct Part {
     floor: (u64, u64),
     recs: BTreeMap<u64, Rec>,
     pub leases: BTreeMap<u64, Lease>,
+    /// All leases since the broker started: which record, and the count of the delivery.
+    given: BTreeSet<(u64, u32)>,
+    /// The highest count before the last reset since then; 0 if there was none.
+    acquired_before: u32,
     /// Came back since the broker started, and wait to be delivered again.
     pub returned: BTreeSet<u64>,
     /// Retention may have taken a record that a consumer had in order: nobody can tell
@@ -181,6 +188,8 @@ pub struct Part {
     pub loose: bool,
     /// The broker has started since the group began here.
     pub restored: bool,
+    /// Leases last until then at least.
+    held_until_us: u64,
     /// Everything before it is certainly done.
     pub done_end: u64,
     /// For each key, how many of its first records are certainly done.
@@ -195,12 +204,43 @@ impl Part {
             floor,
             recs: BTreeMap::new(),
             leases: BTreeMap::new(),
+            given: BTreeSet::new(),
+            acquired_before: 0,
             returned: BTreeSet::new(),
             loose: false,
             restored: false,
+            held_until_us: 0,
             done_end: 0,
             done_of_key: BTreeMap::new(),
         }
+    }
+
+    /// Somebody is given a record. False if somebody was before, by a lease that looks the
+    /// same.
+    pub fn give(&mut self, offset: u64, mut lease: Lease) -> bool {
+        lease.deadline_us = lease.deadline_us.max(self.held_until_us);
+        self.leases.insert(offset, lease);
+        self.returned.remove(&offset);
+        self.given.insert((offset, lease.acquired))
+    }
+
+    pub fn extend(&mut self, offset: u64, deadline_us: u64) {
+        if let Some(lease) = self.leases.get_mut(&offset) {
+            lease.deadline_us = deadline_us.max(self.held_until_us);
+        }
+    }
+
+    pub fn hold(&mut self, until_us: u64) {
+        self.held_until_us = until_us;
+        for lease in self.leases.values_mut() {
+            lease.deadline_us = lease.deadline_us.max(until_us);
+        }
+    }
+
+    /// What the count of a first delivery may be.
+    pub fn may_be_first(&self, acquired: u32) -> bool {
+        let again = |before: u32| before > 0 && acquired == before + 1;
+        acquired == 1 || again(u32::from(self.restored)) || again(self.acquired_before)
     }
 
     pub fn rec(&mut self, offset: u64) -> &mut Rec {
@@ -220,30 +260,47 @@ impl Part {
         self.done_of_key.clear();
     }
 
-    /// The group begins anew here.
-    pub fn reset(&mut self, floor: u64, end: u64, number: u64, durable: impl Fn(PartitionId, u64) -> bool) {
+    /// The group begins anew here: at `floor`, or nobody knows when and where.
+    pub fn reset(
+        &mut self,
+        floor: Option<u64>,
+        end: u64,
+        number: u64,
+        durable: impl Fn(PartitionId, u64) -> bool,
+        expires: impl Fn(u64) -> bool,
+    ) {
         for offset in 0..end {
             let rec = self.rec(offset);
             match rec.moved.take() {
                 Some((partition, at)) if durable(partition, at) => rec.claim_done(),
                 Some(_) => rec.change(number, vec![Kept::Done]),
-                None if rec.may_be_condemned() || rec.redriving.is_some() => rec.loose_moves += 1,
+                None if rec.may_be_condemned() || rec.redriving.is_some() || expires(offset) => {
+                    rec.loose_moves += 1;
+                }
                 None => {}
             }
             rec.redriving = None;
-            rec.delivered = false;
-            let to = if offset < floor { Kept::Done } else { Kept::Open(Tries::default()) };
+            (rec.delivered, rec.reset_at) = (false, number);
+            let to = match floor {
+                Some(floor) if offset < floor => Kept::Done,
+                Some(_) => Kept::Open(Tries::default()),
+                None => Kept::Unknown,
+            };
             rec.change(number, vec![to]);
         }
         self.leases.clear();
         self.returned.clear();
-        (self.restored, self.loose) = (false, false);
+        self.acquired_before = self.given.iter().map(|(_, acquired)| *acquired).max().unwrap_or(0).max(1);
+        (self.restored, self.loose) = (false, floor.is_none());
         self.forget_cursors();
     }
 
     pub fn crash(&mut self, confirmed: u64, clocks: (u64, u64), survives: impl Fn(PartitionId, u64) -> bool) {
         self.leases.clear();
         self.returned.clear();
+        self.given.clear();
+        self.held_until_us = 0;
+        self.acquired_before = 0;
         (self.restored, self.loose) = (true, false);
         self.forget_cursors();
         self.recs.values_mut().for_each(|rec| rec.crash(confirmed, clocks, &survives));
@@ -291,11 +348,14 @@ impl Part {
     /// A record is taken from who has it.
     pub fn give_back(&mut self, offset: u64, why: &Why, info: &GroupInfo, number: u64, now: Now) {
         let Some(lease) = self.leases.remove(&offset) else { return };
-        self.put_back(offset, vec![Self::after(&lease, why, info, now)], number);
+        let after = Self::after(&lease, why, info, now);
+        let wanted = matches!(why, Why::Failed { dead_letter: true, .. });
+        let is_out_of_the_way = wanted && matches!(after, Kept::Condemned(..));
+        self.put_back(offset, vec![after], number);
         if self.loose {
             return;
         }
-        if info.config.mode == GroupMode::Exclusive {
+        if !is_out_of_the_way && info.config.mode == GroupMode::Exclusive {
             for (later, lease) in self.leases.split_off(&offset) {
                 self.put_back(later, vec![Self::after(&lease, &Why::Released, info, now)], number);
             }
@@ -321,8 +381,8 @@ impl Part {
             .filter(|(_, lease)| lease.deadline_us <= now.mono_us)
             .map(|(offset, lease)| (*offset, *lease))
             .collect();
-        for (i, (offset, lease)) in due.iter().enumerate() {
-            if info.config.mode == GroupMode::Exclusive && i > 0 {
+        for (offset, lease) in &due {
+            if info.config.mode == GroupMode::Exclusive && !self.leases.contains_key(offset) {
                 let either = [Why::Released, Why::TimedOut].map(|why| Self::after(lease, &why, info, now));
                 self.put_back(*offset, either.to_vec(), number);
             } else {

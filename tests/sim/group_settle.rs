@@ -1,6 +1,8 @@
 //! Judges what becomes of records when consumers settle them: it is decided when the
 //! request reaches its shard, and the answer must say the same.
 
+use std::collections::BTreeSet;
+
 use ringbolt::time::Now;
 use ringbolt_wire::message::{ConsumerAt, Credit, LeaseRange, Settle, Settled, Verb};
 use ringbolt_wire::{ErrorCode, GroupId};
@@ -8,6 +10,16 @@ use ringbolt_wire::{ErrorCode, GroupId};
 use super::group_check::{GroupAsked, Groups, durable_records};
 use super::group_model::{Known, Lease, Part, Why};
 use super::log_model::LogModel;
+
+/// What is said of a record that nobody was ever sent.
+const NEVER_DELIVERED: [ErrorCode; 3] =
+    [ErrorCode::NotDelivered, ErrorCode::OffsetOutOfRange, ErrorCode::UnknownPartition];
+/// Or of one of which nobody can tell what became of it.
+/// The last one is said of a redrive alone.
+const IF_NOBODY_KNOWS: [ErrorCode; 4] =
+    [ErrorCode::LeaseLost, ErrorCode::AlreadyCompleted, ErrorCode::NotDelivered, ErrorCode::InvalidRequest];
+/// Or of a dead letter that has nowhere to go back to.
+const ORIGIN_GONE: [ErrorCode; 2] = [ErrorCode::UnknownGroup, ErrorCode::UnknownTopic];
 
 /// What becomes of a record that a settle request names.
 #[derive(Clone, Debug)]
@@ -27,7 +39,7 @@ impl Groups {
         logs: &[LogModel],
         shard: usize,
         settle: &Settle,
-        disk_full: bool,
+        held: Option<ErrorCode>,
         now: Now,
     ) -> GroupAsked {
         let group = settle.at.group;
@@ -37,7 +49,7 @@ impl Groups {
         let refusal = match &attached {
             _ if self.stopping => Some(ErrorCode::ShuttingDown),
             _ if !self.known.contains_key(&group) => Some(ErrorCode::UnknownGroup),
-            _ if disk_full && !settle.items.is_empty() => Some(ErrorCode::DiskFull),
+            _ if held.is_some() && !settle.items.is_empty() => held,
             None if wants_credit => Some(ErrorCode::UnknownConsumer),
             _ => None,
         };
@@ -70,7 +82,10 @@ impl Groups {
                 Verb::AckUpTo => {
                     let up_to = part.leases.range(..range.end().0);
                     let own = up_to.filter(|(_, lease)| lease.consumer == at.consumer.0);
-                    own.map(|(offset, _)| *offset).collect()
+                    let own = own.map(|(offset, _)| *offset);
+                    // Of the last one it is said if it is not the consumer's.
+                    let offsets: BTreeSet<u64> = own.chain([range.end().0 - 1]).collect();
+                    offsets.into_iter().collect()
                 }
                 _ => (range.base_offset.0..range.end().0).collect(),
             };
@@ -108,25 +123,26 @@ impl Groups {
             lease.consumer == at.consumer.0 && (is_up_to || lease.acquired == range.acquired)
         };
         let lease = part.leases.get(&offset).filter(is_own).copied();
-        let is_loose = part.loose;
+        let (is_loose, mut refusals) = (part.loose, Vec::new());
         let rec = part.rec(offset);
-        let mut refusals = Vec::new();
         if vanishes || rec.may_be_done() || rec.may_be_condemned() || rec.redriving.is_some() {
             refusals.extend([ErrorCode::AlreadyCompleted, ErrorCode::LeaseLost]);
         }
         if lease.is_none() && !rec.is_done() {
             refusals.push(ErrorCode::LeaseLost);
             if !rec.delivered {
-                let codes =
-                    [ErrorCode::NotDelivered, ErrorCode::OffsetOutOfRange, ErrorCode::UnknownPartition];
-                refusals.extend(codes);
+                refusals.extend(NEVER_DELIVERED);
             }
         }
         let mut may = lease.is_some() || is_loose;
         if is_loose {
-            refusals.extend([ErrorCode::LeaseLost, ErrorCode::AlreadyCompleted, ErrorCode::NotDelivered]);
+            refusals.extend(IF_NOBODY_KNOWS.iter().take(if *verb == Verb::Redrive { 4 } else { 3 }));
         }
         match verb {
+            Verb::Redrive if is_loose && known.of_dead_letters => {
+                rec.redriving = Some(range.acquired);
+                refusals.extend(ORIGIN_GONE);
+            }
             _ if lease.is_none() => {}
             Verb::Ack | Verb::AckUpTo => {
                 self.tally.acked += 1;
@@ -138,14 +154,14 @@ impl Groups {
             }
             Verb::Redrive => {
                 rec.redriving = Some(range.acquired);
-                let codes = [ErrorCode::LeaseLost, ErrorCode::UnknownGroup, ErrorCode::UnknownTopic];
-                refusals.extend(codes);
+                refusals.push(ErrorCode::LeaseLost);
+                refusals.extend(ORIGIN_GONE);
             }
             Verb::Extend { lease_ms } => {
                 let own_ms = self.lease_ms_of[&(part.shard, at.group, at.consumer.0)];
                 let lease_ms = if *lease_ms == 0 { own_ms } else { *lease_ms };
                 let deadline_us = now.mono_us + u64::from(lease_ms) * 1000;
-                part.leases.entry(offset).and_modify(|lease| lease.deadline_us = deadline_us);
+                part.extend(offset, deadline_us);
             }
             Verb::Nack { .. } | Verb::Reject { .. } | Verb::Release => {
                 let why = match verb.clone() {
@@ -156,7 +172,7 @@ impl Groups {
                 part.give_back(offset, &why, &known.info, self.next_number(), now);
             }
         }
-        if is_up_to {
+        if is_up_to && offset != range.end().0 - 1 {
             return None;
         }
         Some(Expected { partition: range.partition, offset, verb: verb.clone(), may, refusals })
@@ -183,16 +199,20 @@ impl Groups {
         let mut items: Vec<&Expected> = items.iter().collect();
         items.sort_by_key(|item| (item.may, item.may && item.verb != Verb::Redrive, item.refusals.len()));
         for item in &items {
-            let fits = left.iter().position(|(partition, offset, code)| {
+            let fits = |(partition, offset, code): &(u32, u64, ErrorCode)| {
                 (*partition, *offset) == (item.partition, item.offset) && item.refusals.contains(code)
-            });
+            };
+            // What is said of one verb alone is not left to others.
+            let own = |it: &(u32, u64, ErrorCode)| fits(it) && it.2 == ErrorCode::InvalidRequest;
+            let fits = left.iter().position(own).or_else(|| left.iter().position(fits));
             match fits {
                 Some(at) => {
                     left.remove(at);
                 }
                 None => assert!(item.may, "{item:?} is called settled; {left:?} are not"),
             }
-            if item.verb != Verb::Redrive {
+            // What was not to be redriven has nothing to do with what others asked for since.
+            if item.verb != Verb::Redrive || !item.may {
                 continue;
             }
             let Some(part) = self.part((group, item.partition), logs.len()) else { continue };
@@ -200,7 +220,8 @@ impl Groups {
             if fits.is_some() {
                 rec.redriving = None;
             } else {
-                assert!(rec.is_done(), "{item:?} is called redriven, and is {rec:?}");
+                let is_done = rec.may_be_done() || rec.reset_at > number;
+                assert!(is_done, "{item:?} is called redriven, and is {rec:?}");
                 self.tally.redriven += 1;
             }
         }

@@ -258,7 +258,7 @@ impl Simulation {
             Due::PrepareEnds(i, segment) => {
                 let result = self.nodes[i].disk.finish_prepare(segment);
                 self.checker.disk_full |= result.is_err();
-                self.nodes[i].disk_full = result.is_err();
+                self.nodes[i].disk_full |= result.is_err();
                 self.trace.line(now.mono_us, format_args!("s{i} prepared {segment} {result:?}"));
                 self.nodes[i].handle(Event::SegmentPrepared { segment, result }, now);
             }
@@ -419,8 +419,10 @@ impl Simulation {
         match &outgoing.body {
             Body::Group(body) => {
                 let at = (shard, (outgoing.session, outgoing.correlation));
-                let (now, full) = (self.clock.now(), self.nodes[shard].disk_full);
-                Asked::Group(checker.groups.asked(&checker.logs, at, body, full, now))
+                let node = &mut self.nodes[shard];
+                let held = node.shard().groups_held();
+                assert!(held.is_none() || node.disk_full, "{held:?}, and the disk is not full");
+                Asked::Group(checker.groups.asked(&checker.logs, at, body, held, self.clock.now()))
             }
             Body::Produce { batch, refusal, .. } => {
                 let print = Print::of_sent(batch);
@@ -469,11 +471,34 @@ impl Simulation {
         self.observe_retention();
         self.checker.groups.note_time(now);
         for i in 0..self.nodes.len() {
+            let was_held = self.nodes[i].shard().groups_held().is_some();
             while let Some(action) = self.nodes[i].shard().poll_action(now) {
+                self.note_hold(i, was_held);
                 self.carry_out(i, action);
             }
+            self.note_hold(i, was_held);
+            self.checker.groups.acted(&self.checker.logs, i, now);
         }
-        self.checker.groups.acted(&self.checker.logs, now);
+    }
+
+    /// Leases do not run out while the disk is full, and two seconds longer.
+    fn note_hold(&mut self, i: usize, was_held: bool) {
+        let (until_us, now) = (self.nodes[i].shard().leases_last_until_us(), self.clock.now());
+        if until_us == self.checker.groups.held_until_us(i) {
+            return;
+        }
+        if until_us == 0 {
+            // The broker has started since.
+            return self.checker.groups.hold(i, 0);
+        }
+        let is_held = until_us == u64::MAX;
+        assert!(if is_held { self.nodes[i].disk_full } else { until_us == now.mono_us + 2_000_000 });
+        self.nodes[i].disk_full &= is_held;
+        if is_held && !was_held {
+            // What was due had ended before.
+            self.checker.groups.acted(&self.checker.logs, i, now);
+        }
+        self.checker.groups.hold(i, until_us);
     }
 
     fn carry_out(&mut self, i: usize, action: Action<SimBuffer>) {
@@ -497,7 +522,6 @@ impl Simulation {
                 self.agenda.add(at + takes, Due::ReadEnds(i, token.0));
             }
             Action::PrepareSegment { segment } => {
-                self.nodes[i].disk_full = false;
                 let takes = self.nodes[i].disk.submit_prepare(segment);
                 self.trace.line(at, format_args!("s{i} prepares {segment}"));
                 self.agenda.add(at + takes, Due::PrepareEnds(i, segment));

@@ -21,7 +21,7 @@ pub struct Node {
     pub stopped: bool,
     /// A write has failed: nothing may be answered any more.
     pub failed: bool,
-    /// The next segment could not be made, and was not tried again yet.
+    /// A segment could not be made, and the shard has not gone on since.
     pub disk_full: bool,
 }
 

@@ -247,7 +247,7 @@ fn holds_are_refused_when_there_is_no_room_for_them_or_when_they_say_more_than_t
     assert_eq!(holds(2, &[3, 7, 8, 12, 9, 0]), Ok(()));
     let refused = |field, value| Err(MessageError::OutOfRange { field, value });
     assert_eq!(holds(u16::MAX, &[0, 0, 0]), refused("holds", u64::from(u16::MAX)));
-    for words in [[13, 0, 0], [0, 1, 0], [0, 0, 1], [5, 1, 1]] {
+    for words in [[14, 0, 0], [0, 1, 0], [0, 0, 1], [5, 1, 1]] {
         assert_eq!(holds(1, &words), refused("hold", words[0]), "{words:?}");
     }
 }

@@ -156,7 +156,8 @@ impl ConsumerBuilder {
         });
         let task = Mutex::new(Some(tokio::spawn(task.run(queue))));
         let exclusive = group.config.mode == GroupMode::Exclusive;
-        let handle = Arc::new(Handle { commands, inbox, exclusive });
+        let dead_letters = group.dead_letter.0 != 0;
+        let handle = Arc::new(Handle { commands, inbox, exclusive, dead_letters });
         Ok(Consumer { handle, id, group, task })
     }
 
@@ -216,6 +217,7 @@ impl ConsumerBuilder {
                 lease_ms: self.lease.map_or(0, |lease| lease.as_nanos().div_ceil(1_000_000) as u32),
                 auto_extend: self.auto_extend,
                 exclusive: group.config.mode == GroupMode::Exclusive,
+                dead_letters: group.dead_letter.0 != 0,
                 request_timeout_us: u64::try_from(config.request_timeout.as_micros()).unwrap_or(u64::MAX),
                 backoff: config.backoff,
             };

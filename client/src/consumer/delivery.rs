@@ -41,6 +41,8 @@ pub(super) struct Handle {
     pub inbox: Arc<Inbox>,
     /// The group's mode is exclusive.
     pub exclusive: bool,
+    /// The group has a dead-letter topic.
+    pub dead_letters: bool,
 }
 
 /// A verb that was sent: awaiting it tells when it is durable. Dropping it does not
@@ -91,7 +93,7 @@ impl Delivery {
         self.received.failed
     }
 
-    /// When it was first delivered; `None` if that is now.
+    /// When it was first delivered; `None` if that is now, or not on the broker's record.
     pub fn first_delivery(&self) -> Option<SystemTime> {
         self.received.first_delivery
     }
@@ -132,7 +134,8 @@ impl Delivery {
     }
 
     /// It will never succeed: move it to the dead-letter topic at once, however often it
-    /// may be tried. `reason` as for [`reject`](Self::reject).
+    /// may be tried. In a group without one, the same as [`reject`](Self::reject), as which
+    /// `reason` is.
     ///
     /// # Errors
     /// [`SettleError`].
@@ -185,7 +188,7 @@ impl Delivery {
 
     fn send(&self, verb: Verb, waiter: Option<Waiter>) {
         let (partition, offset) = (self.received.record.partition, self.received.record.offset);
-        let bars = self.handle.exclusive && goes_back(&verb);
+        let bars = self.handle.exclusive && goes_back(&verb, self.handle.dead_letters);
         if bars {
             self.handle.inbox.bar(partition, offset);
         }

@@ -55,6 +55,8 @@ pub(crate) struct ShardConfig {
     pub auto_extend: bool,
     /// The group's mode is exclusive.
     pub exclusive: bool,
+    /// The group has a dead-letter topic.
+    pub dead_letters: bool,
     /// Longest wait for an answer, µs, before the connection is taken for dead.
     pub request_timeout_us: u64,
     pub backoff: BackoffConfig,

@@ -33,7 +33,8 @@ impl<T> ShardState<T> {
             // lost, the broker knows what is to be answered.
             return;
         }
-        let takes_along = self.config.exclusive && taken.is_some() && goes_back(&verb);
+        let takes_along =
+            self.config.exclusive && taken.is_some() && goes_back(&verb, self.config.dead_letters);
         let amount = taken.unwrap_or_default();
         // Its answer tells where deliveries count again.
         let confirm = tag.is_some() || takes_along;
@@ -61,7 +62,9 @@ impl<T> ShardState<T> {
     /// It was answered: what comes now was sent afterwards.
     fn went_back(&mut self, entry: &Entry<T>) {
         let range = &entry.range;
-        if goes_back(&entry.verb) && self.passed_over.get(&range.partition) == Some(&range.base_offset.0) {
+        if goes_back(&entry.verb, self.config.dead_letters)
+            && self.passed_over.get(&range.partition) == Some(&range.base_offset.0)
+        {
             self.passed_over.remove(&range.partition);
         }
     }
@@ -202,10 +205,14 @@ impl<T> ShardState<T> {
     }
 }
 
-/// Whether a record of which this is said is delivered again, before what comes after
-/// it. (After too many failures it is not; the broker knows.)
-pub(crate) fn goes_back(verb: &Verb) -> bool {
-    matches!(verb, Verb::Nack { .. } | Verb::Reject { dead_letter: false, .. } | Verb::Release)
+/// Whether a record of which this is said goes back, and in an exclusive group what comes
+/// after it as well. `dead_letters` says whether there is a topic for those.
+pub(crate) fn goes_back(verb: &Verb, dead_letters: bool) -> bool {
+    match verb {
+        Verb::Nack { .. } | Verb::Release => true,
+        Verb::Reject { dead_letter, .. } => !dead_letter || !dead_letters,
+        _ => false,
+    }
 }
 
 /// What the answer about a record means for who waits. `retried`: an earlier attempt

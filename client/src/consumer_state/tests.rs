@@ -19,6 +19,7 @@ fn config() -> ShardConfig {
         lease_ms: 0,
         auto_extend: true,
         exclusive: false,
+        dead_letters: true,
         request_timeout_us: 5_000_000,
         backoff: BackoffConfig { first: Duration::from_millis(10), cap: Duration::from_millis(10) },
     }
@@ -331,6 +332,19 @@ fn in_an_exclusive_group_what_was_on_its_way_behind_a_record_that_goes_back_does
     assert!(deliver(&mut state, range(0, 16, 2, 1), 0).is_none());
     state.on_settled(id, Settled::default(), 0);
     assert!(deliver(&mut state, range(0, 7, 2, 3), 0).is_some());
+}
+
+/// Without a topic for dead letters the broker takes it for a failure like any other.
+#[test]
+fn in_an_exclusive_group_a_record_for_the_dead_letters_goes_back_if_there_are_none() {
+    for (dead_letters, left) in [(true, None), (false, Some(range(0, 6, 4, 1)))] {
+        let mut state = attached(ShardConfig { exclusive: true, dead_letters, ..config() });
+        deliver(&mut state, range(0, 5, 5, 1), 0);
+        settle(&mut state, 5, 1, Verb::Reject { dead_letter: true, reason: String::new() }, Some(5));
+        let done = steps(&mut state, 0);
+        assert_eq!(lost(&done), Vec::from_iter(left), "{dead_letters}");
+        assert_eq!(deliver(&mut state, range(0, 10, 2, 1), 0).is_some(), dead_letters);
+    }
 }
 
 #[test]

@@ -108,8 +108,13 @@ impl GroupArgs {
         }
     }
 
-    /// What does not fit together, in words.
-    pub fn misfit(&self) -> Option<String> {
+    /// What does not fit together, in words. `keys` says whether messages have keys.
+    pub fn misfit(&self, keys: bool) -> Option<String> {
+        if self.group.is_some() && self.mode == ShareMode::KeyOrdered && !keys {
+            return Some(
+                "--mode key-ordered has nothing to put in order without keys: add --keys".to_owned(),
+            );
+        }
         let lease = self.lease().unwrap_or(Duration::from_millis(GroupConfig::default().lease_ms.into()));
         if self.work_time >= lease {
             return Some(format!(

@@ -103,7 +103,8 @@ pub fn up_to(entries: &[Entry], items: &mut Vec<SettleItem>) {
 /// Tells of each entry, in parts if need be, what the broker has answered: 0 for what
 /// it says nothing about. False if it speaks of something else.
 pub fn answers(entries: &[Entry], unsettled: &[Unsettled], mut each: impl FnMut(&Entry, u16)) -> bool {
-    let mut rest = unsettled.iter().peekable();
+    // An answer for all up to a record comes in the order of the partitions.
+    let mut told = vec![false; unsettled.len()];
     for entry in entries {
         let mut at = entry.offset;
         while at < entry.end() {
@@ -111,22 +112,21 @@ pub fn answers(entries: &[Entry], unsettled: &[Unsettled], mut each: impl FnMut(
             let concerns = |u: &Unsettled| {
                 u.partition == entry.partition && u.base_offset.0 < entry.end() && end_of(u) > at
             };
-            let Some(u) = rest.peek().copied().filter(|u| concerns(u)) else {
+            let all = unsettled.iter().enumerate().filter(|(_, u)| concerns(u));
+            let Some((index, u)) = all.min_by_key(|(_, u)| u.base_offset) else {
                 each(&entry.part(at, entry.end()), 0);
                 break;
             };
+            told[index] = true;
             let (from, to) = (u.base_offset.0.max(at), end_of(u).min(entry.end()));
             if from > at {
                 each(&entry.part(at, from), 0);
             }
             each(&entry.part(from, to), u.status);
             at = to;
-            if end_of(u) == to {
-                rest.next();
-            }
         }
     }
-    rest.next().is_none()
+    told.iter().all(|told| *told)
 }
 
 #[cfg(test)]

@@ -33,15 +33,16 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
              are.",
             records(open, "is", "are")
         ),
+        Hold::Delayed { count, ms: 0 } => format!("{} for a time.", records(count, "waits", "wait")),
         Hold::Delayed { count, ms } => {
-            format!("{} for a time; the first comes in {}.", records(count, "waits", "wait"), time(ms))
+            format!("{} for a time; none comes within {}.", records(count, "waits", "wait"), time(ms))
         }
         Hold::Exclusive { consumer } => format!(
-            "Consumer {consumer:016x} has the partition for itself, and takes nothing now; the next one follows \
-             when it leaves or its leases run out."
+            "Consumer {consumer:016x} has the partition for itself, whether or not it takes something now; another \
+             one follows when it has left and its leases have ended."
         ),
         Hold::DeadLetter { count } => format!(
-            "{} to go to the dead-letter topic, and there was no room for {} yet.",
+            "{} to go to the dead-letter topic; there is no room for {} yet, or it cannot be read.",
             records(count, "is", "are"),
             if count == 1 { "it" } else { "them" }
         ),
@@ -57,6 +58,11 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
              are delivered, new ones when there are fewer.",
             records(open, "is", "are")
         ),
+        Hold::DiskFull => {
+            "The broker's disk is full: what becomes of records could not be put on it. Leases \
+                           do not run out meanwhile."
+                .to_owned()
+        }
         Hold::Damaged { offset } => format!(
             "The record at offset {offset} is damaged on disk and is not served, nor what is behind it; to go \
              past it: ringbolt group reset {group} --partition INDEX --to {}.",

@@ -9,13 +9,13 @@ use crate::log::verify::{LogReport, Tally, verify};
 /// Offset and commit time (µs) of the records in the part that is damaged.
 const RECORDS: u64 = 12;
 
-fn time_of(offset: u64) -> u64 {
+pub(super) fn time_of(offset: u64) -> u64 {
     2_000_000 + 10 * offset
 }
 
 /// A log whose first segment holds so many records of [`PARTITION`], ten µs
 /// apart, and is sealed. Nothing of it is in memory.
-fn sealed() -> (Rig, SealedPart) {
+pub(super) fn sealed() -> (Rig, SealedPart) {
     let mut rig = Rig::new();
     for offset in 0..RECORDS {
         rig.wait(time_of(offset) - rig.now.wall_us);

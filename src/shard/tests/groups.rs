@@ -3,8 +3,11 @@
 mod bad_input;
 mod dead_letters;
 mod delivery;
+mod explain;
+mod held;
 mod memory;
 mod recovery;
+mod resets;
 mod stories;
 mod timing;
 
@@ -165,6 +168,48 @@ impl Rig {
             Reply::GroupStates(mut partitions, _) => partitions.remove(0),
             other => panic!("no states: {other:?}"),
         }
+    }
+
+    /// Hands a request in, and gives the shard no turn.
+    fn hand_in(&mut self, request: ShardRequest<'_, Vector>) -> u64 {
+        self.correlation += 1;
+        let from = ReplyTo { core: 0, session: 1, correlation: self.correlation };
+        self.shard.handle(Event::Request { from, request }, self.now);
+        self.correlation
+    }
+
+    /// A dead letter of a group that nothing may fail in.
+    fn dead_letter(&mut self) -> (GroupId, GroupId) {
+        let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
+        let id = self.group("g", config, GroupStart::Earliest).id;
+        let alice = self.attach(id, ALICE, 100);
+        let got = self.got(alice);
+        self.settled(id, ALICE, got[0].lease(), reject());
+        self.request(ShardRequest::LookUpGroup { name: "t.dlq".into() });
+        match self.replies.pop() {
+            Some((_, Reply::GroupFound(info, _))) => (id, info.id),
+            other => panic!("no group of dead letters: {other:?}"),
+        }
+    }
+
+    /// Appends records until there is no room for a small one.
+    fn fill_up(&mut self) {
+        self.disk_full = true;
+        self.use_up();
+    }
+
+    fn use_up(&mut self) {
+        for len in [200 << 10, 1] {
+            while !self.is_refused(len) {}
+        }
+    }
+
+    fn is_refused(&mut self, len: usize) -> bool {
+        let mut batch = BatchBuilder::new();
+        batch.push(0, None, &vec![7; len], &[]);
+        let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+        self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
+        matches!(self.replies.pop(), Some((_, Reply::Error(_))))
     }
 
     /// The broker is killed, and starts again.

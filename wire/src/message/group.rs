@@ -389,7 +389,7 @@ pub enum Hold {
         /// Records.
         open: u64,
     },
-    /// So many records wait for a time; the first comes in so many ms.
+    /// So many records wait for a time; none comes within so many ms.
     Delayed {
         /// Records.
         count: u64,
@@ -420,6 +420,8 @@ pub enum Hold {
         /// Records.
         open: u64,
     },
+    /// The disk is full: what becomes of records could not be put on it.
+    DiskFull,
     /// The record at this offset is damaged on disk: it is not served, and nothing
     /// behind it. `ResetGroup` goes past it.
     Damaged {
@@ -446,6 +448,7 @@ impl Hold {
             Hold::DelayedBound { offset } => [10, offset, 0],
             Hold::Damaged { offset } => [11, offset, 0],
             Hold::MemoryBound { open } => [12, open, 0],
+            Hold::DiskFull => [13, 0, 0],
         }
     }
 
@@ -466,6 +469,7 @@ impl Hold {
             10 => Hold::DelayedBound { offset: a },
             11 => Hold::Damaged { offset: a },
             12 => Hold::MemoryBound { open: a },
+            13 => Hold::DiskFull,
             value => return Err(MessageError::OutOfRange { field: "hold", value }),
         };
         ensure(hold.words() == words, "hold", kind)?;

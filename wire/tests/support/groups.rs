@@ -143,6 +143,7 @@ fn hold() -> impl Strategy<Value = Hold> {
         any::<u64>().prop_map(|offset| Hold::DelayedBound { offset }),
         any::<u64>().prop_map(|offset| Hold::Damaged { offset }),
         any::<u64>().prop_map(|open| Hold::MemoryBound { open }),
+        Just(Hold::DiskFull),
     ]
 }
 

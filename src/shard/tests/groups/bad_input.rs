@@ -34,7 +34,8 @@ fn an_ack_of_what_is_not_ones_own_is_told_so_and_changes_nothing() {
     for verb in [reject(), Verb::Release, Verb::Nack { delay_ms: 0 }, Verb::Extend { lease_ms: 9 }] {
         assert_eq!(rig.settled(id, ALICE, got[0].lease(), verb), [(0, ErrorCode::AlreadyCompleted)]);
     }
-    assert_eq!(rig.settled(id, BOB, range(2, 1, 1), Verb::AckUpTo), [], "of his there is none");
+    let not_his = [(2, ErrorCode::NotDelivered)];
+    assert_eq!(rig.settled(id, BOB, range(2, 1, 1), Verb::AckUpTo), not_his);
     assert_eq!(rig.state(id).progress.floor, 2);
 }
 
@@ -67,7 +68,8 @@ fn an_ack_up_to_a_record_is_of_those_that_the_consumer_has() {
     assert_eq!(rig.settled(id, BOB, of_bob[1].lease(), Verb::AckUpTo), []);
     let progress = rig.state(id).progress;
     assert_eq!((progress.floor, progress.lag, progress.leased), (0, 2, 2));
-    assert_eq!(rig.settled(id, ALICE, range(0, 100, 1), Verb::AckUpTo), []);
+    let far = [(99, ErrorCode::OffsetOutOfRange)];
+    assert_eq!(rig.settled(id, ALICE, range(0, 100, 1), Verb::AckUpTo), far);
     assert_eq!(rig.state(id).progress.floor, 4);
 }
 
@@ -193,4 +195,31 @@ fn a_broker_that_stops_tells_those_who_wait_for_records() {
     assert!(told.iter().all(|(_, reply)| matches!(reply, Reply::Error(error)
         if error.error_code() == Some(ErrorCode::ShuttingDown))));
     assert!(rig.shard.is_drained());
+}
+
+/// A session is not what a lease belongs to.
+#[test]
+fn what_comes_over_another_connection_counts_for_the_consumer_that_it_names_alone() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"ab");
+    let alice = rig.attach(id, ALICE, 2);
+    let got = rig.got(alice);
+    let mut settle = |consumer, got: &Got| {
+        let items = vec![SettleItem { range: got.lease(), verb: Verb::Ack }];
+        let settle = Settle { at: at(id, consumer), credit: Credit::default(), confirm: true, items };
+        rig.correlation += 1;
+        let from = ReplyTo { core: 3, session: 77, correlation: rig.correlation };
+        rig.shard.handle(Event::Request { from, request: ShardRequest::Settle(settle) }, rig.now);
+        rig.run();
+        let settled = rig.take_settled(rig.correlation).expect("it is answered");
+        settled.unsettled.iter().map(|it| it.status).collect::<Vec<_>>()
+    };
+    assert_eq!(settle(BOB, &got[0]), [ErrorCode::LeaseLost as u16]);
+    assert_eq!(settle(ALICE, &got[0]), [0; 0]);
+    // The session that is lost has nothing to do with hers.
+    rig.shard.handle(Event::SessionClosed { core: 3, session: 77 }, rig.now);
+    rig.run();
+    assert_eq!(rig.state(id).progress.leased, 1);
+    rig.ack(id, ALICE, &got[1]);
 }

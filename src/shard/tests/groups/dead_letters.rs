@@ -1,7 +1,8 @@
 //! Records that fail too often, and the way back.
 
+use ringbolt_wire::BatchHeader;
 use ringbolt_wire::batch::{DEAD_LETTER_HEADER, DeadLetter, ONLY_GROUP_HEADER};
-use ringbolt_wire::message::{FetchPartition, FetchedPartition};
+use ringbolt_wire::message::{FetchPartition, FetchedPartition, Hold};
 
 use super::*;
 
@@ -210,18 +211,162 @@ fn what_is_no_dead_letter_is_not_redriven() {
     assert_eq!(rig.settled(dead_letters, BOB, letters[0].lease(), Verb::Ack), [], "but it can be dropped");
 }
 
+/// Those behind it were taken from their consumer as well, and came again.
+#[test]
+fn what_a_consumer_has_in_order_stays_with_it_when_it_sends_a_record_to_the_dead_letter_topic() {
+    let mut rig = Rig::new();
+    let id =
+        rig.group("g", GroupConfig { mode: GroupMode::Exclusive, ..failing(9) }, GroupStart::Earliest).id;
+    rig.values(b"abc");
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    let away = Verb::Reject { dead_letter: true, reason: "never".into() };
+    assert_eq!(rig.settled(id, ALICE, got[1].lease(), away), []);
+    rig.ack(id, ALICE, &got[2]);
+    rig.ack(id, ALICE, &got[0]);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    let progress = rig.state(id).progress;
+    assert_eq!((progress.floor, progress.dead_lettered_total, progress.leased), (3, 1, 0));
+}
+
 #[test]
 fn a_key_goes_on_when_its_record_went_to_the_dead_letter_topic() {
     for mode in [GroupMode::KeyOrdered, GroupMode::Exclusive] {
         let mut rig = Rig::new();
         let id = rig.group("g", GroupConfig { mode, ..failing(1) }, GroupStart::Earliest).id;
         rig.keyed(&[("a", 1), ("a", 2)]);
-        let alice = rig.attach(id, ALICE, 100);
+        let alice = rig.attach(id, ALICE, 1);
         let got = rig.got(alice);
         rig.settled(id, ALICE, got[0].lease(), reject());
+        rig.settle_all(id, ALICE, vec![], Credit { records: 9, bytes: 0 });
         let next = rig.got(alice);
         assert_eq!(next.iter().map(|got| got.value[0]).collect::<Vec<_>>(), [2], "{mode}");
         rig.ack(id, ALICE, &next[0]);
         assert_eq!(rig.state(id).progress.floor, 2, "{mode}");
     }
+}
+
+/// So many dead letters, and the group that handles them.
+fn letters(rig: &mut Rig, count: u32) -> (GroupId, u64, Vec<Got>) {
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    rig.append(&(0..count).map(|value| plain(value as u8)).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, u64::from(count));
+    rig.got(alice);
+    rig.settle(id, ALICE, range(0, count, 1), reject());
+    (0..20).for_each(|_| rig.wait(1_000));
+    let (dead_letters, _) = rig.dead_letter_group();
+    let bob = rig.attach(dead_letters, BOB, u64::from(count));
+    let letters = rig.got(bob);
+    assert_eq!(letters.len(), count as usize);
+    (dead_letters, bob, letters)
+}
+
+fn redrives(id: GroupId, ranges: Vec<LeaseRange>) -> ShardRequest<'static, Vector> {
+    let items = ranges.into_iter().map(|range| SettleItem { range, verb: Verb::Redrive }).collect();
+    ShardRequest::Settle(Settle { at: at(id, BOB), credit: Credit::default(), confirm: true, items })
+}
+
+/// It waited for all records of the one before.
+#[test]
+fn a_request_for_one_record_back_does_not_wait_for_one_for_hundreds() {
+    let mut rig = Rig::new();
+    let (id, _, _) = letters(&mut rig, 500);
+    let many = rig.hand_in(redrives(id, vec![range(0, 499, 1)]));
+    let one = rig.hand_in(redrives(id, vec![range(499, 1, 1)]));
+    rig.run();
+    (0..20).for_each(|_| rig.wait(1_000));
+    let answered: Vec<u64> =
+        rig.replies.iter().map(|(to, _)| *to).filter(|to| [many, one].contains(to)).collect();
+    assert_eq!(answered, [one, many]);
+    for request in [one, many] {
+        assert_eq!(rig.take_settled(request), Some(Settled::default()));
+    }
+    assert_eq!(rig.state(id).progress.lag, 0);
+}
+
+/// Each time it was asked for again while the first had no turn, it took memory.
+#[test]
+fn dead_letters_that_are_on_their_way_back_are_bounded() {
+    let mut rig = Rig::new();
+    let (id, _, _) = letters(&mut rig, 100);
+    rig.slow_file = Some(None);
+    rig.use_up();
+    let all = || vec![range(0, 100, 1); 163];
+    rig.replies.clear();
+    let refused = (0..5).map(|_| rig.request(redrives(id, all()))).collect::<Vec<_>>();
+    let codes: Vec<u64> = rig.replies.iter().map(|(to, _)| *to).collect();
+    assert_eq!(codes, refused[4..], "four times 16,300 are fewer than 65,536");
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::Overloaded));
+    let segment = rig.slow_file.take().flatten().expect("it is wanted");
+    rig.prepare(segment);
+    for _ in 0..2_000 {
+        rig.wait(1_000);
+    }
+    let settled: Vec<Settled> =
+        refused[..4].iter().map(|to| rig.take_settled(*to).expect("answered")).collect();
+    let lost: usize = settled.iter().map(|settled| settled.unsettled.len()).sum();
+    assert_eq!(lost, 4 * 16_300 - 100, "each moved once");
+    assert_eq!(rig.state(id).progress.lag, 0);
+    rig.request(redrives(id, all()));
+    assert!(matches!(rig.replies.pop(), Some((_, Reply::Settled(_)))), "there is room again");
+}
+
+/// All others of the shard waited a second for each look at it.
+#[test]
+fn a_damaged_record_does_not_keep_others_from_the_dead_letter_topic() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    rig.values(b"abc");
+    let mut rig = rig.restart(2);
+    let alice = rig.attach(id, ALICE, 3);
+    let got = rig.got(alice);
+    let (segment, at) = find(&rig.disk, b'b');
+    rig.disk.0.get_mut(&segment).unwrap()[at] ^= 1;
+    rig.shard.forget_pages(segment);
+    rig.settle(id, ALICE, got[1].lease(), reject());
+    assert_eq!(rig.state(id).progress.dead_lettered_total, 0);
+    for got in [&got[0], &got[2]] {
+        rig.settle(id, ALICE, got.lease(), reject());
+    }
+    assert_eq!(rig.state(id).progress.dead_lettered_total, 2, "at once");
+    let due_us = rig.shard.next_deadline().expect("it is tried again");
+    assert!(due_us > rig.now.mono_us, "not all the time");
+    // It was not the disk, it was the way from there.
+    rig.disk.0.get_mut(&segment).unwrap()[at] ^= 1;
+    rig.shard.forget_pages(segment);
+    rig.wait(1_000_000);
+    assert_eq!(rig.state(id).progress.dead_lettered_total, 3);
+}
+
+/// Where a record's value of one byte lies in the first batch that has it.
+fn find(disk: &Disk, value: u8) -> (SegmentSeq, usize) {
+    let mut batch = BatchBuilder::new();
+    batch.push(0, None, &[value], &[]);
+    let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+    // All but what the broker fills in.
+    let like = &batch[BatchHeader::CRC_START - 4..];
+    disk.0
+        .iter()
+        .find_map(|(segment, file)| {
+            let at = file.windows(like.len()).position(|window| window == like)?;
+            Some((*segment, at + like.len() - 1))
+        })
+        .expect("it was written")
+}
+
+#[test]
+fn a_damaged_record_is_read_again_after_a_while() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"ab");
+    let mut rig = rig.restart(2);
+    rig.read_fault = Some(5);
+    let alice = rig.attach(id, ALICE, 3);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    assert_eq!(rig.state(id).holds, [Hold::Damaged { offset: 0 }]);
+    rig.read_fault = None;
+    rig.wait(29_000_000);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    rig.wait(1_000_000);
+    assert_eq!(rig.offsets_got(alice), [0, 1]);
 }

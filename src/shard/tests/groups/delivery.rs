@@ -245,13 +245,15 @@ fn a_group_that_is_set_back_delivers_anew_and_its_leases_are_lost() {
     rig.ack(id, ALICE, &got[0]);
     rig.request(ShardRequest::ResetGroup { group: id, to: GroupStart::Earliest, partition: None });
     assert!(matches!(rig.replies.pop(), Some((_, Reply::GroupReset))));
-    assert_eq!(rig.settled(id, ALICE, got[1].lease(), Verb::Ack), [(1, ErrorCode::NotDelivered)]);
+    assert_eq!(rig.settled(id, ALICE, got[1].lease(), Verb::Ack), [(1, ErrorCode::LeaseLost)]);
     rig.settle_all(id, ALICE, vec![], Credit { records: 9, bytes: 0 });
     let again = rig.got(alice);
     assert_eq!(
         again.iter().map(|got| (got.offset, got.acquired)).collect::<Vec<_>>(),
-        [(0, 1), (1, 1), (2, 1)]
+        [(0, 2), (1, 2), (2, 2)]
     );
+    // It was held back, and is the same consumer's.
+    assert_eq!(rig.settled(id, ALICE, got[1].lease(), Verb::Ack), [(1, ErrorCode::LeaseLost)]);
     let mut rig = rig.restart(2);
     assert_eq!(rig.state(id).progress.floor, 0);
 }
@@ -285,4 +287,48 @@ fn the_next_record_of_a_key_comes_when_it_is_durable_that_the_one_before_is_comp
     assert_eq!(rig.offsets_got(alice), NONE, "the write has not ended");
     rig.complete(0, Ok(()));
     assert_eq!(rig.offsets_got(alice), [1]);
+}
+
+/// Who had been away counted as if it still had what it had then.
+#[test]
+fn partitions_that_become_free_go_to_those_who_have_the_fewest() {
+    const CAROL: ConsumerId = ConsumerId(0xc);
+    let mut rig = Rig::new();
+    rig.request(ShardRequest::CreateTopic { name: "m".to_owned(), partitions: 4 });
+    let Some((_, Reply::TopicCreated(topic))) = rig.replies.pop() else { panic!("it is created") };
+    let create = CreateGroup {
+        name: "g".into(),
+        topic: "m".into(),
+        start: GroupStart::Earliest,
+        or_find: false,
+        config: GroupConfig { max_failures: 0, ..calm(GroupMode::Exclusive) },
+    };
+    rig.request(ShardRequest::CreateGroup(create));
+    let Some((_, Reply::Group(GroupInfo { id, .. }))) = rig.replies.pop() else { panic!("no group") };
+    let produce = |rig: &mut Rig, indexes: std::ops::Range<u32>| {
+        for index in indexes {
+            rig.produce_to(PartitionId::new(topic.id, index), ProducerId::NONE, 0, b"v");
+        }
+    };
+    let partitions = |rig: &mut Rig, request| -> Vec<u32> {
+        let got = rig.got(request);
+        got.iter().map(|got| got.partition).collect()
+    };
+    let alice = rig.attach(id, ALICE, 100);
+    produce(&mut rig, 0..4);
+    let mut got = rig.got(alice);
+    got.sort_unstable_by_key(|got| got.partition);
+    got[1..].iter().for_each(|got| rig.ack(id, ALICE, got));
+    // She keeps the one of which she has a record.
+    rig.shard.handle(Event::SessionClosed { core: 0, session: 1 }, rig.now);
+    rig.run();
+    let bob = rig.attach(id, BOB, 100);
+    produce(&mut rig, 1..4);
+    assert_eq!(partitions(&mut rig, bob), [1, 2, 3]);
+    let held = vec![got[0].lease()];
+    let alice = rig.attach_with(id, ALICE, 100, held);
+    let carol = rig.attach(id, CAROL, 100);
+    rig.request(ShardRequest::Detach(at(id, BOB)));
+    let (of_alice, of_carol) = (partitions(&mut rig, alice), partitions(&mut rig, carol));
+    assert_eq!((of_alice.len(), of_carol.len()), (1, 2), "{of_alice:?} {of_carol:?}");
 }

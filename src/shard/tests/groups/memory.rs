@@ -4,7 +4,7 @@
 use ringbolt_wire::message::Hold;
 
 use super::*;
-use crate::consumer::groups::OWN_OPEN;
+use crate::consumer::groups::{OPEN_COST, OWN_OPEN};
 
 /// Open records that all groups may have.
 const MOST: usize = 200;
@@ -81,4 +81,51 @@ fn records_whose_time_has_come_count_as_open() {
     rig.wait(2_000_000);
     let bob = rig.attach(h, BOB, 1_000);
     assert_eq!(rig.got(bob).len(), OWN_OPEN);
+}
+
+/// As many as the share of half a gibibyte lets be.
+#[test]
+fn thousands_of_groups_and_a_hundred_thousand_leases() {
+    const GROUPS: usize = 2_000;
+    const LEASES: usize = 100_000;
+    let most = 512 << 20 >> 4 >> OPEN_COST.ilog2();
+    assert!(most >= LEASES);
+    let mut rig = Rig::start_with(ShardConfig { max_open: most, ..config() }, Disk::default(), 1)
+        .expect("an empty log");
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    rig.append(&(0..100).map(plain).collect::<Vec<_>>());
+    let config = GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) };
+    let mut ids = Vec::new();
+    for i in 0..GROUPS {
+        ids.push(rig.group(&format!("g{i}"), config, GroupStart::Earliest).id);
+    }
+    let mut taken = 0;
+    for id in &ids {
+        let asked = rig.receive(*id, ALICE, (LEASES / GROUPS) as u64, 10);
+        rig.wait(1);
+        taken += rig.got(asked).len();
+    }
+    assert_eq!((taken, rig.shard.groups.leased(), rig.shard.groups.open()), (LEASES, LEASES, LEASES));
+    for id in &ids {
+        assert_eq!(rig.settled(*id, ALICE, range(0, (LEASES / GROUPS) as u32, 1), Verb::Ack), []);
+    }
+    assert_eq!((rig.shard.groups.leased(), rig.shard.groups.open(), rig.shard.groups.consumers), (0, 0, 0));
+}
+
+/// Attached or with a record, each is remembered.
+#[test]
+fn consumers_beyond_what_a_shard_remembers_are_refused_and_come_again_when_others_have_left() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    for number in 0..crate::limits::MAX_CONSUMERS as u64 {
+        rig.attach(id, ConsumerId(number + 1), 1);
+    }
+    rig.replies.clear();
+    rig.attach(id, ConsumerId(u64::MAX), 1);
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::TooManyGroups));
+    rig.request(ShardRequest::Detach(at(id, ConsumerId(7))));
+    rig.replies.clear();
+    rig.attach(id, ConsumerId(u64::MAX), 1);
+    assert!(rig.replies.is_empty(), "{:?}", rig.replies);
 }

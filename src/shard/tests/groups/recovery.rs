@@ -34,6 +34,27 @@ fn a_restart_ends_leases_and_counts_no_failure_and_keeps_every_confirmed_ack() {
 }
 
 #[test]
+fn of_one_batch_only_those_that_were_delivered_before_a_restart_are_said_to_have_been() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"x");
+    rig.append(&(0..4).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, 3);
+    let got = rig.got(alice);
+    // With it, how far deliveries have come is on record.
+    rig.ack(id, ALICE, &got[0]);
+    let mut rig = rig.restart(2);
+    let alice = rig.attach(id, ALICE, 10);
+    let seen: Vec<_> = rig.got(alice).iter().map(|got| (got.offset, got.acquired)).collect();
+    assert_eq!(seen, [(1, 2), (2, 2), (3, 1), (4, 1)]);
+    // The same for a reset, of which each record has its part.
+    rig.request(ShardRequest::ResetGroup { group: id, to: GroupStart::Earliest, partition: None });
+    rig.values(b"y");
+    let seen: Vec<_> = rig.got(alice).iter().map(|got| (got.offset, got.acquired)).collect();
+    assert_eq!(seen, [(0, 3), (1, 3), (2, 3), (3, 3), (4, 3), (5, 1)]);
+}
+
+#[test]
 fn a_backoff_and_a_sentence_to_the_dead_letter_topic_survive_a_restart() {
     let mut rig = Rig::new();
     let backoff = Backoff::Fixed(2_000);
@@ -154,4 +175,64 @@ fn old_records_are_read_from_disk_for_a_group() {
     rig.settled(id, ALICE, got[0].lease(), reject());
     rig.settle_all(id, ALICE, vec![], Credit { records: 1, bytes: 0 });
     assert_eq!(rig.got(alice)[0].value, b"a", "once more, from there");
+}
+
+/// Each segment that it filled asked for the next one, for ever.
+#[test]
+fn a_checkpoint_that_is_longer_than_a_segment_is_written_once() {
+    let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
+    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
+    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
+    rig.replies.clear();
+    let id =
+        rig.group("g", GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) }, GroupStart::Earliest).id;
+    let key = crate::consumer::GroupKey { group: id, partition: 0 };
+    let acks = rig.shard.state.groups.acks.get_mut(&key).expect("the group's");
+    for i in 0..700_000 {
+        acks.complete(2 * i + 1, 2 * i + 2, crate::consumer::How::Acked);
+    }
+    rig.shard.want_checkpoint();
+    let pass = |rig: &mut Rig| {
+        (0..500).for_each(|_| rig.wait(1_000));
+        rig.shard.counters().commit_bytes
+    };
+    let written = pass(&mut rig);
+    assert!(written > MIN_SEGMENT_LEN);
+    assert_eq!(pass(&mut rig), written);
+    // Others write on, and what is retained is shorter than it.
+    for _ in 0..10 {
+        rig.fill_segment();
+    }
+    let more = pass(&mut rig) - written;
+    assert!(more < 10 * (MIN_SEGMENT_LEN + 2 * written), "{more} bytes");
+    let rig = rig.restart(2);
+    // Retention has taken the first of them.
+    let acks = &rig.shard.state.groups.acks[&key];
+    assert!(acks.completed().total() > 699_000, "{} are left", acks.completed().total());
+    assert!(acks.is_completed(1_399_999) && !acks.is_completed(1_399_998));
+}
+
+/// Its catalog would have had no room in a footer, and the shard stood still.
+#[test]
+fn a_group_that_no_footer_could_describe_is_refused() {
+    let mut rig = Rig::new();
+    let create = |rig: &mut Rig, name: String, partitions: u32| {
+        rig.request(ShardRequest::CreateTopic { name, partitions });
+        matches!(rig.replies.pop(), Some((_, Reply::TopicCreated(_))))
+    };
+    let most = (1..=MIN_SEGMENT_LEN as u32 / 4 / 48).rev();
+    assert!(most.into_iter().any(|partitions| create(&mut rig, "many".to_owned(), partitions)));
+    let mut i = 0;
+    while create(&mut rig, format!("one{i}"), 1) {
+        i += 1;
+    }
+    let create = CreateGroup {
+        name: "g".into(),
+        topic: "t".into(),
+        start: GroupStart::End,
+        or_find: false,
+        config: GroupConfig::default(),
+    };
+    rig.request(ShardRequest::CreateGroup(create));
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::TooManyPartitions));
 }

@@ -13,44 +13,6 @@ impl Rig {
             other => panic!("no states: {other:?}"),
         }
     }
-
-    /// Hands a request in, and gives the shard no turn.
-    fn hand_in(&mut self, request: ShardRequest<'_, Vector>) -> u64 {
-        self.correlation += 1;
-        let from = ReplyTo { core: 0, session: 1, correlation: self.correlation };
-        self.shard.handle(Event::Request { from, request }, self.now);
-        self.correlation
-    }
-
-    /// A dead letter of a group that nothing may fail in.
-    fn dead_letter(&mut self) -> (GroupId, GroupId) {
-        let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
-        let id = self.group("g", config, GroupStart::Earliest).id;
-        let alice = self.attach(id, ALICE, 100);
-        let got = self.got(alice);
-        self.settled(id, ALICE, got[0].lease(), reject());
-        self.request(ShardRequest::LookUpGroup { name: "t.dlq".into() });
-        match self.replies.pop() {
-            Some((_, Reply::GroupFound(info, _))) => (id, info.id),
-            other => panic!("no group of dead letters: {other:?}"),
-        }
-    }
-
-    /// Appends records until there is no room for a small one.
-    fn fill_up(&mut self) {
-        self.disk_full = true;
-        for len in [200 << 10, 1] {
-            while !self.is_refused(len) {}
-        }
-    }
-
-    fn is_refused(&mut self, len: usize) -> bool {
-        let mut batch = BatchBuilder::new();
-        batch.push(0, None, &vec![7; len], &[]);
-        let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
-        self.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
-        matches!(self.replies.pop(), Some((_, Reply::Error(_))))
-    }
 }
 
 fn redrive(id: GroupId, consumer: ConsumerId, range: LeaseRange) -> ShardRequest<'static, Vector> {
@@ -99,13 +61,16 @@ fn a_checkpoint_that_had_to_wait_for_room_says_what_is_true_when_it_is_written()
     rig.values(b"a");
     let asked = rig.receive(id, ALICE, 1, 0);
     rig.got(asked);
-    rig.fill_up();
+    rig.slow_file = Some(None);
+    rig.use_up();
     rig.shard.want_checkpoint();
     rig.run();
     // The lease runs out while there is no room.
     rig.wait(30_000_000);
     let told = rig.request(ShardRequest::GroupStates(id));
-    (rig.disk_full, rig.auto) = (false, false);
+    rig.auto = false;
+    let segment = rig.slow_file.take().flatten().expect("it is wanted");
+    rig.prepare(segment);
     rig.wait(2_000_000);
     while !rig.pending.is_empty() {
         rig.complete(0, Ok(()));
@@ -309,6 +274,15 @@ fn nothing_is_due_when_what_it_was_for_is_gone() {
     rig.request(ShardRequest::DeleteGroup { name: "g".into() });
     rig.wait(2_000_000);
     quiet(&rig, "the last group is deleted");
+
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"a");
+    rig.attach(id, ALICE, 1);
+    rig.request(ShardRequest::DeleteGroup { name: "g".into() });
+    rig.request(ShardRequest::DeleteGroup { name: "t.dlq".into() });
+    rig.wait(60_000_000);
+    quiet(&rig, "a lease was left");
 
     let mut rig = Rig::new();
     let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };

@@ -178,3 +178,24 @@ fn a_delayed_record_holds_back_those_of_its_key_and_of_an_exclusive_partition() 
         assert_eq!(next.value, [2], "{mode}");
     }
 }
+
+/// Records that one consumer has in order are looked at again while one of them waits.
+#[test]
+fn a_wall_clock_that_is_set_forward_does_not_shorten_a_wait_after_a_failure() {
+    let mut rig = Rig::new();
+    let backoff = Backoff::Fixed(1_000);
+    let config = GroupConfig { backoff, ..calm(GroupMode::Exclusive) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.values(b"ab");
+    let alice = rig.attach(id, ALICE, 10);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[1].lease(), reject());
+    rig.now.wall_us += 3_600_000_000;
+    // The one before it comes back at once, and is looked at with what follows.
+    rig.settled(id, ALICE, got[0].lease(), Verb::Release);
+    assert_eq!(rig.offsets_got(alice), [0]);
+    rig.wait(999_999);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    rig.wait(1);
+    assert_eq!(rig.offsets_got(alice), [1]);
+}
