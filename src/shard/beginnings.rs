@@ -241,7 +241,8 @@ impl<P: BufferPool> Shard<P> {
         if self.stopping {
             return self.refuse(from, ErrorCode::ShuttingDown, "");
         }
-        if let Err(error) = self.check_hold(now) {
+        self.make_room_for_changes(now);
+        if let Err(error) = self.check_hold() {
             return self.reply(from, Reply::Error(error));
         }
         let wanted = partition.map_or(0..partitions, |index| index..index + 1);

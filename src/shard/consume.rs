@@ -277,10 +277,11 @@ impl<P: BufferPool> Shard<P> {
         // Changes of this turn are no reason to hold anything.
         self.log_changes(now);
         match self.groups_held() {
-            Some(_) => self.groups.expire_from_us = u64::MAX,
-            None if self.groups.expire_from_us == u64::MAX => {
+            Some(ErrorCode::DiskFull) => self.groups.expire_from_us = u64::MAX,
+            _ if self.groups.expire_from_us == u64::MAX => {
                 self.groups.expire_from_us = now.mono_us + EXPIRE_AFTER_HOLD_US;
             }
+            Some(_) => self.groups.expire_from_us = self.groups.expire_from_us.max(now.mono_us + 1),
             None => {}
         }
         if !self.groups.is_empty() {

@@ -144,13 +144,13 @@ impl<P: BufferPool> Shard<P> {
         let (before, next) = (self.groups.condemned.range(..after), self.groups.condemned.range(after..));
         let in_turn: Vec<u32> = next.chain(before).copied().collect();
         for number in in_turn {
-            self.moves.last = number;
             while let Some(offset) = self.groups.parts[number as usize].first_condemned() {
                 if left == 0 {
                     self.groups.goes_on = true;
                     return 0;
                 }
                 left -= 1;
+                self.moves.last = number;
                 match self.dead_letter(number, offset, now) {
                     Ok(()) => {}
                     Err(NotMoved::Later) => {

@@ -127,12 +127,15 @@ impl<P: BufferPool> Shard<P> {
         (self.groups.changes.len() >= MAX_UNLOGGED_LEN).then_some(ErrorCode::Overloaded)
     }
 
-    /// Refuses what would change something while nothing may.
-    pub(super) fn check_hold(&mut self, now: Now) -> Result<(), ErrorResponse> {
-        if self.groups_held() == Some(ErrorCode::Overloaded) {
-            // By what others asked for in this turn.
+    /// Appends what others have changed in this turn, if it is very much.
+    pub(super) fn make_room_for_changes(&mut self, now: Now) {
+        if self.groups.changes.len() >= MAX_UNLOGGED_LEN {
             self.log_changes(now);
         }
+    }
+
+    /// Refuses what would change something while nothing may.
+    pub(super) fn check_hold(&self) -> Result<(), ErrorResponse> {
         self.groups_held().map_or(Ok(()), |code| Err(ErrorResponse::new(code, "")))
     }
 

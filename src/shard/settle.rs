@@ -38,7 +38,8 @@ impl<P: BufferPool> Shard<P> {
         now: Now,
     ) -> Result<Option<Settled>, ErrorResponse> {
         let id = settle.at.group;
-        let number = self.check_settle(settle, now)?;
+        self.make_room_for_changes(now);
+        let number = self.check_settle(settle)?;
         let (mut settled, mut redrives) = (Settled::default(), Vec::new());
         for item in &settle.items {
             self.settle_item(id, number, item, &mut settled, &mut redrives, now);
@@ -57,13 +58,13 @@ impl<P: BufferPool> Shard<P> {
 
     /// Whether a settle request can be carried out: nothing was changed yet. Returns
     /// the consumer's number, if it is known.
-    fn check_settle(&mut self, settle: &Settle, now: Now) -> Result<Option<u32>, ErrorResponse> {
+    fn check_settle(&self, settle: &Settle) -> Result<Option<u32>, ErrorResponse> {
         if self.stopping {
             return Err(ErrorResponse::new(ErrorCode::ShuttingDown, ""));
         }
-        if !self.groups.by_id.contains_key(&settle.at.group) {
+        let Some(group) = self.groups.by_id.get(&settle.at.group) else {
             return Err(unknown_group(settle.at.group));
-        }
+        };
         let cost = |item: &SettleItem| match item.verb {
             Verb::AckUpTo => UP_TO_COST,
             _ => u64::from(item.range.count),
@@ -73,16 +74,13 @@ impl<P: BufferPool> Shard<P> {
             return Err(ErrorResponse::new(ErrorCode::InvalidRequest, text).with_detail(MAX_SETTLE_RECORDS));
         }
         if !settle.items.is_empty() {
-            self.check_hold(now)?;
+            self.check_hold()?;
         }
         let redrives = settle.items.iter().filter(|item| item.verb == Verb::Redrive);
         if !self.moves.has_room(redrives.map(|item| item.range.count as usize).sum()) {
             let text = "as many dead letters are on their way back as may be";
             return Err(ErrorResponse::new(ErrorCode::Overloaded, text));
         }
-        let Some(group) = self.groups.by_id.get(&settle.at.group) else {
-            return Err(unknown_group(settle.at.group));
-        };
         let number = group.number_of(settle.at.consumer);
         if settle.credit != Credit::default() {
             let consumer = number.map(|number| group.consumer(number));

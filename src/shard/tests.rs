@@ -134,7 +134,12 @@ fn fault(errno: i32) -> DiskFault {
 
 impl Rig {
     fn new() -> Rig {
-        let mut rig = Rig::start(Disk::default(), 1).expect("an empty log");
+        Rig::with(config())
+    }
+
+    /// An empty log with the topic `t`.
+    fn with(config: ShardConfig) -> Rig {
+        let mut rig = Rig::start_with(config, Disk::default(), 1).expect("an empty log");
         rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
         assert!(matches!(rig.replies.pop(), Some((_, Reply::TopicCreated(_)))));
         rig

@@ -401,8 +401,8 @@ pub enum Hold {
         /// Which.
         consumer: u64,
     },
-    /// So many records are to go to the dead-letter topic, and there is no room
-    /// for them yet.
+    /// So many records are to go to the dead-letter topic: there is no room for them yet,
+    /// or they cannot be read.
     DeadLetter {
         /// Records.
         count: u64,

@@ -370,3 +370,27 @@ fn a_damaged_record_is_read_again_after_a_while() {
     rig.wait(1_000_000);
     assert_eq!(rig.offsets_got(alice), [0, 1]);
 }
+
+/// Those of the group with the lower number were all moved first, turn after turn.
+#[test]
+fn one_groups_many_failures_do_not_keep_anothers_from_the_dead_letter_topic() {
+    let mut rig = Rig::new();
+    let (g, h) = ("g", "h");
+    let ids = [g, h].map(|name| rig.group(name, failing(1), GroupStart::Earliest).id);
+    rig.append(&(0..500).map(|value| plain(value as u8)).collect::<Vec<_>>());
+    let records = [500, 1];
+    for (id, records) in ids.into_iter().zip(records) {
+        let asked = rig.receive(id, ALICE, u64::from(records), 0);
+        rig.got(asked);
+    }
+    for (id, records) in ids.into_iter().zip(records) {
+        let items = vec![SettleItem { range: range(0, records, 1), verb: reject() }];
+        let settle = Settle { at: at(id, ALICE), credit: Credit::default(), confirm: true, items };
+        rig.hand_in(ShardRequest::Settle(settle));
+    }
+    (0..20).for_each(|_| rig.wait(1_000));
+    let (_, dead) = rig.dead_letter_group();
+    let groups: Vec<GroupId> = rig.read_all(dead).iter().map(|record| letter(record).group).collect();
+    let place = groups.iter().position(|group| *group == ids[1]);
+    assert!(place.is_some_and(|place| place < 128), "{place:?} of {}", groups.len());
+}

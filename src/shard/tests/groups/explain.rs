@@ -90,9 +90,7 @@ fn records_that_cannot_reach_the_dead_letter_topic_are_counted() {
 #[test]
 fn the_first_of_more_delayed_records_than_may_be_is_named() {
     let config = ShardConfig { max_delayed: 2, ..config() };
-    let mut rig = Rig::start_with(config, Disk::default(), 1).expect("an empty log");
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(config);
     let id = rig.calm_group(GroupMode::Shared);
     let later = Directions { deliver_at_us: Some(rig.now.wall_us + 500_000), ..Directions::default() };
     rig.append(&(0..3).map(|value| directed(value, later)).collect::<Vec<_>>());

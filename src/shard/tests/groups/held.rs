@@ -103,9 +103,7 @@ fn leases_last_until_the_first_segment_after_a_full_disk_is_there() {
 #[test]
 fn there_may_be_room_for_acknowledgements_when_there_is_none_for_a_segment() {
     let config = ShardConfig { commits_in_flight: 1, ..config() };
-    let mut rig = Rig::start_with(config, Disk::default(), 1).expect("an empty log");
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(config);
     let id = rig.calm_group(GroupMode::Shared);
     rig.values(b"a");
     let alice = rig.attach(id, ALICE, 3);
@@ -150,5 +148,9 @@ fn changes_that_wait_for_room_are_bounded_and_delivery_goes_on_when_they_are_in_
         rig.wait(due_us.saturating_sub(rig.now.mono_us).max(1));
     }
     assert!(rig.shard.groups.changes.is_empty());
+    assert!(
+        rig.shard.leases_last_until_us() < rig.now.mono_us + 1_000,
+        "one peer does not prolong others' leases"
+    );
     assert!(rig.got(alice).len() >= 250);
 }

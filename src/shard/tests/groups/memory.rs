@@ -12,10 +12,7 @@ const MOST: usize = 200;
 impl Rig {
     /// A shard with this bound, a topic of so many records, and two groups.
     fn bounded(mode: GroupMode, records: u8) -> (Rig, GroupId, GroupId) {
-        let mut rig = Rig::start_with(ShardConfig { max_open: MOST, ..config() }, Disk::default(), 1)
-            .expect("an empty log");
-        rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-        rig.replies.clear();
+        let mut rig = Rig::with(ShardConfig { max_open: MOST, ..config() });
         let (g, h) = (rig.calm_group(mode), rig.group("h", calm(mode), GroupStart::Earliest).id);
         let record = |value| Record { key: Some(vec![value]), ..plain(value) };
         if records > 0 {
@@ -90,10 +87,7 @@ fn thousands_of_groups_and_a_hundred_thousand_leases() {
     const LEASES: usize = 100_000;
     let most = 512 << 20 >> 4 >> OPEN_COST.ilog2();
     assert!(most >= LEASES);
-    let mut rig = Rig::start_with(ShardConfig { max_open: most, ..config() }, Disk::default(), 1)
-        .expect("an empty log");
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(ShardConfig { max_open: most, ..config() });
     rig.append(&(0..100).map(plain).collect::<Vec<_>>());
     let config = GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) };
     let mut ids = Vec::new();

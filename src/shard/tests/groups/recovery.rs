@@ -78,9 +78,7 @@ fn a_backoff_and_a_sentence_to_the_dead_letter_topic_survive_a_restart() {
 #[test]
 fn state_is_read_from_the_last_checkpoint_and_segments_before_it_may_go() {
     let retaining = ShardConfig { retention_bytes: Some(3 * MIN_SEGMENT_LEN), ..config() };
-    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(retaining);
     let id = rig.calm_group(GroupMode::Shared);
     let quiet = rig.group("quiet", calm(GroupMode::Exclusive), GroupStart::Earliest).id;
     let mut acked = Vec::new();
@@ -109,9 +107,7 @@ fn state_is_read_from_the_last_checkpoint_and_segments_before_it_may_go() {
 #[test]
 fn records_that_retention_takes_are_expired_and_counted() {
     let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
-    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(retaining);
     let id = rig.calm_group(GroupMode::Shared);
     rig.values(b"ab");
     let alice = rig.attach(id, ALICE, 1);
@@ -181,9 +177,7 @@ fn old_records_are_read_from_disk_for_a_group() {
 #[test]
 fn a_checkpoint_that_is_longer_than_a_segment_is_written_once() {
     let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
-    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(retaining);
     let id =
         rig.group("g", GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) }, GroupStart::Earliest).id;
     let key = crate::consumer::GroupKey { group: id, partition: 0 };

@@ -127,9 +127,7 @@ fn consumers_whose_last_record_is_taken_from_them_are_forgotten() {
 #[test]
 fn a_consumer_whose_last_record_is_no_longer_retained_is_forgotten() {
     let retaining = ShardConfig { retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
-    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(retaining);
     let id = rig.calm_group(GroupMode::Shared);
     rig.values(b"a");
     let asked = rig.receive(id, BOB, 1, 0);
@@ -214,10 +212,7 @@ fn a_record_that_was_not_looked_at_waits_all_the_same_for_the_one_before_it_of_i
 
 fn retaining_for_a_second() -> Rig {
     let config = ShardConfig { retention_us: Some(1_000_000), ..config() };
-    let mut rig = Rig::start_with(config, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
-    rig
+    Rig::with(config)
 }
 
 /// Appends records until there are several segments.
@@ -324,9 +319,7 @@ fn a_redrive_is_answered_though_the_last_group_is_deleted_before_its_turn() {
 #[test]
 fn a_group_at_the_bound_of_delayed_records_goes_on_when_another_one_makes_room() {
     let config = ShardConfig { max_delayed: 1, ..config() };
-    let mut rig = Rig::start_with(config, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(config);
     let one = rig.group("one", calm(GroupMode::Shared), GroupStart::Earliest).id;
     let later = Directions { deliver_at_us: Some(rig.now.wall_us + 1_000_000), ..Directions::default() };
     rig.append(&[directed(1, later), plain(2)]);
@@ -344,9 +337,7 @@ fn a_group_at_the_bound_of_delayed_records_goes_on_when_another_one_makes_room()
 #[test]
 fn retention_goes_on_when_the_last_group_is_deleted() {
     let retaining = ShardConfig { retention_bytes: Some(3 * MIN_SEGMENT_LEN), ..config() };
-    let mut rig = Rig::start_with(retaining, Disk::default(), 1).unwrap();
-    rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
-    rig.replies.clear();
+    let mut rig = Rig::with(retaining);
     let config = GroupConfig { max_failures: 0, ..calm(GroupMode::Shared) };
     let id = rig.group("g", config, GroupStart::Earliest).id;
     rig.values(b"a");
