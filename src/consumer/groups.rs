@@ -383,24 +383,17 @@ impl Groups {
 
     /// Takes a record whose own time has come: the part, and the record.
     pub fn pop_dated(&mut self, wall_us: u64) -> Option<(u32, u64)> {
-        loop {
-            let Entry { offset, owner, .. } = self.dated.pop_due(wall_us)?;
-            match self.part_of_owner.get(&owner) {
-                Some(part) => return Some((*part, offset)),
-                None => self.dated.lost_came(),
-            }
-        }
+        let known = &self.part_of_owner;
+        let Entry { offset, owner, .. } = self.dated.pop_due(wall_us, |owner| known.contains_key(&owner))?;
+        Some((known[&owner], offset))
     }
 
     /// Takes a record whose wait after a delivery is over: the part, and the record.
     pub fn pop_backed_off(&mut self, now_us: u64) -> Option<(u32, u64)> {
-        loop {
-            let Entry { offset, owner, .. } = self.backing_off.pop_due(now_us)?;
-            match self.part_of_owner.get(&owner) {
-                Some(part) => return Some((*part, offset)),
-                None => self.backing_off.lost_came(),
-            }
-        }
+        let known = &self.part_of_owner;
+        let Entry { offset, owner, .. } =
+            self.backing_off.pop_due(now_us, |owner| known.contains_key(&owner))?;
+        Some((known[&owner], offset))
     }
 
     /// When something is due by the monotonic clock, µs.

@@ -42,14 +42,14 @@ pub struct Wheel {
     far: BTreeMap<(u64, u32), Vec<Entry>>,
     near: BinaryHeap<Reverse<Entry>>,
     len: usize,
-    /// Entries whose owner is gone: they come out, and nobody wants them.
+    /// Entries whose owner is gone, as far as is known: they are of no more use.
     lost: usize,
 }
 
 impl Wheel {
     /// Entries in it, without those that are [lost](Self::lose).
     pub fn len(&self) -> usize {
-        self.len - self.lost
+        self.len.saturating_sub(self.lost)
     }
 
     /// Whether there is none.
@@ -75,19 +75,15 @@ impl Wheel {
         }
     }
 
-    /// One that came out was lost.
-    pub fn lost_came(&mut self) {
-        self.lost = self.lost.saturating_sub(1);
-    }
-
     /// Adds an entry.
     pub fn add(&mut self, entry: Entry, now_us: u64) {
         self.len += 1;
         self.place(entry, now_us);
     }
 
-    /// Takes out an entry that is due.
-    pub fn pop_due(&mut self, now_us: u64) -> Option<Entry> {
+    /// Takes out an entry that is due. Lost ones, of whose owners `keep` says no, go as
+    /// they come.
+    pub fn pop_due(&mut self, now_us: u64, keep: impl Fn(u32) -> bool) -> Option<Entry> {
         while let Some(first) = self.far.first_entry().filter(|first| first.key().0 <= now_us) {
             let ((_, level), entries) = first.remove_entry();
             for entry in entries {
@@ -97,10 +93,15 @@ impl Wheel {
                 }
             }
         }
-        self.near.peek().filter(|first| first.0.due_us <= now_us)?;
-        self.len -= 1;
-        self.lost = self.lost.min(self.len);
-        self.near.pop().map(|Reverse(entry)| entry)
+        while let Some(&Reverse(entry)) = self.near.peek().filter(|first| first.0.due_us <= now_us) {
+            self.near.pop();
+            self.len -= 1;
+            if keep(entry.owner) {
+                return Some(entry);
+            }
+            self.lost = self.lost.saturating_sub(1);
+        }
+        None
     }
 
     /// When there is something to do at the earliest, µs: an entry is due then, or
@@ -162,7 +163,7 @@ mod tests {
             }
             for step in steps.into_iter().chain([i64::MAX / 2]) {
                 now = now.saturating_add_signed(step);
-                while let Some(out) = wheel.pop_due(now) {
+                while let Some(out) = wheel.pop_due(now, |_| true) {
                     prop_assert!(out.due_us <= now);
                     let at = waiting.iter().position(|entry| *entry == out);
                     waiting.swap_remove(at.expect("it comes out once"));
@@ -182,7 +183,7 @@ mod tests {
             wheel.retain(|owner| owner != 1);
             let left = (0..dues.len()).filter(|i| i % 3 != 1).count();
             prop_assert_eq!(wheel.len(), left);
-            let out = std::iter::from_fn(|| wheel.pop_due(u64::MAX)).count();
+            let out = std::iter::from_fn(|| wheel.pop_due(u64::MAX, |_| true)).count();
             prop_assert_eq!(out, left);
         }
     }
@@ -196,5 +197,23 @@ mod tests {
         let vectors: usize = wheel.far.values().map(Vec::capacity).sum();
         let bytes = (vectors + wheel.near.capacity()) * size_of::<Entry>();
         assert!(bytes <= 1_000_000 * ENTRY_COST, "{bytes} bytes");
+    }
+
+    #[test]
+    fn lost_entries_do_not_come_out_and_do_not_count() {
+        let (mut wheel, keep) = (Wheel::default(), |owner| owner != 1);
+        (0..9).for_each(|offset| wheel.add(entry(offset * HOUR, offset), 0));
+        wheel.lose(3, keep);
+        let mut left = 6;
+        while let Some(out) = wheel.pop_due(9 * HOUR, keep) {
+            left -= 1;
+            assert!(keep(out.owner));
+            assert_eq!((wheel.len(), wheel.is_empty()), (left, left == 0));
+        }
+        assert_eq!(left, 0);
+        // So many that they go at once.
+        (0..9).for_each(|offset| wheel.add(entry(offset * HOUR, offset), 0));
+        wheel.lose(6, |owner| owner == 1);
+        assert_eq!((wheel.len(), wheel.has_room(4, keep), wheel.has_room(3, keep)), (3, true, false));
     }
 }
