@@ -65,7 +65,7 @@ fn what_fails_too_often_is_a_dead_letter_that_is_shown_redriven_once_and_dropped
     assert_eq!((ran.code, ran.err.matches("no such customer").count()), (0, 4), "{ran:?}");
     wait_until("both are dead letters", || lag(at) == 0);
     let listed = at.run(&["dlq", "list", "--json"]).json();
-    let expected = json!({ "topic": "t", "dead_letter_topic": "t.dlq", "open": 2, "leased": 0 });
+    let expected = json!({ "dead_letter_topic": "t.dlq", "from": ["t"], "open": 2, "leased": 0 });
     assert_eq!(listed["topics"], json!([expected]));
     assert!(at.run(&["dlq", "show", "t"]).good().contains("exit status 3: no such customer"));
     let shown = letters(at.run(&["dlq", "show", "t.dlq", "--json", "--limit", "1"]));
@@ -100,6 +100,25 @@ fn what_fails_too_often_is_a_dead_letter_that_is_shown_redriven_once_and_dropped
     assert_eq!(letters(at.run(&["dlq", "show", "t", "--json", "--open"])), Vec::<Value>::new());
     assert_eq!(at.run(&["consume", "t", "--group", "g"]).good(), "", "what was dropped does not come");
     assert_eq!(at.run(&["dlq", "list", "--json"]).json()["topics"][0]["open"], 0);
+}
+
+#[test]
+fn dead_letters_are_in_the_topic_that_the_group_wants() {
+    let options = ["--backoff", "none", "--max-failures", "1", "--dead-letter-topic", "failed.dlq"];
+    let (_dir, server) = broker(&options, "x\n");
+    let at = At(server.addr);
+    at.run(&exec("false", &["--follow", "--count", "1"])).good();
+    wait_until("it is a dead letter", || lag(at) == 0);
+    let expected = json!({ "dead_letter_topic": "failed.dlq", "from": ["t"], "open": 1, "leased": 0 });
+    assert_eq!(at.run(&["dlq", "list", "--json"]).json()["topics"], json!([expected]));
+    assert_eq!(letters(at.run(&["dlq", "show", "failed", "--json"])).len(), 1);
+    at.run(&["dlq", "show", "t"]).bad(1, &["topic t has no dead letters", "dlq list"]);
+    assert_eq!(at.run(&["dlq", "redrive", "failed.dlq", "--all"]).good(), "0 0: redriven\n");
+    assert_eq!(at.run(&["consume", "t", "--group", "g"]).good(), "x\n", "it goes where it came from");
+    let create = ["group", "create", "h", "--topic", "t", "--dead-letter-topic"];
+    at.run(&[&create[..], &["failed"]].concat()).bad(2, &[".dlq"]);
+    at.run(&["group", "create", "h", "--topic", "failed.dlq", "--dead-letter-topic", "more.dlq"])
+        .bad(1, &["InvalidTopicName", "holds dead letters"]);
 }
 
 #[test]

@@ -135,3 +135,20 @@ async fn keys_stay_in_order_through_failures_and_kills_of_the_broker() {
     assert_eq!((seen.delivered.len(), lag), (3000, 0));
     assert!(seen.rejected > 20, "{} rejected", seen.rejected);
 }
+
+#[tokio::test]
+async fn dead_letters_are_in_the_topic_that_the_groups_first_consumer_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &[]);
+    let client = Client::connect(server.addr.to_string()).await.unwrap();
+    client.admin().create_topic("t", 1).await.unwrap();
+    let producer = client.producer("t").build().await.unwrap();
+    producer.send(Record::new("x")).await.unwrap();
+    let consumer = client.consumer("t", "g").dead_letter_topic("failed.dlq").open().await.unwrap();
+    consumer.recv().await.unwrap().dead_letter("no good").await.unwrap();
+    let letters = client.consumer("failed.dlq", "failed.dlq").open().await.unwrap();
+    let letter = tokio::time::timeout(PATIENCE, letters.recv()).await.unwrap().unwrap();
+    assert_eq!((&letter.value[..], letter.record().dead_letter().unwrap().reason), (&b"x"[..], "no good".into()));
+    letters.close().await;
+    consumer.close().await;
+}

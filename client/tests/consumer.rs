@@ -389,6 +389,7 @@ async fn groups_are_created_found_described_set_back_and_deleted() {
         start: GroupStart::Earliest,
         or_find,
         config: GroupConfig { mode, ..GroupConfig::default() },
+        dead_letter_topic: None,
     };
     let group = admin.create_group(create(false, GroupMode::Shared)).await.unwrap();
     assert_eq!(admin.create_group(create(true, GroupMode::Shared)).await.unwrap(), group);

@@ -145,7 +145,7 @@ impl Stage {
     fn group(&mut self, name: &str, begin: u64) -> Result<GroupInfo, Error> {
         let (name, start) = (name.to_owned(), GroupStart::Offset(Offset(begin)));
         let (topic, config) = (self.topic.clone(), GroupConfig { max_failures: 0, ..GroupConfig::default() });
-        let create = CreateGroup { name, topic, start, or_find: false, config };
+        let create = CreateGroup { name, topic, start, or_find: false, config, dead_letter_topic: None };
         Ok(self.admin.create_group(create)?)
     }
 }

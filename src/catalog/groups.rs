@@ -213,9 +213,7 @@ impl Catalog {
         if !is_valid_topic_name(&create.name) {
             return refused(ErrorCode::InvalidTopicName, "of a group".into());
         }
-        let wants_dead_letters = (create.config.max_failures > 0 || create.config.dead_letter_expired)
-            && !self.groups.has_dead_letters_in(topic.id)
-            && !topic.name.ends_with(DEAD_LETTER_SUFFIX);
+        let letters = self.dead_letter_topic(create, topic, shards)?;
         let mut next_id = self.groups.next_id;
         let mut new_group = |name: &str, topic, dead_letter, config, start| {
             let id = GroupId(next_id);
@@ -224,31 +222,14 @@ impl Catalog {
         };
         let (mut dead_letter, mut partitions, mut groups) = (TopicId(0), topic.partitions as usize, 1);
         let (mut created, mut is_new_topic) = (None, false);
-        if wants_dead_letters {
-            let name = format!("{}{DEAD_LETTER_SUFFIX}", topic.name);
-            let found = self.by_name(&name).cloned();
-            let partitions_wanted = u32::from(shards);
-            let new = TopicInfo { id: TopicId(self.next_id), partitions: partitions_wanted, name };
-            let letters = found.clone().unwrap_or(new);
-            let handled = self.group_by_name(&letters.name);
-            let fits = is_valid_topic_name(&letters.name)
-                && letters.partitions >= partitions_wanted
-                && handled.is_none_or(|group| group.info.topic == letters.id);
-            if !fits {
-                let text = format!(
-                    "the dead-letter topic {:?} cannot be: its name is too long or that of another group, or it \
-                     has less than {shards} partitions",
-                    letters.name
-                );
-                return refused(ErrorCode::InvalidTopicName, text);
-            }
+        if let Some(letters) = letters {
             dead_letter = letters.id;
-            if found.is_none() || handled.is_none() {
+            is_new_topic = self.by_name(&letters.name).is_none();
+            if is_new_topic || self.group_by_name(&letters.name).is_none() {
                 // Dead letters stay until somebody decides about them.
                 let config = GroupConfig { max_failures: 0, ..GroupConfig::default() };
                 let group = new_group(&letters.name, letters.id, TopicId(0), config, GroupStart::Earliest);
                 (partitions, groups) = (partitions + letters.partitions as usize, 2);
-                is_new_topic = found.is_none();
                 created = Some((letters, group));
             }
         }
@@ -266,6 +247,52 @@ impl Catalog {
         }
         let change = CatalogChange::GroupCreated(NewGroup { group, dead_letter: created });
         Ok(CatalogUpdate { version: self.version + 1, change })
+    }
+
+    /// The topic for this group's dead letters, which may have to be created; `None` if
+    /// there are to be none.
+    fn dead_letter_topic(
+        &self,
+        create: &CreateGroup,
+        topic: &TopicInfo,
+        shards: u16,
+    ) -> Result<Option<TopicInfo>, NotCreated> {
+        let refused = |text: String| Err(NotCreated::Refused(ErrorCode::InvalidTopicName, text));
+        let holds_dead_letters =
+            topic.name.ends_with(DEAD_LETTER_SUFFIX) || self.groups.has_dead_letters_in(topic.id);
+        let name = match &create.dead_letter_topic {
+            Some(_) if holds_dead_letters => {
+                return refused(format!(
+                    "topic {:?} holds dead letters, and has no topic for its own",
+                    topic.name
+                ));
+            }
+            Some(name) if !name.ends_with(DEAD_LETTER_SUFFIX) => {
+                return refused(format!(
+                    "a dead-letter topic's name ends in {DEAD_LETTER_SUFFIX}, and {name:?} does not"
+                ));
+            }
+            Some(name) => name.clone(),
+            None if holds_dead_letters => return Ok(None),
+            None if create.config.max_failures == 0 && !create.config.dead_letter_expired => return Ok(None),
+            None => format!("{}{DEAD_LETTER_SUFFIX}", topic.name),
+        };
+        let partitions = u32::from(shards);
+        let found = self.by_name(&name).cloned();
+        let letters = found.unwrap_or(TopicInfo { id: TopicId(self.next_id), partitions, name });
+        let handled = self.group_by_name(&letters.name);
+        let fits = is_valid_topic_name(&letters.name)
+            && letters.partitions >= partitions
+            && letters.name != create.name
+            && handled.is_none_or(|group| group.info.topic == letters.id);
+        if !fits {
+            return refused(format!(
+                "the dead-letter topic {:?} cannot be: its name is not valid, or that of another group, or it has \
+                 less than {shards} partitions",
+                letters.name
+            ));
+        }
+        Ok(Some(letters))
     }
 
     /// A group of the name is there.
@@ -328,7 +355,8 @@ mod tests {
 
     fn create(name: &str, topic: &str, or_find: bool) -> CreateGroup {
         let (start, config) = (GroupStart::Time(9), GroupConfig::default());
-        CreateGroup { name: name.into(), topic: topic.into(), start, or_find, config }
+        let (name, topic) = (name.into(), topic.into());
+        CreateGroup { name, topic, start, or_find, config, dead_letter_topic: None }
     }
 
     fn with_topic() -> Catalog {
@@ -409,6 +437,54 @@ mod tests {
         assert_eq!((catalog.topics().count(), catalog.groups().count(), catalog.partitions()), (2, 2, 5));
         let own = catalog.group_by_name("orders.dlq").unwrap();
         assert_eq!(Some(own.info.topic), catalog.by_name("orders.dlq").map(|topic| topic.id));
+    }
+
+    /// What the catalog says to group `name` with dead letters in `dead_letter_topic`.
+    fn with_dead_letters_in(
+        catalog: &Catalog,
+        (name, topic): (&str, &str),
+        dead_letter_topic: &str,
+    ) -> Result<CatalogUpdate, NotCreated> {
+        let mut create = create(name, topic, false);
+        create.config.max_failures = 0;
+        create.dead_letter_topic = Some(dead_letter_topic.into());
+        catalog.plan_create_group(&create, 2)
+    }
+
+    #[test]
+    fn dead_letters_go_where_the_group_wants_them_whatever_else_it_is() {
+        let mut catalog = with_topic();
+        let update = catalog.plan_create("other", 1).unwrap();
+        apply(&mut catalog, update);
+        for of in [("a", "orders"), ("b", "other")] {
+            let update = with_dead_letters_in(&catalog, of, "failed.dlq").unwrap();
+            apply(&mut catalog, update);
+        }
+        let names: Vec<&str> = catalog.groups().map(|group| group.info.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "failed.dlq"]);
+        let letters = catalog.by_name("failed.dlq").unwrap().id;
+        for name in ["a", "b"] {
+            assert_eq!(catalog.group_by_name(name).unwrap().info.dead_letter, letters);
+        }
+        assert_eq!(catalog.topics().count(), 3, "no other dead-letter topic came");
+    }
+
+    #[test]
+    fn dead_letters_go_only_to_a_topic_that_says_so_and_not_on_from_there() {
+        let mut catalog = with_topic();
+        let update = with_dead_letters_in(&catalog, ("a", "orders"), "failed.dlq").unwrap();
+        apply(&mut catalog, update);
+        for (of, letters) in [
+            (("b", "orders"), "orders"),
+            (("b", "orders"), "failed"),
+            (("b", "orders"), "a/b.dlq"),
+            (("b.dlq", "orders"), "b.dlq"),
+            (("b", "failed.dlq"), "more.dlq"),
+        ] {
+            let refused = with_dead_letters_in(&catalog, of, letters);
+            let is_name = matches!(refused, Err(NotCreated::Refused(ErrorCode::InvalidTopicName, _)));
+            assert!(is_name, "{of:?} to {letters}: {refused:?}");
+        }
     }
 
     #[test]

@@ -6,12 +6,13 @@ mod show;
 
 use std::process::ExitCode;
 
-use ringbolt_client::Client;
+use ringbolt_client::{Client, TopicId};
 use serde_json::json;
 
 use super::connection::{CommandError, CommonArgs, print, print_json, run as run_command, run_short};
 use super::topic::table;
-use letters::{SUFFIX, dead_letter_topic, origin};
+use crate::catalog::DEAD_LETTER_SUFFIX;
+use letters::dead_letter_topic;
 use settle::Decision;
 
 /// Arguments of `ringbolt dlq`.
@@ -25,12 +26,13 @@ pub struct DlqArgs {
 enum DlqCommand {
     /// List the dead-letter topics, and how many dead letters in each are open: neither redriven nor dropped
     ///
-    /// With --json prints {"topics": [{"topic", "dead_letter_topic", "open", "leased"}]}.
+    /// FROM tells the topics with groups that send theirs there. With --json prints
+    /// {"topics": [{"dead_letter_topic", "from": [...], "open", "leased"}]}.
     List {
         #[command(flatten)]
         common: CommonArgs,
     },
-    /// Show a topic's dead letters: where they are, where they come from, and why
+    /// Show the dead letters of a topic: where they are, where they come from, and why
     ///
     /// Nothing is changed by it. STATE is open, or done once it was redriven or dropped; a dash if the
     /// broker does not tell (its disk is full). ORIGIN is partition and offset in the topic, FAILED counts
@@ -39,7 +41,7 @@ enum DlqCommand {
     /// "origin_partition", "origin_offset", "group", "acquired", "failed", "first_delivery", "moved",
     /// "reason", "key", "value"}.
     Show {
-        /// The topic, or its dead-letter topic
+        /// The dead-letter topic, with or without its .dlq
         topic: String,
         /// Of this partition of the dead-letter topic only
         #[arg(long, value_name = "INDEX")]
@@ -83,7 +85,7 @@ enum DlqCommand {
 
 #[derive(clap::Args)]
 struct Which {
-    /// The topic, or its dead-letter topic
+    /// The dead-letter topic, with or without its .dlq
     topic: String,
     /// All that are open now
     #[arg(long, required_unless_present = "offset", conflicts_with_all = ["offset", "partition"])]
@@ -140,33 +142,47 @@ pub fn run(args: DlqArgs) -> ExitCode {
     }
 }
 
-/// A dead-letter topic's name, how many in it are open, and how many of those are leased.
-async fn counts(client: &Client) -> Result<Vec<(String, u64, u64)>, CommandError> {
-    let groups = client.admin().groups().await?;
-    let mut counts = Vec::new();
-    for group in groups.iter().filter(|group| group.name.ends_with(SUFFIX)) {
+/// A dead-letter topic of the list.
+struct Listed {
+    name: String,
+    /// Topics with groups that send theirs there.
+    from: Vec<String>,
+    /// Neither redriven nor dropped.
+    open: u64,
+    leased: u64,
+}
+
+async fn all(client: &Client) -> Result<Vec<Listed>, CommandError> {
+    let (groups, topics) = (client.admin().groups().await?, client.admin().list_topics().await?);
+    let mut listed = Vec::new();
+    for group in groups.iter().filter(|group| group.name.ends_with(DEAD_LETTER_SUFFIX)) {
         let description = client.admin().describe_group(&group.name).await?;
-        if description.topic == group.name {
-            let sum = |of: fn(&ringbolt_client::Progress) -> u64| {
-                description.partitions.iter().map(|p| of(&p.progress)).sum()
-            };
-            counts.push((group.name.clone(), sum(|progress| progress.lag), sum(|progress| progress.leased)));
+        if description.topic != group.name {
+            continue;
         }
+        let sum = |of: fn(&ringbolt_client::Progress) -> u64| {
+            description.partitions.iter().map(|p| of(&p.progress)).sum()
+        };
+        let sends = |topic: TopicId| groups.iter().any(|g| (g.topic, g.dead_letter) == (topic, group.topic));
+        let from = topics.iter().filter(|topic| sends(topic.id)).map(|topic| topic.name.clone()).collect();
+        let (open, leased) = (sum(|progress| progress.lag), sum(|progress| progress.leased));
+        listed.push(Listed { name: group.name.clone(), from, open, leased });
     }
-    Ok(counts)
+    Ok(listed)
 }
 
 async fn list(common: &CommonArgs) -> Result<ExitCode, CommandError> {
     let client = common.connect().await?;
-    let counts = counts(&client).await?;
+    let listed = all(&client).await?;
     if common.json {
-        let object = |(name, open, leased): &(String, u64, u64)| json!({ "topic": origin(name), "dead_letter_topic": name, "open": open, "leased": leased });
-        print_json(&json!({ "topics": counts.iter().map(object).collect::<Vec<_>>() }))?;
+        let object = |Listed { name, from, open, leased }: &Listed| json!({ "dead_letter_topic": name, "from": from, "open": open, "leased": leased });
+        print_json(&json!({ "topics": listed.iter().map(object).collect::<Vec<_>>() }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = table(&["TOPIC", "DEAD-LETTER-TOPIC", "OPEN", "LEASED"]);
-    for (name, open, leased) in &counts {
-        table.add_row([origin(name), name, &open.to_string(), &leased.to_string()]);
+    let mut table = table(&["DEAD-LETTER-TOPIC", "FROM", "OPEN", "LEASED"]);
+    for Listed { name, from, open, leased } in &listed {
+        let from = if from.is_empty() { "-".to_owned() } else { from.join(" ") };
+        table.add_row([name, &from, &open.to_string(), &leased.to_string()]);
     }
     print(&format!("{table}\n"))?;
     Ok(ExitCode::SUCCESS)

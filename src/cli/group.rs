@@ -26,8 +26,8 @@ pub struct GroupArgs {
 enum GroupCommand {
     /// Create a consumer group on a topic
     ///
-    /// With --max-failures above 0, or --dead-letter-expired, the dead-letter topic TOPIC.dlq comes with
-    /// it, but on a topic that holds dead letters itself. With --json prints
+    /// With --max-failures above 0, --dead-letter-expired or --dead-letter-topic a dead-letter topic comes
+    /// with it, but on a topic that holds dead letters itself. With --json prints
     /// {"id", "name", "topic", "dead_letter", "mode", "lease_ms", "max_failures", "timeout_is_failure",
     /// "dead_letter_expired", "backoff", "max_open"}; topic and dead_letter are numbers, 0 for none.
     Create {
@@ -105,8 +105,9 @@ pub fn run(args: GroupArgs) -> ExitCode {
     run_short(|| async {
         match args.command {
             GroupCommand::Create { name, topic, from, config, common } => {
-                let config = config.config();
-                let create = CreateGroup { name, topic, start: from, or_find: false, config };
+                let (start, or_find) = (from, false);
+                let (dead_letter_topic, config) = (config.dead_letter_topic.clone(), config.config());
+                let create = CreateGroup { name, topic, start, or_find, config, dead_letter_topic };
                 self::create(create, &common).await
             }
             GroupCommand::List { common } => list(&common).await,

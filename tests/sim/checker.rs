@@ -307,7 +307,7 @@ impl Checker {
             && info.dead_letter != TopicId(0)
         {
             let (id, partitions) = (info.dead_letter, self.logs.len() as u32);
-            let name = format!("{}.dlq", create.topic);
+            let name = create.dead_letter_topic.clone().unwrap_or(format!("{}.dlq", create.topic));
             self.topics.appeared(&TopicInfo { id, partitions, name });
         }
         self.groups.answered(&self.logs, shard, (to.session, to.correlation), (asked, reply));

@@ -27,7 +27,9 @@ impl GroupAdmin {
             let topic = cx.rng.pick(cx.topics).name;
             let name = format!("group-{:06}", self.names);
             let (start, config) = (some_start(cx), some_config(cx));
-            return Some((0, GroupBody::Create(CreateGroup { name, topic, start, or_find: false, config })));
+            let dead_letter_topic = cx.rng.percent(20).then(|| "failed.dlq".to_owned());
+            let create = CreateGroup { name, topic, start, or_find: false, config, dead_letter_topic };
+            return Some((0, GroupBody::Create(create)));
         }
         let shard = cx.rng.below(u64::from(cx.shards)) as usize;
         if own.is_empty() {

@@ -50,6 +50,7 @@ fn create(config: GroupConfig) -> Request {
         start: Default::default(),
         or_find: true,
         config,
+        dead_letter_topic: None,
     })
 }
 

@@ -32,6 +32,7 @@ pub struct ConsumerBuilder {
     group: String,
     mode: Option<GroupMode>,
     config: GroupConfig,
+    dead_letter_topic: Option<String>,
     start: GroupStart,
     prefetch: u64,
     prefetch_bytes: u64,
@@ -48,6 +49,7 @@ impl ConsumerBuilder {
             group,
             mode: None,
             config: GroupConfig::default(),
+            dead_letter_topic: None,
             start: GroupStart::Earliest,
             prefetch: 256,
             prefetch_bytes: 16 << 20,
@@ -68,6 +70,14 @@ impl ConsumerBuilder {
     /// what it has.
     pub fn config(mut self, config: GroupConfig) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Where dead letters of a group go that is not there yet: a topic whose name ends in
+    /// `.dlq`, which is created if it is not there. Default: the consumed topic's name with
+    /// `.dlq` behind it.
+    pub fn dead_letter_topic(mut self, name: impl Into<String>) -> Self {
+        self.dead_letter_topic = Some(name.into());
         self
     }
 
@@ -182,6 +192,7 @@ impl ConsumerBuilder {
             start: self.start,
             or_find: true,
             config: GroupConfig { mode: self.mode.unwrap_or(self.config.mode), ..self.config },
+            dead_letter_topic: self.dead_letter_topic.clone(),
         }
     }
 

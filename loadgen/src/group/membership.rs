@@ -61,6 +61,7 @@ impl Membership {
             start: plan.start,
             or_find: true,
             config: plan.config,
+            dead_letter_topic: None,
         };
         let group = admin.create_group(create)?;
         let mut first = BTreeMap::new();

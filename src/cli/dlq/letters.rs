@@ -4,19 +4,21 @@ use std::ops::Range;
 
 use ringbolt_client::{Client, Error, ErrorCode, GroupInfo, TopicDescription};
 
+use crate::catalog::DEAD_LETTER_SUFFIX;
 use crate::cli::connection::CommandError;
 
-/// What the name of a dead-letter topic, and of its group, has after the topic's.
-pub(super) const SUFFIX: &str = ".dlq";
-
-/// The dead-letter topic of a topic, which may be given itself.
+/// The dead-letter topic that is given, or that of a topic unless its groups want another.
 pub(super) fn dead_letter_topic(topic: &str) -> String {
-    if topic.ends_with(SUFFIX) { topic.to_owned() } else { format!("{topic}{SUFFIX}") }
+    if topic.ends_with(DEAD_LETTER_SUFFIX) {
+        topic.to_owned()
+    } else {
+        format!("{topic}{DEAD_LETTER_SUFFIX}")
+    }
 }
 
-/// The topic whose dead letters are in this one.
-pub(super) fn origin(dead_letter_topic: &str) -> &str {
-    dead_letter_topic.strip_suffix(SUFFIX).unwrap_or(dead_letter_topic)
+/// The topic whose dead letters are in this one unless its groups want another.
+fn origin(dead_letter_topic: &str) -> &str {
+    dead_letter_topic.strip_suffix(DEAD_LETTER_SUFFIX).unwrap_or(dead_letter_topic)
 }
 
 /// A dead-letter topic, and the group through which its records are handled.

@@ -4,7 +4,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ringbolt_client::{GroupConfig, GroupMode, GroupStart, RetryBackoff};
 use ringbolt_wire::Offset;
-use ringbolt_wire::message::{MAX_LEASE_MS, MAX_OPEN_RECORDS, MAX_RETRY_DELAY_MS};
+use ringbolt_wire::message::{MAX_LEASE_MS, MAX_OPEN_RECORDS, MAX_RETRY_DELAY_MS, is_valid_topic_name};
+
+use crate::catalog::DEAD_LETTER_SUFFIX;
 
 /// A group's configuration; each has the default that a group has which is created by
 /// its first consumer.
@@ -27,6 +29,10 @@ pub(super) struct ConfigArgs {
     /// Records whose time to live is over go to the dead-letter topic, instead of being skipped
     #[arg(long)]
     dead_letter_expired: bool,
+    /// Where dead letters go: a topic whose name ends in .dlq, which may be there. Without it, TOPIC.dlq
+    /// if --max-failures or --dead-letter-expired send any there
+    #[arg(long, value_name = "NAME", value_parser = parse_dead_letter_topic)]
+    pub dead_letter_topic: Option<String>,
     /// How long a record waits after a failure: none, a time (5s), or twice as long each time between
     /// two (100ms..1m)
     #[arg(long, value_name = "BACKOFF", default_value = "100ms..1m", value_parser = parse_backoff)]
@@ -57,6 +63,15 @@ pub(in crate::cli) fn parse_mode(text: &str) -> Result<GroupMode, String> {
         .into_iter()
         .find(|mode| mode.to_string() == text)
         .ok_or_else(|| "expected shared, key-ordered or exclusive".to_owned())
+}
+
+fn parse_dead_letter_topic(text: &str) -> Result<String, String> {
+    let fits = text.ends_with(DEAD_LETTER_SUFFIX) && is_valid_topic_name(text);
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("expected a topic's name that ends in {DEAD_LETTER_SUFFIX}"))
+    }
 }
 
 fn parse_ms(text: &str, max_ms: u32) -> Result<u32, String> {

@@ -50,7 +50,14 @@ fn calm(mode: GroupMode) -> GroupConfig {
 impl Rig {
     fn group(&mut self, name: &str, config: GroupConfig, start: GroupStart) -> GroupInfo {
         let topic = "t".to_owned();
-        let create = CreateGroup { name: name.to_owned(), topic, start, or_find: false, config };
+        let create = CreateGroup {
+            name: name.to_owned(),
+            topic,
+            start,
+            or_find: false,
+            config,
+            dead_letter_topic: None,
+        };
         self.request(ShardRequest::CreateGroup(create));
         match self.replies.pop() {
             Some((_, Reply::Group(info))) => info,

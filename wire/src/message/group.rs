@@ -228,6 +228,9 @@ pub struct CreateGroup {
     pub or_find: bool,
     /// What it does.
     pub config: GroupConfig,
+    /// Where its dead letters go; the name ends in `.dlq`. With `None` it is the
+    /// topic's with `.dlq` behind it, if the configuration sends any there.
+    pub dead_letter_topic: Option<String>,
 }
 
 impl CreateGroup {
@@ -237,6 +240,7 @@ impl CreateGroup {
         m.put_u32(u32::from(self.or_find));
         m.put_string(&self.topic);
         m.put_string(&self.name);
+        m.put_string(self.dead_letter_topic.as_deref().unwrap_or_default());
     }
 
     pub(super) fn read(r: &mut Reader<'_>) -> Result<CreateGroup, MessageError> {
@@ -244,7 +248,8 @@ impl CreateGroup {
         let or_find = flag("or_find", r.u8()?)?;
         r.reserved(3)?;
         let (topic, name) = (r.string()?.to_owned(), r.string()?.to_owned());
-        Ok(CreateGroup { name, topic, start, or_find, config })
+        let dead_letter_topic = Some(r.string()?).filter(|name| !name.is_empty()).map(str::to_owned);
+        Ok(CreateGroup { name, topic, start, or_find, config, dead_letter_topic })
     }
 }
 

@@ -52,6 +52,7 @@ fn making_examples() -> Vec<Example> {
         start: GroupStart::Earliest,
         or_find: true,
         config: GroupConfig::default(),
+        dead_letter_topic: Some("failed.dlq".into()),
     };
     let reset = ResetGroup { name: "billing".into(), to: GroupStart::Offset(Offset(40)), partition: Some(1) };
     let name = || "billing".to_owned();
@@ -61,7 +62,8 @@ fn making_examples() -> Vec<Example> {
             14,
             Request::CreateGroup(create),
             &format!(
-                "{START}, {CONFIG}, or_find u8, reserved r3, topic_len u16, topic a6, name_len u16, name a7"
+                "{START}, {CONFIG}, or_find u8, reserved r3, topic_len u16, topic a6, name_len u16, name a7, \
+                 dead_letter_topic_len u16, dead_letter_topic a10"
             ),
         ),
         response(

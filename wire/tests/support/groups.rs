@@ -92,8 +92,16 @@ fn start() -> impl Strategy<Value = GroupStart> {
 }
 
 fn create_group() -> impl Strategy<Value = CreateGroup> {
-    (".{0,300}", ".{0,300}", start(), any::<bool>(), config())
-        .prop_map(|(name, topic, start, or_find, config)| CreateGroup { name, topic, start, or_find, config })
+    (".{0,300}", ".{0,300}", start(), any::<bool>(), config(), option::of(".{1,300}")).prop_map(
+        |(name, topic, start, or_find, config, dead_letter_topic)| CreateGroup {
+            name,
+            topic,
+            start,
+            or_find,
+            config,
+            dead_letter_topic,
+        },
+    )
 }
 
 fn reset_group() -> impl Strategy<Value = ResetGroup> {

@@ -302,6 +302,7 @@ fn partitions_that_become_free_go_to_those_who_have_the_fewest() {
         start: GroupStart::Earliest,
         or_find: false,
         config: GroupConfig { max_failures: 0, ..calm(GroupMode::Exclusive) },
+        dead_letter_topic: None,
     };
     rig.request(ShardRequest::CreateGroup(create));
     let Some((_, Reply::Group(GroupInfo { id, .. }))) = rig.replies.pop() else { panic!("no group") };

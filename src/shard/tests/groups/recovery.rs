@@ -138,6 +138,7 @@ fn a_group_begins_at_a_time_and_is_there_when_that_is_durable() {
         start: GroupStart::End,
         or_find: true,
         config: calm(GroupMode::Shared),
+        dead_letter_topic: None,
     };
     let asked = rig.request(ShardRequest::CreateGroup(create));
     let mut writes = 0;
@@ -226,6 +227,7 @@ fn a_group_that_no_footer_could_describe_is_refused() {
         start: GroupStart::End,
         or_find: false,
         config: GroupConfig::default(),
+        dead_letter_topic: None,
     };
     rig.request(ShardRequest::CreateGroup(create));
     assert_eq!(rig.error().error_code(), Some(ErrorCode::TooManyPartitions));
