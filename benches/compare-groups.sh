@@ -56,14 +56,18 @@ consume_rows() {
 
 beside_rows() {
     say "produce while a group consumes"
+    : >"$WORK/delivered_per_s.v"
     alone_per_s() { load .acked_per_s --producers 64 --in-flight 16; }
     beside_per_s() {
         local group=g$(date +%s%N)
-        load .acked_per_s --producers 64 --in-flight 16 --consumers 1 --group "$group"
+        load .acked_per_s --producers 64 --in-flight 16 --consumers 1 --group "$group" --credit 4096
+        jq -r .fetched.records_per_s "$WORK/load.json" >>"$WORK/delivered_per_s.v"
     }
     rounds "produce" alone_per_s beside_per_s
     row "64 producers, 16 in flight, while a group consumes and acks all, to produce alone" \
         "$(ratio beside_per_s alone_per_s)" '>=' 0.6 "$(middle beside_per_s %.0f/s)"
+    row "the same, delivered meanwhile to produced" "$(ratio delivered_per_s beside_per_s)" '>=' 0.9 \
+        "$(middle delivered_per_s %.0f/s)"
 }
 
 # Two brokers, one of them with a million delayed records, in turn.

@@ -3,6 +3,8 @@
 //! The broker's memory is one region of chunks; `io::pool` owns it and this
 //! module does not know it. A simulation brings buffers of its own.
 
+use std::ops::Range;
+
 use crate::limits::CHUNK_LEN;
 
 /// A piece of memory that starts at a multiple of 4 KiB, owned by its holder.
@@ -13,6 +15,10 @@ pub trait Buffer: AsRef<[u8]> + AsMut<[u8]> + Send + 'static {
     /// # Panics
     /// If `at` is not a multiple of 4 KiB or is beyond the end.
     fn split_off(&mut self, at: usize) -> Self;
+
+    /// These bytes are soon written to: their memory may be brought near. Bytes that the
+    /// buffer does not have are left out. By default nothing is done.
+    fn prefetch(&self, _bytes: Range<usize>) {}
 }
 
 /// Where buffers come from.

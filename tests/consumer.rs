@@ -148,7 +148,10 @@ async fn dead_letters_are_in_the_topic_that_the_groups_first_consumer_asked_for(
     consumer.recv().await.unwrap().dead_letter("no good").await.unwrap();
     let letters = client.consumer("failed.dlq", "failed.dlq").open().await.unwrap();
     let letter = tokio::time::timeout(PATIENCE, letters.recv()).await.unwrap().unwrap();
-    assert_eq!((&letter.value[..], letter.record().dead_letter().unwrap().reason), (&b"x"[..], "no good".into()));
+    assert_eq!(
+        (&letter.value[..], letter.record().dead_letter().unwrap().reason),
+        (&b"x"[..], "no good".into())
+    );
     letters.close().await;
     consumer.close().await;
 }

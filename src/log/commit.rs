@@ -55,6 +55,10 @@ struct RawCommitHeader {
     reserved_tail: [u8; 28],
 }
 
+/// Of what is copied next, so many bytes are prefetched at most: a processor sees by itself
+/// how a longer copy goes on.
+const MAX_PREFETCH_LEN: usize = 2048;
+
 const _: () = assert!(COMMIT_HEADER_LEN == 128);
 const CRC_START: usize = std::mem::offset_of!(RawCommitHeader, format);
 const _: () = assert!(CRC_START == 8);
@@ -306,6 +310,10 @@ impl<B: Buffer> OpenCommit<B> {
     /// read it where it was just written waits until the whole copy is in the
     /// cache, and its memory seldom is before. That was 56 of 1000 ns per batch of
     /// 1 KiB.
+    ///
+    /// So that the next copy waits less, where it will go is [prefetched](Buffer::prefetch):
+    /// 64 producers with 16 batches of 1 KiB in flight reach 1.08 and 1.10 times as much
+    /// (medians of 6 rounds in turn, 1.04 to 1.28).
     #[inline]
     pub fn append(&mut self, header: &BatchHeader, batch: &[u8]) {
         self.heads_crc = crc32c_append(self.heads_crc, header.as_bytes());
@@ -315,6 +323,7 @@ impl<B: Buffer> OpenCommit<B> {
         rest.copy_from_slice(&batch[BATCH_HEADER_LEN..]);
         self.len += batch.len();
         self.batches += 1;
+        self.buffer.prefetch(self.len..self.len + batch.len().min(MAX_PREFETCH_LEN));
     }
 
     /// Bytes that the commit will have on disk.

@@ -146,6 +146,17 @@ fn a_warming_that_gets_no_processor_holds_up_nobody() {
 }
 
 #[test]
+fn a_prefetch_changes_nothing_and_does_not_care_where_the_piece_ends() {
+    let mut piece = pool(1).take().unwrap();
+    piece.fill(7);
+    let len = piece.len();
+    for bytes in [0..len, len - 1..len + 4096, len..len, len + 1..usize::MAX, usize::MAX..usize::MAX] {
+        piece.prefetch(bytes);
+    }
+    assert!(piece.iter().all(|byte| *byte == 7));
+}
+
+#[test]
 fn sizes_out_of_range_are_refused() {
     for bytes in [0, CHUNK_LEN - 1, usize::MAX] {
         assert!(matches!(Pool::new(bytes), Err(PoolError::Size { .. })), "{bytes}");
