@@ -95,7 +95,7 @@ pub const MAX_GROUP_PARTITIONS: usize = 200_000;
 pub const MAX_CONSUMERS: usize = 20_000;
 /// Most records that one settle request may speak of: looking at each takes 1 to 3
 /// ms in all.
-pub const MAX_SETTLE_RECORDS: u64 = 16_384;
+pub const MAX_SETTLE_RECORDS: u64 = ringbolt_wire::message::MAX_SETTLE_RECORDS;
 
 /// Dead letters of a shard that may be on their way back to where they came from.
 pub const MAX_REDRIVES: usize = 65_536;

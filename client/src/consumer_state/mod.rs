@@ -256,7 +256,10 @@ impl<T> ShardState<T> {
         let (items, entries) = self.queue.next();
         assert!(!items.is_empty(), "a request has room for whatever is first");
         let confirm = entries.iter().any(|entry| entry.confirm);
-        let settle = Settle { at: self.config.at, credit: self.take_credit(), confirm, items };
+        // A request that has no answer may be refused, and credit with it, unheard. Alone it
+        // is not.
+        let credit = if confirm { self.take_credit() } else { Credit::default() };
+        let settle = Settle { at: self.config.at, credit, confirm, items };
         if !confirm {
             return Some(Step::Tell(settle));
         }

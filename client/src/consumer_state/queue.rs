@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ringbolt_wire::message::{LeaseRange, MAX_SETTLE_ITEMS, SettleItem, Unsettled, Verb};
+use ringbolt_wire::message::{LeaseRange, MAX_SETTLE_ITEMS, MAX_SETTLE_RECORDS, SettleItem, Unsettled, Verb};
 
 use super::hand::Amount;
 
@@ -54,8 +54,23 @@ impl<T> Queue<T> {
         self.amount
     }
 
-    pub fn push(&mut self, entry: Entry<T>) {
+    pub fn push(&mut self, mut entry: Entry<T>) {
         self.amount.add(entry.amount);
+        while u64::from(entry.range.count) > MAX_SETTLE_RECORDS {
+            let range = LeaseRange { count: MAX_SETTLE_RECORDS as u32, ..entry.range };
+            let verb = entry.verb.clone();
+            let Entry { confirm, retried, .. } = entry;
+            self.entries.push_back(Entry {
+                range,
+                verb,
+                tag: None,
+                confirm,
+                amount: Amount::default(),
+                retried,
+            });
+            entry.range.base_offset = range.end();
+            entry.range.count -= range.count;
+        }
         self.entries.push_back(entry);
     }
 
@@ -80,7 +95,7 @@ impl<T> Queue<T> {
             waiting.sort_by_key(|entry| (entry.range.partition, entry.range.base_offset));
         }
         let (mut items, mut chosen, mut later) = (Vec::<SettleItem>::new(), Vec::new(), VecDeque::new());
-        let (mut taken, mut bytes) = (Taken::default(), 0);
+        let (mut taken, mut bytes, mut records) = (Taken::default(), 0, 0);
         for entry in waiting {
             if taken.overlaps(&entry.range) {
                 // What comes later of the same record waits behind it.
@@ -92,12 +107,15 @@ impl<T> Queue<T> {
                 items.last().is_some_and(|item| item.verb == entry.verb && joins(&item.range, &entry.range));
             let cost =
                 ITEM_BYTES + if let Verb::Reject { reason, .. } = &entry.verb { reason.len() } else { 0 };
-            if !joins && (items.len() == MAX_SETTLE_ITEMS || bytes + cost > MAX_ITEM_BYTES) {
+            let count = u64::from(entry.range.count);
+            let is_full = !joins && (items.len() == MAX_SETTLE_ITEMS || bytes + cost > MAX_ITEM_BYTES);
+            if is_full || records + count > MAX_SETTLE_RECORDS {
                 taken.add(&entry.range);
                 later.push_back(entry);
                 continue;
             }
             taken.add(&entry.range);
+            records += count;
             self.amount.remove(entry.amount);
             match items.last_mut() {
                 Some(last) if joins => last.range.count += entry.range.count,

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ringbolt_wire::message::{DeliveredRange, LeaseRange, MAX_SETTLE_ITEMS, SettleItem, Settled, Unsettled};
+use ringbolt_wire::message::{
+    DeliveredRange, LeaseRange, MAX_SETTLE_ITEMS, MAX_SETTLE_RECORDS, SettleItem, Settled, Unsettled,
+};
 use ringbolt_wire::{ConsumerId, ErrorCode, GroupId, Offset, ShardId};
 
 use super::*;
@@ -166,6 +168,35 @@ fn a_request_has_no_more_items_than_the_protocol_allows_and_stays_short() {
         assert!(bytes.len() < 64 << 10, "{} bytes", bytes.len());
     }
     assert_eq!(items, 200);
+}
+
+/// A broker whose disk is full refuses it, and nobody hears of that.
+#[test]
+fn credit_does_not_go_with_what_has_no_answer() {
+    let mut state = attached(config());
+    deliver(&mut state, range(0, 0, 50, 1), 0);
+    (0..10).for_each(|offset| settle(&mut state, offset, 1, Verb::Ack, None));
+    let sent = steps(&mut state, 0);
+    let [Step::Tell(acks), Step::Tell(credit)] = &sent[..] else { panic!("{sent:?}") };
+    assert_eq!((acks.items.len(), acks.credit), (1, Credit::default()));
+    assert_eq!((&credit.items[..], credit.credit.records), (&[][..], 10));
+}
+
+#[test]
+fn a_request_speaks_of_no_more_records_than_the_protocol_allows() {
+    let window = Credit { records: 40_000, bytes: 1_000_000 };
+    let mut state = attached(ShardConfig { window, ..config() });
+    deliver(&mut state, range(0, 0, 40_000, 1), 0);
+    (0..100).for_each(|offset| settle(&mut state, offset, 1, Verb::Ack, Some(offset)));
+    let mut spoken_of = 0;
+    for step in steps(&mut state, LEASE_US / 2) {
+        let Step::Settle { id, settle } = step else { panic!("{step:?}") };
+        let records: u64 = settle.items.iter().map(|item| u64::from(item.range.count)).sum();
+        assert!(records <= MAX_SETTLE_RECORDS, "{records}");
+        spoken_of += records;
+        state.on_settled(id, Settled::default(), LEASE_US / 2);
+    }
+    assert_eq!(spoken_of, 40_000, "each is acknowledged or extended");
 }
 
 #[test]

@@ -6,15 +6,13 @@ use bytes::BytesMut;
 use ringbolt_client::session::{Correlation, Session, SessionConfig, SessionError, SessionEvent, Transmit};
 use ringbolt_wire::message::{
     Attach, ConsumerAt, Credit, DeliveredRange, Delivery, ErrorResponse, HelloAck, LeaseRange,
-    MAX_CREDIT_BYTES, MAX_HELD_RANGES, MAX_SETTLE_ITEMS, Settle, Settled,
+    MAX_CREDIT_BYTES, MAX_HELD_RANGES, MAX_SETTLE_ITEMS, MAX_SETTLE_RECORDS, Settle, Settled,
 };
 use ringbolt_wire::{ConsumerId, ErrorCode, Offset, Request, Response};
 
 use super::settle::{AckMode, Deed, Entry, answers, up_to};
 use super::{Context, Holder, Seat, Watcher};
 
-/// Most records of one settle request: as many as a broker takes.
-const MAX_SETTLE_RECORDS: u64 = 16_384;
 /// First wait before a connection is made again, in ns; it doubles.
 const FIRST_RECONNECT: u64 = 5_000_000;
 /// Longest wait before a connection is made again, in ns.

@@ -14,6 +14,9 @@ pub const MAX_CREDIT_BYTES: u64 = 64 << 20;
 pub const MAX_HELD_RANGES: usize = 4096;
 /// Most items of a `Settle`.
 pub const MAX_SETTLE_ITEMS: usize = 1024;
+
+/// Most records that the items of one settle request speak of, together.
+pub const MAX_SETTLE_RECORDS: u64 = 16_384;
 /// Most bytes of the reason of a reject.
 pub const MAX_REASON_LEN: usize = 1024;
 

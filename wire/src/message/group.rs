@@ -340,7 +340,8 @@ numbers! {
         end_offset,
         /// Ack floor: every record before it is completed.
         floor,
-        /// Offset of the first record that was never delivered.
+        /// Offset of the first record that was not looked at: those before it were delivered,
+        /// or wait for their time or key.
         next_offset,
         /// Not completed, delivered or not: the lag.
         lag,

@@ -17,7 +17,8 @@ mod response;
 
 pub use consume::{
     Attach, ConsumerAt, Credit, DeliveredRange, Delivery, LeaseRange, MAX_CREDIT_BYTES, MAX_CREDIT_RECORDS,
-    MAX_HELD_RANGES, MAX_REASON_LEN, MAX_SETTLE_ITEMS, Receive, Settle, SettleItem, Settled, Unsettled, Verb,
+    MAX_HELD_RANGES, MAX_REASON_LEN, MAX_SETTLE_ITEMS, MAX_SETTLE_RECORDS, Receive, Settle, SettleItem,
+    Settled, Unsettled, Verb,
 };
 pub use error::{ErrorResponse, MessageError};
 pub use group::{
