@@ -36,7 +36,11 @@ const FIXED_LEN: usize = 4 + 4 + 4 + GroupConfig::LEN + 1 + 8 + 2;
 
 /// The most that a group adds to an encoded catalog, a dead-letter topic and its
 /// group included.
-pub const MAX_GROUP_ROW_LEN: usize = 2 * (FIXED_LEN + MAX_TOPIC_NAME_LEN) + super::MAX_TOPIC_ROW_LEN;
+pub const MAX_GROUP_ROW_LEN: usize =
+    2 * (PARTITIONS_LEN + FIXED_LEN + MAX_TOPIC_NAME_LEN) + super::MAX_TOPIC_ROW_LEN;
+
+/// Before each group, of how many partitions its topic has.
+const PARTITIONS_LEN: usize = 4;
 
 impl GroupEntry {
     fn put(&self, out: &mut Vec<u8>) {
@@ -155,7 +159,7 @@ impl GroupTable {
     }
 
     pub fn encoded_len(&self) -> usize {
-        8 + self.by_id.values().map(|group| 4 + group.encoded_len()).sum::<usize>()
+        8 + self.by_id.values().map(|group| PARTITIONS_LEN + group.encoded_len()).sum::<usize>()
     }
 
     pub fn insert(&mut self, group: GroupEntry, partitions: u32) {
@@ -437,6 +441,19 @@ mod tests {
         assert_eq!((catalog.topics().count(), catalog.groups().count(), catalog.partitions()), (2, 2, 5));
         let own = catalog.group_by_name("orders.dlq").unwrap();
         assert_eq!(Some(own.info.topic), catalog.by_name("orders.dlq").map(|topic| topic.id));
+    }
+
+    /// A segment whose footer had no room was the end of its shard.
+    #[test]
+    fn a_group_with_the_longest_names_takes_no_more_of_a_footer_than_is_reckoned() {
+        let name = |tail: &str| format!("{}{tail}", "x".repeat(MAX_TOPIC_NAME_LEN - tail.len()));
+        let mut catalog = with_topic();
+        let update = catalog.plan_create_group(&create("first", "orders", false), 2).unwrap();
+        apply(&mut catalog, update);
+        let before = catalog.encode().len();
+        let update = with_dead_letters_in(&catalog, (&name("g"), "orders"), &name(".dlq")).unwrap();
+        apply(&mut catalog, update);
+        assert_eq!(catalog.encode().len() - before, MAX_GROUP_ROW_LEN);
     }
 
     /// What the catalog says to group `name` with dead letters in `dead_letter_topic`.

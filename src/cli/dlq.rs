@@ -62,7 +62,8 @@ enum DlqCommand {
     ///
     /// What was redriven or dropped before is told so, and not sent again. Prints a line for each: partition,
     /// offset, and what became of it. With --json prints {"letters": [{"partition", "offset", "outcome",
-    /// "is_done"}]}. The exit code is 0 if all are done, now or before, else 1.
+    /// "is_done"}]}. The exit code is 0 if all are done, now or before, else 1. To get at one letter those
+    /// before it are held as well, for as long as it takes; behind 50,000 that are open it takes --all.
     Redrive {
         #[command(flatten)]
         which: Which,

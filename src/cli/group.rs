@@ -91,7 +91,8 @@ enum GroupCommand {
     },
     /// Say why a group's consumers are sent nothing
     ///
-    /// With --json prints {"group", "partitions": [{"partition", "sentences": [...]}]}.
+    /// With --json prints {"group", "partitions": [{"partition", "sentences": [...]}], "consumers": [...]},
+    /// the last of them sentences about consumers without credit.
     Explain {
         /// Its name
         name: String,

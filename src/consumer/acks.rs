@@ -6,6 +6,7 @@
 //! broker's life.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::ranges::RangeSet;
 
@@ -43,8 +44,8 @@ pub struct Attempts {
     pub first_delivery_us: u64,
     /// When it may be delivered again, µs since 1970 UTC; 0 for at once.
     pub not_before_us: u64,
-    /// It goes to the dead-letter topic, for this reason.
-    pub condemned: Option<Box<str>>,
+    /// It goes to the dead-letter topic, for this reason, which many records may share.
+    pub condemned: Option<Arc<str>>,
 }
 
 /// What was counted since the group was created.
@@ -109,6 +110,11 @@ impl AckState {
     #[inline]
     pub fn attempts(&self, offset: u64) -> Option<&Attempts> {
         if self.attempts.is_empty() { None } else { self.attempts.get(&offset) }
+    }
+
+    /// Of how many records it is known how it went.
+    pub fn remembered(&self) -> usize {
+        self.attempts.len()
     }
 
     /// Records that came back and are not completed.

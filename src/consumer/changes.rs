@@ -10,6 +10,8 @@
 //! and the rows that would lead from there to all of it; then one row which says
 //! from which offset of the log on all this can be read.
 
+use std::sync::Arc;
+
 use ringbolt_wire::{GroupId, PartitionId, TopicId};
 use rustc_hash::FxHashMap;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -85,6 +87,8 @@ pub struct GroupsState {
     /// Offset in the partition of the changes from which on they say everything;
     /// `None` while no checkpoint is complete, and all are needed.
     pub checkpoint: Option<u64>,
+    /// The last reason that was read: records that were rejected together have one.
+    reason: Option<Arc<str>>,
 }
 
 fn row(kind: u8, key: GroupKey) -> RawRow {
@@ -240,12 +244,13 @@ impl GroupsState {
                 let (text, rest) =
                     rest.split_at_checked(usize::from(row.text_len.get())).ok_or(ChangeFormatError)?;
                 let text = std::str::from_utf8(text).map_err(|_| ChangeFormatError)?;
+                let condemned = (row.how == 1).then(|| self.shared(text));
                 let attempts = Attempts {
                     acquired: row.count.get(),
                     failed: u32::try_from(d).map_err(|_| ChangeFormatError)?,
                     first_delivery_us: b,
                     not_before_us: c,
-                    condemned: (row.how == 1).then(|| text.into()),
+                    condemned,
                 };
                 let state = self.acks.entry(key).or_default();
                 match row.kind {
@@ -272,6 +277,13 @@ impl GroupsState {
             _ => return Err(ChangeFormatError),
         }
         Ok(rest)
+    }
+
+    fn shared(&mut self, text: &str) -> Arc<str> {
+        match &self.reason {
+            Some(reason) if **reason == *text => reason.clone(),
+            _ => self.reason.insert(text.into()).clone(),
+        }
     }
 
     /// Forgets groups of which `keep` says no.
@@ -315,6 +327,20 @@ mod tests {
             4 => (offset, attempts).prop_map(|(offset, attempts)| Step::Back(offset, attempts)),
             1 => (0..100u64).prop_map(Step::Start),
         ]
+    }
+
+    #[test]
+    fn one_reason_of_many_records_is_read_into_one_place() {
+        let (mut log, mut read) = (Vec::new(), GroupsState::default());
+        let reasons = ["no", "no", "yes", "no"];
+        for (offset, reason) in (0..).zip(reasons) {
+            let attempts = Attempts { condemned: Some(reason.into()), ..Attempts::default() };
+            put_came_back(&mut log, KEY, offset, &attempts);
+        }
+        read.apply(&log).unwrap();
+        let of = |offset| read.acks[&KEY].attempts(offset).unwrap().condemned.clone().unwrap();
+        assert_eq!([of(0), of(1), of(2), of(3)].map(|reason| reason.to_string()), reasons);
+        assert!(Arc::ptr_eq(&of(0), &of(1)));
     }
 
     proptest! {

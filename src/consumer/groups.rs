@@ -320,11 +320,14 @@ impl Groups {
         most.saturating_sub(self.open).max(own)
     }
 
-    /// Something has become of records of a part: others may be open now.
+    /// Something has become of records of a part: others may be open now. Of those that
+    /// came back it is `remembered` how it went; in an exclusive group they are not open until
+    /// their turn comes again, and take memory all the same.
     #[inline]
-    pub fn count_open(&mut self, number: u32) {
+    pub fn count_open(&mut self, number: u32, remembered: usize) {
         let part = &mut self.parts[number as usize];
-        let open = part.open();
+        part.remembered = remembered;
+        let open = part.takes_memory();
         self.open = self.open + open - std::mem::replace(&mut part.counted, open);
     }
 
@@ -362,7 +365,7 @@ impl Groups {
     }
 
     fn sum_open(&self) -> usize {
-        self.parts.iter().map(|(_, part)| part.open()).sum()
+        self.parts.iter().map(|(_, part)| part.takes_memory()).sum()
     }
 
     /// Takes a timer that is due: the part, and the records.

@@ -6,6 +6,7 @@
 //! behind an earlier one of its key, or condemned to the dead-letter topic.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ringbolt_wire::PartitionId;
 use ringbolt_wire::message::{GroupConfig, GroupMode};
@@ -43,7 +44,7 @@ pub enum Back {
         /// Not to be tried again.
         condemned: bool,
         /// Why.
-        reason: Box<str>,
+        reason: Arc<str>,
     },
 }
 
@@ -98,6 +99,8 @@ pub struct Part {
     pub queued: bool,
     /// So many of its records were [open](Self::open) when they were counted last.
     pub counted: usize,
+    /// Of how many of them it was remembered then how it went.
+    pub remembered: usize,
     /// The first record that would have to wait and may not: as many do as may.
     pub at_delayed_bound: Option<u64>,
     /// Records in the wheel of times, not delivered yet.
@@ -145,6 +148,7 @@ impl Part {
             reading: false,
             queued: false,
             counted: 0,
+            remembered: 0,
             at_delayed_bound: None,
             dated: 0,
             dated_held: None,
@@ -179,6 +183,11 @@ impl Part {
     pub fn open(&self) -> usize {
         let held = self.leases.len() + self.ready.len() + self.condemned();
         held + self.backing_off.len() + self.keys.behind()
+    }
+
+    /// Records that count where the memory of all groups is bounded.
+    pub fn takes_memory(&self) -> usize {
+        self.open().max(self.remembered)
     }
 
     /// Records that somebody has.
@@ -230,6 +239,11 @@ impl Part {
     /// The record that is to be moved to the dead-letter topic next.
     pub fn first_condemned(&self) -> Option<u64> {
         self.condemned.first().copied()
+    }
+
+    /// Whether a record is ready.
+    pub fn is_ready(&self, offset: u64) -> bool {
+        self.ready.contains(&offset)
     }
 
     /// A record is ready no longer: it was looked at.
@@ -418,7 +432,7 @@ impl Part {
         };
         let failed = failed_before.saturating_add(u32::from(fails));
         let exhausted = fails && config.max_failures > 0 && failed >= config.max_failures;
-        let condemned: Option<Box<str>> = match why {
+        let condemned: Option<Arc<str>> = match why {
             Back::Failed { condemned, reason } if *condemned || exhausted => Some(reason.clone()),
             Back::TimedOut if exhausted => Some("the lease ran out".into()),
             _ => None,

@@ -59,11 +59,27 @@ pub struct Core {
     stalled_count: usize,
     /// For each shard of the broker, requests from other cores that it has no
     /// room for yet: at most [`MAX_HELD`].
-    held: Vec<VecDeque<(ReplyTo, ShardRequest<'static, PoolBuffer>)>>,
+    held: Vec<VecDeque<Held>>,
     held_count: usize,
     pool: Pool,
     copies: Copies,
     stats: StatsRequests,
+}
+
+/// A request from another core that its shard has no room for yet.
+struct Held {
+    from: ReplyTo,
+    request: ShardRequest<'static, PoolBuffer>,
+    /// It is to be answered as soon as it was handed in.
+    is_hurried: bool,
+}
+
+impl Held {
+    /// Whether it lasts as long as the session.
+    fn is_of_session(&self, core: u16, session: u64) -> bool {
+        let lasts = matches!(self.request, ShardRequest::Attach(_) | ShardRequest::Receive(_));
+        lasts && (self.from.core, self.from.session) == (core, session)
+    }
 }
 
 /// A session, its request, and the broker's counters for it.
@@ -211,8 +227,16 @@ impl Core {
     pub(super) fn message(&mut self, message: Message) {
         match message {
             Message::Request { shard, from, request } => self.request_here(shard, from, request),
-            Message::FetchNow { shard, from } => self.handle_at(shard, Event::FetchNow { from }),
+            Message::FetchNow { shard, from } => {
+                match self.held[usize::from(shard.0)].iter_mut().find(|held| held.from == from) {
+                    Some(held) => held.is_hurried = true,
+                    None => self.handle_at(shard, Event::FetchNow { from }),
+                }
+            }
             Message::SessionClosed { core, session } => {
+                // Who is gone before it was handed in would be a consumer for ever.
+                self.held.iter_mut().for_each(|held| held.retain(|held| !held.is_of_session(core, session)));
+                self.held_count = self.held.iter().map(VecDeque::len).sum();
                 self.handle_all(|| Event::SessionClosed { core, session });
             }
             Message::Catalog(update) => self.handle_all(|| Event::Catalog(update.clone())),
@@ -245,7 +269,7 @@ impl Core {
         self.shared.set_full(shard, true);
         let held = &mut self.held[usize::from(shard.0)];
         assert!(held.len() < MAX_HELD, "a core was told to send no more, and goes on");
-        held.push_back((from, request));
+        held.push_back(Held { from, request, is_hurried: false });
         self.held_count += 1;
     }
 
@@ -257,10 +281,14 @@ impl Core {
         for index in 0..self.shards.len() {
             let shard = self.shards[index].id;
             while self.shards[index].shard.accepts_produce()
-                && let Some((from, request)) = self.held[usize::from(shard.0)].pop_front()
+                && let Some(held) = self.held[usize::from(shard.0)].pop_front()
             {
                 self.held_count -= 1;
+                let Held { from, request, is_hurried } = held;
                 self.handle_at(shard, Event::Request { from, request });
+                if is_hurried {
+                    self.handle_at(shard, Event::FetchNow { from });
+                }
             }
             if self.held[usize::from(shard.0)].is_empty() {
                 self.shared.set_full(shard, false);

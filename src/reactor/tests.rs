@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use ringbolt_wire::ShardId;
+use ringbolt_wire::message::{Attach, ConsumerAt, Credit};
+use ringbolt_wire::{ConsumerId, GroupId, ShardId};
 use tempfile::TempDir;
 
 use super::core::{Core, LocalShard, Place};
@@ -162,6 +163,33 @@ fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_orde
     }
     assert_eq!(answered, [1, 2, 3]);
     assert!(sender.shards_for(1).accepts(SHARD, true));
+}
+
+/// It had become a consumer without a session, and kept a partition of an exclusive group
+/// for ever.
+#[test]
+fn a_consumer_whose_session_ends_while_it_waits_to_attach_does_not_attach() {
+    let dir = TempDir::new().unwrap();
+    let (sender, mut owner) = sender_and_owner(&dir, 64);
+    let post = owner.mailbox.post();
+    let attach = |session| {
+        let at = ConsumerAt { shard: SHARD, group: GroupId(1), consumer: ConsumerId(session) };
+        let request =
+            ShardRequest::Attach(Attach { at, credit: Credit::default(), lease_ms: 0, held: vec![] });
+        Message::Request { shard: SHARD, from: ReplyTo { core: 0, session, correlation: session }, request }
+    };
+    // The first segment is not there yet, so nothing can be appended.
+    [create(1), attach(7), attach(8)].into_iter().for_each(|message| post.send(0, message).unwrap());
+    post.send(0, Message::SessionClosed { core: 0, session: 7 }).unwrap();
+    assert!(turn(&mut owner).is_empty());
+    let mut answered = Vec::new();
+    while answered.len() < 2 {
+        owner.ring.submit_and_wait(Some(Duration::from_secs(10))).unwrap();
+        answered.extend(turn(&mut owner));
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 8], "8 is told that there is no such group");
+    drop(sender);
 }
 
 /// Receives what has come to a core without shards: which requests were answered.

@@ -12,7 +12,7 @@ use super::group_log::After;
 use super::read::Pieces;
 use crate::buffer::BufferPool;
 use crate::consumer::wheel::Entry;
-use crate::consumer::{Back, How, Link, Place};
+use crate::consumer::{AckState, Back, How, Link, Place};
 use crate::limits::{MAX_CONSUMERS, MAX_FETCH_WAIT_MS};
 use crate::time::Now;
 
@@ -199,17 +199,16 @@ impl<P: BufferPool> Shard<P> {
         if group.consumer(number).leased == 0 {
             return;
         }
+        let held = joined(held);
         for part in group.parts.clone() {
             let leases = self.groups.parts[part as usize].leases_of(number, u64::MAX);
             for offset in leases {
                 let known = &self.groups.parts[part as usize];
                 let Some(lease) = known.lease(offset) else { continue };
-                let holds = |range: &LeaseRange| {
-                    range.partition == known.key.partition
-                        && range.acquired == lease.acquired
-                        && (range.base_offset.0..range.end().0).contains(&offset)
-                };
-                if !held.iter().any(holds) {
+                let kind = (known.key.partition, lease.acquired);
+                let after = held.partition_point(|(of, start, _)| (*of, *start) <= (kind, offset));
+                let before = after.checked_sub(1).map(|at| held[at]);
+                if before.is_none_or(|(of, _, end)| of != kind || end <= offset) {
                     self.give_back(part, offset, &Back::Released, now);
                 }
             }
@@ -248,11 +247,17 @@ impl<P: BufferPool> Shard<P> {
                 self.groups.condemned.insert(number);
             }
         }
-        self.groups.count_open(number);
+        self.count_open(number);
         self.groups.stir(number);
         if matches!(why, Back::Released | Back::TimedOut) {
             self.leave_if_gone(key.group, lease.consumer);
         }
+    }
+
+    /// Something has become of records of a part: others may be open now.
+    pub(super) fn count_open(&mut self, number: u32) {
+        let acks = self.state.groups.acks.get(&self.groups.parts[number as usize].key);
+        self.groups.count_open(number, acks.map_or(0, AckState::remembered));
     }
 
     /// A record is completed.
@@ -262,7 +267,8 @@ impl<P: BufferPool> Shard<P> {
         let acks = self.state.groups.acks.entry(key).or_default();
         let owner = part.owner;
         let (consumer, holds_up) = part.complete(offset, how, acks, &mut self.groups.changes);
-        self.groups.count_open(number);
+        let remembered = acks.remembered();
+        self.groups.count_open(number, remembered);
         if holds_up {
             self.after_changes(After::Freed(owner, offset));
         }
@@ -288,6 +294,7 @@ impl<P: BufferPool> Shard<P> {
             self.consumer_timers(now);
             self.deliver(now);
             self.end_waits(now);
+            self.look_at_the_wall_clock(now);
         }
         self.move_records(now);
         self.log_changes(now);
@@ -332,6 +339,10 @@ impl<P: BufferPool> Shard<P> {
             let waiting = std::mem::take(&mut self.groups.at_delayed_bound);
             waiting.into_iter().for_each(|owner| self.leave_delayed_bound(owner));
         }
+    }
+
+    /// Says when that is to be done again, if records wait by it.
+    fn look_at_the_wall_clock(&mut self, now: Now) {
         self.groups.dated_due = self.groups.dated.next_us().map(|due_us| {
             // At most a second: the wall clock may be set.
             now.mono_us + due_us.saturating_sub(now.wall_us).min(1_000_000)
@@ -381,7 +392,8 @@ impl<P: BufferPool> Shard<P> {
             part.dated_held = part.dated_held.filter(|held| *held != offset);
         }
         part.wait_over(offset, acks);
-        self.groups.count_open(number);
+        let remembered = acks.remembered();
+        self.groups.count_open(number, remembered);
         self.groups.stir(number);
     }
 
@@ -409,4 +421,19 @@ fn nothing() -> Reply {
 
 pub(super) fn unknown_group(id: GroupId) -> ErrorResponse {
     ErrorResponse::new(ErrorCode::UnknownGroup, format!("group {id}"))
+}
+
+/// Ranges in order and apart: partition and count of deliveries, where each begins and ends.
+fn joined(ranges: &[LeaseRange]) -> Vec<((u32, u32), u64, u64)> {
+    let one = |range: &LeaseRange| ((range.partition, range.acquired), range.base_offset.0, range.end().0);
+    let mut sorted: Vec<_> = ranges.iter().map(one).collect();
+    sorted.sort_unstable();
+    sorted.dedup_by(|next, before| {
+        let touches = next.0 == before.0 && next.1 <= before.2;
+        if touches {
+            before.2 = before.2.max(next.2);
+        }
+        touches
+    });
+    sorted
 }

@@ -223,7 +223,7 @@ impl<P: BufferPool> Shard<P> {
             failed: attempts.failed,
             first_delivery_us: attempts.first_delivery_us,
             moved_us: now.wall_us,
-            reason: attempts.condemned.map(String::from).unwrap_or_default(),
+            reason: attempts.condemned.as_deref().unwrap_or_default().to_owned(),
         };
         let view = view(&batch);
         let (_, record) = record_at(&view, offset).ok_or(NotMoved::Refused(ErrorCode::CorruptData))?;
@@ -322,6 +322,8 @@ impl<P: BufferPool> Shard<P> {
         // It is in the log already.
         let written: ChangeLog = std::mem::replace(&mut self.groups.changes, kept);
         drop(written);
+        // It may have been at its bound.
+        self.groups.stir(number);
         holder.into_iter().for_each(|consumer| self.leave_if_gone(id, consumer));
         Ok(())
     }

@@ -158,7 +158,7 @@ impl<P: BufferPool> Shard<P> {
             now,
         };
         let look = self.pack(&mut packing);
-        self.groups.count_open(number);
+        self.count_open(number);
         let open_now = self.groups.parts[number as usize].open();
         self.groups.crowd(number, (packing.max_open..most_open).contains(&open_now));
         if !packing.parcel.is_empty() {
@@ -225,15 +225,20 @@ impl<P: BufferPool> Shard<P> {
     fn pack_ready(&mut self, packing: &mut Packing, slot: u32) -> Result<(), Unavailable> {
         while !packing.is_full() {
             let part = &self.groups.parts[packing.number as usize];
-            // Those that waited for their own time did not count; now they do.
-            let may_give =
-                |offset: &u64| part.damaged.is_none_or(|at| *offset < at) && part.leased() < packing.max_open;
+            let may_give = |offset: &u64| self.may_give_again(packing, *offset);
             let Some(offset) = part.first_ready().filter(may_give) else { return Ok(()) };
+            // All of the batch that are ready, in one go.
             let batch = self.read_batch(slot, offset)?;
-            self.groups.parts[packing.number as usize].unready(offset);
-            self.pack_batch(packing, &batch, (offset, offset + 1), false);
+            self.pack_batch(packing, &batch, (offset, u64::MAX), false);
         }
         Ok(())
+    }
+
+    /// Whether one that came back may be delivered now.
+    fn may_give_again(&self, packing: &Packing, offset: u64) -> bool {
+        let part = &self.groups.parts[packing.number as usize];
+        // Those that waited for their own time did not count; now they do.
+        part.damaged.is_none_or(|at| offset < at) && part.leased() < packing.max_open
     }
 
     /// Records that were not looked at, up to the durable end.
@@ -336,10 +341,11 @@ impl<P: BufferPool> Shard<P> {
             if offset >= range.1 {
                 break;
             }
-            let is_full = packing.is_full_with(&cut);
             let directed = header.is_directed().then_some(&record);
-            let step = match is_full && is_new {
+            let step = match packing.is_full_with(&cut) {
+                _ if !is_new && !self.groups.parts[packing.number as usize].is_ready(offset) => Step::Pass,
                 true => Step::Stop,
+                false if !is_new && !self.may_give_again(packing, offset) => Step::Stop,
                 false => self.step(packing, offset, &record, directed, is_new),
             };
             match step {
@@ -400,6 +406,9 @@ impl<P: BufferPool> Shard<P> {
     ) -> Step {
         let Some(group) = self.groups.by_id.get(&packing.id) else { return Step::Stop };
         let part = &mut self.groups.parts[packing.number as usize];
+        if !is_new {
+            part.unready(offset);
+        }
         let acks = self.state.groups.acks.entry(part.key).or_default();
         if acks.is_completed(offset) {
             return Step::Pass;

@@ -4,6 +4,8 @@
 use ringbolt_wire::message::{ConsumerInfo, CreateGroup, GroupPartition, Hold, Progress};
 use ringbolt_wire::{ErrorCode, GroupId, Offset};
 
+use rustc_hash::FxHashSet;
+
 use super::Shard;
 use super::action::Reply;
 use super::consume::unknown_group;
@@ -77,7 +79,7 @@ impl<P: BufferPool> Shard<P> {
         let id = part.key.group;
         let gone = part.retained_from(start, acks, &mut self.groups.changes);
         // What is gone was open, perhaps: there is room for others.
-        self.groups.count_open(number);
+        self.count_open(number);
         self.groups.stir(number);
         self.groups.goes_on = true;
         for consumer in &gone {
@@ -88,15 +90,17 @@ impl<P: BufferPool> Shard<P> {
         gone.into_iter().for_each(|consumer| self.leave_if_gone(id, consumer));
     }
 
-    /// A group is gone: who is attached to it is told.
-    pub(super) fn remove_group(&mut self, id: GroupId) {
-        if let Some(group) = self.groups.remove(id) {
-            for to in group.consumers().filter_map(|(_, consumer)| consumer.link.to()).collect::<Vec<_>>() {
-                self.reply(to, Reply::Error(unknown_group(id)));
+    /// Groups are gone: who is attached to them is told.
+    pub(super) fn remove_groups(&mut self, ids: &[GroupId]) {
+        for &id in ids {
+            if let Some(group) = self.groups.remove(id) {
+                let links = group.consumers().filter_map(|(_, consumer)| consumer.link.to());
+                links.for_each(|to| self.reply(to, Reply::Error(unknown_group(id))));
             }
+            self.forget_beginnings(id);
         }
-        self.state.groups.retain(|key| key.group != id);
-        self.forget_beginnings(id);
+        let gone: FxHashSet<GroupId> = ids.iter().copied().collect();
+        self.state.groups.retain(|key| !gone.contains(&key.group));
     }
 
     pub(super) fn group_states(&mut self, from: ReplyTo, id: GroupId, now: Now) {

@@ -219,7 +219,7 @@ impl<P: BufferPool> Shard<P> {
                 if part.free(offset, acks) {
                     self.groups.stir(number);
                 }
-                self.groups.count_open(number);
+                self.count_open(number);
             }
             After::Checkpoint(offset) => {
                 let slot = self.state.slot_or_insert(GROUPS_PARTITION);

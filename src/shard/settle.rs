@@ -139,6 +139,7 @@ impl<P: BufferPool> Shard<P> {
         }
         let slot = self.state.slot(self.groups.parts[number as usize].partition);
         let log_end = slot.map_or(0, |slot| self.state.partition(slot).durable_end.0);
+        let back = back(&item.verb, self.has_dead_letter_topic(number));
         let mut at = start;
         while at < end {
             let part = &self.groups.parts[number as usize];
@@ -159,7 +160,7 @@ impl<P: BufferPool> Shard<P> {
                     Some(_) if item.verb == Verb::Redrive && !self.is_of_dead_letters(id) => {
                         not(ErrorCode::InvalidRequest, at, at + 1);
                     }
-                    Some(_) => self.settle_one(number, at, &item.verb, redrives, now),
+                    Some(_) => self.settle_one(number, at, (&item.verb, back.as_ref()), redrives, now),
                     None => not(ErrorCode::LeaseLost, at, at + 1),
                 }
                 at += 1;
@@ -182,30 +183,24 @@ impl<P: BufferPool> Shard<P> {
         self.groups.by_id.get(&id).is_some_and(|group| group.of_dead_letters)
     }
 
-    /// One record, which is the consumer's.
+    /// One record, which is the consumer's, and may come back.
     fn settle_one(
         &mut self,
         number: u32,
         offset: u64,
-        verb: &Verb,
+        (verb, back): (&Verb, Option<&Back>),
         redrives: &mut Vec<(u32, u64)>,
         now: Now,
     ) {
-        let back = match verb {
-            Verb::Ack | Verb::AckUpTo => {
+        match (verb, back) {
+            (_, Some(back)) => self.give_back(number, offset, back, now),
+            (Verb::Extend { lease_ms }, None) => self.extend(number, offset, *lease_ms, now),
+            (Verb::Redrive, None) => redrives.push((number, offset)),
+            _ => {
                 self.counters.acked_records += 1;
-                return self.complete(number, offset, How::Acked);
+                self.complete(number, offset, How::Acked);
             }
-            Verb::Extend { lease_ms } => return self.extend(number, offset, *lease_ms, now),
-            Verb::Redrive => return redrives.push((number, offset)),
-            Verb::Nack { delay_ms } => Back::Later(*delay_ms),
-            Verb::Release => Back::Released,
-            Verb::Reject { dead_letter, reason } => {
-                let has_topic = self.has_dead_letter_topic(number);
-                Back::Failed { condemned: *dead_letter && has_topic, reason: reason.as_str().into() }
-            }
-        };
-        self.give_back(number, offset, &back, now);
+        }
     }
 
     fn extend(&mut self, number: u32, offset: u64, lease_ms: u32, now: Now) {
@@ -220,6 +215,20 @@ impl<P: BufferPool> Shard<P> {
         if is_sooner {
             self.groups.set_timer(owner, (offset, offset + 1), deadline_us);
         }
+    }
+}
+
+/// How records come back that are settled like this, if they do: once for all of them, as
+/// they share the reason.
+fn back(verb: &Verb, has_dead_letter_topic: bool) -> Option<Back> {
+    match verb {
+        Verb::Ack | Verb::AckUpTo | Verb::Extend { .. } | Verb::Redrive => None,
+        Verb::Nack { delay_ms } => Some(Back::Later(*delay_ms)),
+        Verb::Release => Some(Back::Released),
+        Verb::Reject { dead_letter, reason } => Some(Back::Failed {
+            condemned: *dead_letter && has_dead_letter_topic,
+            reason: reason.as_str().into(),
+        }),
     }
 }
 

@@ -98,6 +98,7 @@ struct Rig {
     disk_full: bool,
     /// Files for segments take their time: that of one, meanwhile.
     slow_file: Option<Option<SegmentSeq>>,
+    segment_len: u64,
     /// What the next reads end with instead.
     read_fault: Option<i32>,
     correlation: u64,
@@ -139,7 +140,12 @@ impl Rig {
 
     /// An empty log with the topic `t`.
     fn with(config: ShardConfig) -> Rig {
-        let mut rig = Rig::start_with(config, Disk::default(), 1).expect("an empty log");
+        Rig::with_segments(config, MIN_SEGMENT_LEN)
+    }
+
+    fn with_segments(config: ShardConfig, len: u64) -> Rig {
+        let identity = LogIdentity { segment_len: len, ..identity(1) };
+        let mut rig = Rig::start_as(identity, config, Disk::default()).expect("an empty log");
         rig.request(ShardRequest::CreateTopic { name: "t".to_owned(), partitions: 1 });
         assert!(matches!(rig.replies.pop(), Some((_, Reply::TopicCreated(_)))));
         rig
@@ -150,16 +156,22 @@ impl Rig {
     }
 
     fn start_with(config: ShardConfig, disk: Disk, term: u64) -> Result<Rig, RecoveryError> {
+        Rig::start_as(identity(term), config, disk)
+    }
+
+    fn start_as(identity: LogIdentity, config: ShardConfig, disk: Disk) -> Result<Rig, RecoveryError> {
+        let LogIdentity { segment_len, term, .. } = identity;
         let segments: Vec<_> = disk.0.keys().copied().collect();
         let mut pool = Endless::default();
         // Retention may have taken the first ones.
         let extent = segments.first().and_then(|first| Extent::new(*first, *first)).unwrap_or(Extent::EMPTY);
-        let log = recover(identity(term), extent, &segments, &disk, &mut pool)?;
+        let log = recover(identity, extent, &segments, &disk, &mut pool)?;
         let catalog: Catalog = log.state.catalog.clone();
         let now = Now { mono_us: 1, wall_us: 1_000_000 * term };
         let mut rig = Rig {
             shard: Shard::new(config, log, &catalog, pool.clone(), now),
             disk,
+            segment_len,
             now,
             pending: VecDeque::new(),
             replies: Vec::new(),
@@ -249,7 +261,7 @@ impl Rig {
     fn prepare(&mut self, segment: SegmentSeq) {
         let result = if self.disk_full { Err(fault(28)) } else { Ok(()) };
         if result.is_ok() {
-            self.disk.0.insert(segment, vec![0; MIN_SEGMENT_LEN as usize]);
+            self.disk.0.insert(segment, vec![0; self.segment_len as usize]);
         }
         self.shard.handle(Event::SegmentPrepared { segment, result }, self.now);
     }

@@ -180,9 +180,7 @@ impl<P: BufferPool> Shard<P> {
         match &update.change {
             CatalogChange::Created(topic) => self.add_topic(topic),
             CatalogChange::Deleted(id) => {
-                for group in self.groups.of_topic(*id) {
-                    self.remove_group(group);
-                }
+                self.remove_groups(&self.groups.of_topic(*id));
                 self.topics.remove(id);
                 self.groups.forget_topic(*id);
                 self.state.remove_topic(*id);
@@ -196,7 +194,7 @@ impl<P: BufferPool> Shard<P> {
                 }
                 self.add_group(&new.group, Some(update.version), now);
             }
-            CatalogChange::GroupDeleted(id) => self.remove_group(*id),
+            CatalogChange::GroupDeleted(id) => self.remove_groups(&[*id]),
         }
     }
 

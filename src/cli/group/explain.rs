@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ringbolt_client::{GroupDescription, Hold};
+use ringbolt_client::{ConsumerInfo, GroupDescription, Hold};
 use serde_json::{Value, json};
 
 /// What holds a partition back, and what can be done about it.
@@ -102,7 +102,22 @@ pub(super) fn text(description: &GroupDescription) -> String {
         text.push_str(&format!("partition{plural} {}:\n", list.join(", ")));
         said.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
     }
+    without_credit(description).iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     text
+}
+
+/// Of each consumer that takes nothing now: whatever there is, it is for others.
+fn without_credit(description: &GroupDescription) -> Vec<String> {
+    let takes_nothing = |c: &&ConsumerInfo| c.attached && (c.credit_records == 0 || c.credit_bytes == 0);
+    let sentence = |c: &ConsumerInfo| {
+        format!(
+            "Consumer {:016x} has no credit left at shard {}; {} out to it and not settled.",
+            c.consumer.0,
+            c.shard.0,
+            records(c.leased, "is", "are")
+        )
+    };
+    description.consumers.iter().filter(takes_nothing).map(sentence).collect()
 }
 
 pub(super) fn json(description: &GroupDescription) -> Value {
@@ -111,11 +126,14 @@ pub(super) fn json(description: &GroupDescription) -> Value {
     json!({
         "group": name,
         "partitions": description.partitions.iter().map(partition).collect::<Vec<_>>(),
+        "consumers": without_credit(description),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use ringbolt_client::ConsumerId;
+
     use super::*;
 
     #[test]
@@ -125,6 +143,18 @@ mod tests {
         assert!(text.contains("partitions 0, 2:\n  There is nothing new"), "{text}");
         assert!(text.contains("partition 1:\n  3 records are out to consumers"), "{text}");
         assert!(text.contains("the first lease ends in 1s 500ms."), "{text}");
+    }
+
+    #[test]
+    fn a_consumer_without_credit_is_told_beside_one_that_has_some() {
+        let mut description = super::super::text::tests::description();
+        assert_eq!(without_credit(&description), [""; 0]);
+        let one = ConsumerInfo { consumer: ConsumerId(7), credit_records: 0, ..description.consumers[0] };
+        let gone = ConsumerInfo { attached: false, credit_bytes: 0, ..description.consumers[0] };
+        description.consumers.extend([one, gone]);
+        let told = "Consumer 0000000000000007 has no credit left at shard 0; 3 records are out to it and not settled.";
+        assert_eq!(without_credit(&description), [told]);
+        assert!(text(&description).ends_with(&format!("{told}\n")));
     }
 
     #[test]

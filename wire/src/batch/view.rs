@@ -23,15 +23,17 @@ impl<'a> BatchView<'a> {
     #[inline]
     pub fn parse(bytes: &'a [u8], max_len: u32) -> Result<BatchView<'a>, BatchError> {
         let view = Self::parse_unchecked_records(bytes, max_len)?;
-        view.check_records()?;
+        view.check_records(MAX_RECORD_HEADERS + BROKER_HEADERS)?;
         Ok(view)
     }
 
     /// As [`parse`](Self::parse), for bytes that must hold the batch and nothing
-    /// more, as the payload of a produce request must.
+    /// more, without headers that are the broker's to add, as the payload of a produce
+    /// request must.
     #[inline]
     pub fn parse_exact(bytes: &'a [u8], max_len: u32) -> Result<BatchView<'a>, BatchError> {
-        let view = Self::parse(bytes, max_len)?;
+        let view = Self::parse_unchecked_records(bytes, max_len)?;
+        view.check_records(MAX_RECORD_HEADERS)?;
         match bytes.len() - view.bytes.len() {
             0 => Ok(view),
             more => Err(BatchError::TrailingBytes(more)),
@@ -75,7 +77,7 @@ impl<'a> BatchView<'a> {
         Ok(BatchView { bytes, header })
     }
 
-    fn check_records(&self) -> Result<(), BatchError> {
+    fn check_records(&self, max_headers: usize) -> Result<(), BatchError> {
         let count = self.header.count();
         let mut rest = &self.bytes[BATCH_HEADER_LEN..];
         let (mut first, mut max) = (0, 0);
@@ -87,6 +89,9 @@ impl<'a> BatchView<'a> {
                 first = record.timestamp_us;
             }
             if record.header_count > 0 {
+                if usize::from(record.header_count) > max_headers {
+                    return Err(BatchError::BadRecords { index, count });
+                }
                 directions::check(&record, self.header.is_directed(), index, count)?;
             }
             max = max.max(record.timestamp_us);

@@ -267,6 +267,39 @@ fn redrives(id: GroupId, ranges: Vec<LeaseRange>) -> ShardRequest<'static, Vecto
 }
 
 /// It waited for all records of the one before.
+/// They go a few at a time, and the sentence is in the log before.
+#[test]
+fn what_was_condemned_goes_to_the_dead_letter_topic_after_a_restart_with_its_reason() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    rig.append(&(0..100).map(plain).collect::<Vec<_>>());
+    rig.attach(id, ALICE, 100);
+    rig.auto = false;
+    rig.settle(id, ALICE, range(0, 100, 1), reject());
+    let key = crate::consumer::GroupKey { group: id, partition: 0 };
+    let mut waiting = 0;
+    for written in 1.. {
+        if rig.pending.is_empty() {
+            break;
+        }
+        rig.complete(0, Ok(()));
+        let log = recovered(&rig.disk);
+        let known = |offset| log.state.groups.acks[&key].attempts(offset);
+        let condemned = |offset: &u64| known(*offset).is_some_and(|known| known.condemned.is_some());
+        waiting += (0..100).filter(condemned).count();
+        let mut other = Rig::start(Disk(rig.disk.0.clone()), 1 + written).expect("a good log");
+        // What is on its way is looked at when somebody comes.
+        let alice = other.attach(id, ALICE, 100);
+        (0..10).for_each(|_| other.wait(1_000));
+        assert_eq!(other.offsets_got(alice), NONE);
+        let (_, dead) = other.dead_letter_group();
+        let letters = other.read_all(dead);
+        assert_eq!((letters.len(), other.state(id).progress.lag), (100, 0), "after {written} writes");
+        assert!(letters.iter().all(|record| letter(record).reason == "no"));
+    }
+    assert!(waiting > 0, "none was on its way");
+}
+
 #[test]
 fn a_request_for_one_record_back_does_not_wait_for_one_for_hundreds() {
     let mut rig = Rig::new();
@@ -393,4 +426,51 @@ fn one_groups_many_failures_do_not_keep_anothers_from_the_dead_letter_topic() {
     let groups: Vec<GroupId> = rig.read_all(dead).iter().map(|record| letter(record).group).collect();
     let place = groups.iter().position(|group| *group == ids[1]);
     assert!(place.is_some_and(|place| place < 128), "{place:?} of {}", groups.len());
+}
+
+/// With one more header than a record may have, it could not be put together.
+#[test]
+fn a_record_with_as_many_headers_as_may_be_becomes_a_dead_letter_and_with_more_it_is_refused() {
+    let mut rig = Rig::new();
+    let id = rig.group("g", failing(1), GroupStart::Earliest).id;
+    let headers = |count: usize| (0..count).map(|i| (i.to_string(), Vec::new())).collect::<Vec<_>>();
+    let mut batch = BatchBuilder::new();
+    batch.push(0, None, b"x", &headers(1025));
+    let batch = batch.finish(PARTITION, ProducerId::NONE, Epoch(0), Sequence(0));
+    rig.request(ShardRequest::Produce { payload: Payload::Borrowed(&batch), min_copies: 0 });
+    assert_eq!(rig.error().error_code(), Some(ErrorCode::MalformedBatch));
+    rig.append(&[Record { headers: headers(1024), ..plain(1) }]);
+    let alice = rig.attach(id, ALICE, 1);
+    let got = rig.got(alice);
+    rig.settled(id, ALICE, got[0].lease(), reject());
+    let (dead_letters, dead) = rig.dead_letter_group();
+    assert_eq!(rig.read_all(dead)[0].headers.len(), 1025);
+    rig.receive(dead_letters, BOB, 1, 0);
+    rig.replies.clear();
+    let request = rig.request(redrives(dead_letters, vec![range(0, 1, 1)]));
+    assert_eq!(rig.take_settled(request), Some(Settled::default()));
+}
+
+/// Nobody was told that there was room.
+#[test]
+fn a_group_at_its_bound_goes_on_when_a_dead_letter_was_redriven() {
+    let mut rig = Rig::new();
+    letters(&mut rig, 3);
+    let narrow = GroupConfig { max_failures: 0, max_open: 1, ..calm(GroupMode::Shared) };
+    let create = CreateGroup {
+        name: "by-hand".into(),
+        topic: "t.dlq".into(),
+        start: GroupStart::Earliest,
+        or_find: false,
+        config: narrow,
+        dead_letter_topic: None,
+    };
+    rig.request(ShardRequest::CreateGroup(create));
+    let Some((_, Reply::Group(info))) = rig.replies.pop() else { panic!("no group") };
+    let bob = rig.attach(info.id, BOB, 100);
+    for offset in 0..3 {
+        assert_eq!(rig.offsets_got(bob), [offset]);
+        rig.settle(info.id, BOB, range(offset, 1, 1), Verb::Redrive);
+        rig.replies.retain(|(to, _)| *to == bob);
+    }
 }

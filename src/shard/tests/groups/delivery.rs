@@ -333,3 +333,95 @@ fn partitions_that_become_free_go_to_those_who_have_the_fewest() {
     let (of_alice, of_carol) = (partitions(&mut rig, alice), partitions(&mut rig, carol));
     assert_eq!((of_alice.len(), of_carol.len()), (1, 2), "{of_alice:?} {of_carol:?}");
 }
+
+/// Without that they are leased to it until their leases end.
+#[test]
+fn records_of_an_answer_that_was_lost_come_again_to_who_says_what_it_has() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abc");
+    let asked = rig.receive(id, ALICE, 1, 0);
+    let has = rig.got(asked);
+    let lost = rig.receive(id, ALICE, 2, 0);
+    assert_eq!(rig.offsets_got(lost), [1, 2]);
+    rig.shard.handle(Event::SessionClosed { core: 0, session: 1 }, rig.now);
+    let asked = rig.receive(id, ALICE, 2, 0);
+    assert_eq!(rig.offsets_got(asked), NONE);
+    let attached = rig.attach_with(id, ALICE, 0, vec![has[0].lease()]);
+    let asked = rig.receive(id, ALICE, 3, 0);
+    let again: Vec<_> = rig.got(asked).iter().map(|got| (got.offset, got.acquired, got.failed)).collect();
+    assert_eq!(again, [(1, 2, 0), (2, 2, 0)]);
+    let (to, Reply::Error(error)) = rig.replies.remove(0) else { panic!("the attachment has ended") };
+    assert_eq!((to, error.error_code()), (attached, Some(ErrorCode::ConsumerReplaced)));
+    rig.ack(id, ALICE, &has[0]);
+}
+
+#[test]
+fn who_takes_all_and_settles_nothing_holds_others_up_for_its_leases_at_most() {
+    let mut rig = Rig::new();
+    let config = GroupConfig { max_failures: 3, max_open: 10, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    rig.append(&(0..40).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, 1_000);
+    let bob = rig.attach(id, BOB, 1_000);
+    assert_eq!((rig.got(alice).len(), rig.got(bob).len()), (10, 0));
+    let mut done = Vec::new();
+    for _ in 0..30 {
+        rig.wait(30_000_000);
+        loop {
+            let got = rig.got(bob);
+            if got.is_empty() {
+                break;
+            }
+            got.iter().for_each(|got| rig.ack(id, BOB, got));
+            done.extend(got.iter().map(|got| got.offset));
+        }
+    }
+    let progress = rig.state(id).progress;
+    assert_eq!(progress.lag, 0);
+    assert_eq!(progress.dead_lettered_total + done.len() as u64, 40);
+    done.sort_unstable();
+    done.dedup();
+    assert!(done.len() >= 10, "Bob was sent {done:?}");
+}
+
+/// Each was read with its whole batch, alone.
+#[test]
+fn those_of_a_batch_that_came_back_go_out_together_and_those_between_them_do_not() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.append(&(0..10).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, 10);
+    rig.got(alice);
+    for (base, count) in [(1, 3), (5, 1), (7, 3)] {
+        rig.settle(id, ALICE, range(base, count, 1), Verb::Nack { delay_ms: 1_000 });
+    }
+    rig.replies.clear();
+    rig.wait(1_000_000);
+    let asked = rig.receive(id, BOB, 6, 0);
+    let at = rig.replies.iter().position(|(to, _)| *to == asked).expect("it is answered");
+    let Reply::Delivered { delivery, .. } = &rig.replies[at].1 else { panic!("nothing came") };
+    let ranges: Vec<_> = delivery.ranges.iter().map(|r| (r.lease.base_offset.0, r.lease.count)).collect();
+    assert_eq!(ranges, [(1, 3), (5, 1), (7, 2)], "six records");
+    let len = delivery.ranges[0].payload_len as usize;
+    assert!(len < 2 * ringbolt_wire::batch::BATCH_HEADER_LEN, "{len} bytes are more than one batch");
+    let got = rig.got(asked);
+    assert!(got.iter().all(|got| (u64::from(got.value[0]), got.acquired) == (got.offset, 2)), "{got:?}");
+    let asked = rig.receive(id, BOB, 6, 0);
+    assert_eq!(rig.offsets_got(asked), [9]);
+}
+
+#[test]
+fn what_is_held_may_be_named_in_any_order_and_more_than_once() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.append(&(0..10).map(plain).collect::<Vec<_>>());
+    let alice = rig.attach(id, ALICE, 10);
+    rig.got(alice);
+    // Nobody has what was delivered twice.
+    let held = [(7, 1, 1), (1, 4, 1), (2, 1, 1), (3, 3, 1), (0, 1, 2), (9, 100, 1)];
+    let held = held.map(|(base, count, acquired)| range(base, count, acquired)).to_vec();
+    let alice = rig.attach_with(id, ALICE, 10, held);
+    rig.replies.retain(|(to, _)| *to == alice);
+    assert_eq!(rig.offsets_got(alice), [0, 6, 8]);
+}

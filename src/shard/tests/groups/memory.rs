@@ -123,3 +123,43 @@ fn consumers_beyond_what_a_shard_remembers_are_refused_and_come_again_when_other
     rig.attach(id, ConsumerId(u64::MAX), 1);
     assert!(rig.replies.is_empty(), "{:?}", rig.replies);
 }
+
+/// Of 16,384 records in one range each had its own, of a kilobyte.
+#[test]
+fn the_reason_for_many_records_is_kept_once() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.append(&(0..250).map(plain).collect::<Vec<_>>());
+    rig.attach(id, ALICE, 250);
+    let verb = Verb::Reject { dead_letter: true, reason: "x".repeat(1000) };
+    let items = vec![SettleItem { range: range(0, 250, 1), verb }];
+    let settle = Settle { at: at(id, ALICE), credit: Credit::default(), confirm: true, items };
+    rig.hand_in(ShardRequest::Settle(settle));
+    let acks = &rig.shard.state.groups.acks[&crate::consumer::GroupKey { group: id, partition: 0 }];
+    let reason =
+        |offset| acks.attempts(offset).and_then(|known| known.condemned.clone()).expect("it is condemned");
+    assert!((0..250).all(|offset| std::sync::Arc::ptr_eq(&reason(offset), &reason(0))));
+}
+
+/// They were not open, and how it went with them was remembered all the same.
+#[test]
+fn what_an_exclusive_consumer_gave_back_counts_until_it_is_completed() {
+    let (mut rig, g, h) = Rig::bounded(GroupMode::Exclusive, 250);
+    let alice = rig.attach(g, ALICE, 1_000);
+    assert_eq!(rig.got(alice).len(), MOST);
+    rig.request(ShardRequest::Detach(at(g, ALICE)));
+    rig.replies.clear();
+    let bob = rig.attach(h, BOB, 1_000);
+    assert_eq!(rig.got(bob).len(), OWN_OPEN, "there is no room for more than each has");
+    // Whoever gave them back gets them again, as far as there is room.
+    let alice = rig.attach(g, ALICE, 1_000);
+    let mut done = 0;
+    for _ in 0..10 {
+        let got = rig.got(alice);
+        got.iter().for_each(|got| rig.ack(g, ALICE, got));
+        done += got.len();
+        rig.wait(1);
+    }
+    assert_eq!(done, 250);
+    assert!(rig.got(bob).len() > 100, "there is room now");
+}

@@ -55,7 +55,7 @@ fn of_one_batch_only_those_that_were_delivered_before_a_restart_are_said_to_have
 }
 
 #[test]
-fn a_backoff_and_a_sentence_to_the_dead_letter_topic_survive_a_restart() {
+fn a_backoff_and_the_count_of_failures_survive_a_restart() {
     let mut rig = Rig::new();
     let backoff = Backoff::Fixed(2_000);
     let config = GroupConfig { backoff, max_failures: 9, ..calm(GroupMode::KeyOrdered) };
@@ -231,4 +231,30 @@ fn a_group_that_no_footer_could_describe_is_refused() {
     };
     rig.request(ShardRequest::CreateGroup(create));
     assert_eq!(rig.error().error_code(), Some(ErrorCode::TooManyPartitions));
+}
+
+#[test]
+fn a_checkpoint_comes_after_so_many_changes_whether_or_not_a_segment_ends() {
+    let mut rig = Rig::with_segments(config(), 16 * MIN_SEGMENT_LEN);
+    let config = GroupConfig { max_failures: 1, ..calm(GroupMode::Shared) };
+    let id = rig.group("g", config, GroupStart::Earliest).id;
+    let needed_from = |rig: &Rig| {
+        let slot = rig.shard.state.slot(crate::consumer::GROUPS_PARTITION).expect("there are changes");
+        rig.shard.state.partition(slot).start_offset
+    };
+    let alice = rig.attach(id, ALICE, 100_000);
+    // Each of them is a change with this text, and the same for all that came before.
+    let verb = || Verb::Reject { dead_letter: false, reason: "x".repeat(1000) };
+    for i in 0..10 {
+        rig.append(&vec![plain(i); 1000]);
+        assert_eq!(needed_from(&rig), Offset(0), "after {i} MB");
+        assert_eq!(rig.got(alice).len(), 1000);
+        rig.settled(id, ALICE, range(1000 * u64::from(i), 1000, 1), verb());
+        (0..100).for_each(|_| rig.wait(1_000));
+        if i == 8 {
+            break;
+        }
+    }
+    assert!(needed_from(&rig) > Offset(0));
+    assert_eq!(rig.disk.0.len(), 2, "no segment but the first one and the next have begun");
 }

@@ -199,3 +199,20 @@ fn a_wall_clock_that_is_set_forward_does_not_shorten_a_wait_after_a_failure() {
     rig.wait(1);
     assert_eq!(rig.offsets_got(alice), [1]);
 }
+
+/// The shard slept, if there was nothing else to do.
+#[test]
+fn a_shard_that_has_only_a_delayed_record_says_when_it_wants_to_look_again() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    let due_us = rig.now.wall_us + 500_000;
+    rig.append(&[directed(1, Directions { deliver_at_us: Some(due_us), ..Directions::default() })]);
+    rig.attach(id, ALICE, 0);
+    rig.wait(100_000);
+    // It is looked at, and nothing is answered.
+    let credit = Credit { records: 10, bytes: 1 << 20 };
+    rig.hand_in(ShardRequest::Settle(Settle { at: at(id, ALICE), credit, confirm: false, items: vec![] }));
+    rig.run();
+    let next_us = rig.shard.next_deadline().expect("a record waits");
+    assert_eq!(next_us, rig.now.mono_us + 400_000);
+}
