@@ -103,6 +103,9 @@ pub struct Part {
     pub remembered: usize,
     /// The first record that would have to wait and may not: as many do as may.
     pub at_delayed_bound: Option<u64>,
+    /// Records whose turn came before their time, when no more could wait for it: they are
+    /// looked at again when there is room.
+    crowded_out: BTreeSet<u64>,
     /// Records in the wheel of times, not delivered yet.
     pub dated: usize,
     /// The one of them that an exclusive partition waits for.
@@ -150,6 +153,7 @@ impl Part {
             counted: 0,
             remembered: 0,
             at_delayed_bound: None,
+            crowded_out: BTreeSet::new(),
             dated: 0,
             dated_held: None,
             backing_off: BTreeSet::new(),
@@ -182,7 +186,7 @@ impl Part {
     /// completed; those that wait for their own time do not count.
     pub fn open(&self) -> usize {
         let held = self.leases.len() + self.ready.len() + self.condemned();
-        held + self.backing_off.len() + self.keys.behind()
+        held + self.backing_off.len() + self.crowded_out.len() + self.keys.behind()
     }
 
     /// Records that count where the memory of all groups is bounded.
@@ -280,6 +284,22 @@ impl Part {
         is_waiting && self.ready.insert(offset)
     }
 
+    /// No more records can wait for their time, and this one must.
+    pub fn crowd_out(&mut self, offset: u64) {
+        self.crowded_out.insert(offset);
+    }
+
+    /// The first record that waits until others may wait for their time.
+    pub fn first_at_delayed_bound(&self) -> Option<u64> {
+        self.crowded_out.first().copied().or(self.at_delayed_bound)
+    }
+
+    /// There is room for more that wait for their time.
+    pub fn leave_delayed_bound(&mut self) {
+        self.at_delayed_bound = None;
+        self.ready.append(&mut self.crowded_out);
+    }
+
     /// What a delivery of a record would say of it.
     #[inline]
     pub fn about(&self, offset: u64, acks: &AckState) -> Delivered {
@@ -345,6 +365,7 @@ impl Part {
         self.condemned.remove(&offset);
         self.stuck.remove(&offset);
         self.ready.remove(&offset);
+        self.crowded_out.remove(&offset);
         acks.complete(offset, offset + 1, how);
         log.completed(self.key, how, (offset, offset + 1), self.next);
         (lease.map(|lease| lease.consumer), self.keys.complete(offset))
@@ -368,6 +389,7 @@ impl Part {
         let kept = self.leases.split_off(&start);
         let gone = std::mem::replace(&mut self.leases, kept);
         self.ready = self.ready.split_off(&start);
+        self.crowded_out = self.crowded_out.split_off(&start);
         self.condemned = self.condemned.split_off(&start);
         self.stuck = self.stuck.split_off(&start);
         self.backing_off = self.backing_off.split_off(&start);

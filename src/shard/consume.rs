@@ -352,7 +352,7 @@ impl<P: BufferPool> Shard<P> {
     /// There is room for more records that wait for their time, whosever made it.
     fn leave_delayed_bound(&mut self, owner: u32) {
         if let Some(number) = self.groups.part_of_owner(owner) {
-            self.groups.parts[number as usize].at_delayed_bound = None;
+            self.groups.parts[number as usize].leave_delayed_bound();
             self.groups.stir(number);
         }
     }

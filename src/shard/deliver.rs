@@ -452,6 +452,7 @@ impl<P: BufferPool> Shard<P> {
         let part = &mut self.groups.parts[packing.number as usize];
         let now = packing.now;
         let is_condemned = matches!(verdict, Verdict::Condemned | Verdict::Expire);
+        let is_exclusive = self.groups.by_id[&packing.id].info.config.mode == GroupMode::Exclusive;
         match verdict {
             Verdict::Deliver | Verdict::Skip => return Step::Take,
             Verdict::Condemned => self.condemn(packing.number, offset),
@@ -470,22 +471,26 @@ impl<P: BufferPool> Shard<P> {
             }
             Verdict::Dated(_) if part.dated_held == Some(offset) => {}
             Verdict::Dated(due_us) => {
-                let is_at_bound = is_new && !self.groups.may_delay(self.config.max_delayed);
+                let is_at_bound = !self.groups.may_delay(self.config.max_delayed);
                 let part = &mut self.groups.parts[packing.number as usize];
-                if is_at_bound {
-                    if part.at_delayed_bound.replace(offset).is_none() {
-                        self.groups.at_delayed_bound.insert(part.owner);
-                    }
+                if is_at_bound && is_new {
+                    part.at_delayed_bound = Some(offset);
+                    self.groups.at_delayed_bound.insert(part.owner);
                     return Step::Stop;
                 }
+                if is_at_bound && !is_exclusive {
+                    // Its key has become free for it.
+                    part.crowd_out(offset);
+                    self.groups.at_delayed_bound.insert(part.owner);
+                    return Step::Pass;
+                }
                 part.dated += 1;
-                if self.groups.by_id[&packing.id].info.config.mode == GroupMode::Exclusive {
+                if is_exclusive {
                     part.dated_held = Some(offset);
                 }
                 self.groups.dated.add(Entry { due_us, offset, owner: part.owner }, now.wall_us);
             }
         }
-        let is_exclusive = self.groups.by_id[&packing.id].info.config.mode == GroupMode::Exclusive;
         if !is_exclusive {
             return Step::Pass;
         }

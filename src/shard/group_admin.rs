@@ -199,7 +199,7 @@ impl<P: BufferPool> Shard<P> {
         if at_bound {
             holds.push(Hold::AtBound { open });
         }
-        if let Some(offset) = part.at_delayed_bound {
+        if let Some(offset) = part.first_at_delayed_bound() {
             holds.push(Hold::DelayedBound { offset });
         }
         if let Some((offset, count)) = part.keys.longest() {

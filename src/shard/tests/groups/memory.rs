@@ -163,3 +163,31 @@ fn what_an_exclusive_consumer_gave_back_counts_until_it_is_completed() {
     assert_eq!(done, 250);
     assert!(rig.got(bob).len() > 100, "there is room now");
 }
+
+/// Once their keys were free they waited, as many as there were.
+#[test]
+fn delayed_records_that_were_behind_their_keys_are_bounded_as_well() {
+    let mut rig = Rig::with(ShardConfig { max_delayed: 2, ..config() });
+    let id = rig.calm_group(GroupMode::KeyOrdered);
+    let due_us = Some(rig.now.wall_us + 1_000_000_000);
+    for key in [b"a", b"b", b"c", b"d"] {
+        let later = directed(1, Directions { deliver_at_us: due_us, ..Directions::default() });
+        rig.append(&[plain(0), later].map(|record| Record { key: Some(key.to_vec()), ..record }));
+    }
+    let alice = rig.attach(id, ALICE, 100);
+    let first = rig.got(alice);
+    first.iter().for_each(|got| rig.ack(id, ALICE, got));
+    rig.wait(1);
+    let state = rig.state(id);
+    assert_eq!(state.progress.delayed, 2);
+    assert!(state.holds.contains(&Hold::DelayedBound { offset: 5 }), "{:?}", state.holds);
+    assert_eq!(rig.offsets_got(alice), NONE);
+    let mut later = Vec::new();
+    rig.wait(1_000_000_000);
+    for _ in 0..3 {
+        rig.wait(1_000);
+        later.extend(rig.offsets_got(alice));
+    }
+    later.sort_unstable();
+    assert_eq!(later, [1, 3, 5, 7]);
+}
