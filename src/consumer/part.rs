@@ -245,6 +245,11 @@ impl Part {
         self.condemned.first().copied()
     }
 
+    /// The last record before `end` to be delivered again now.
+    pub fn last_ready(&self, end: u64) -> Option<u64> {
+        self.ready.range(..end).next_back().copied()
+    }
+
     /// Whether a record is ready.
     pub fn is_ready(&self, offset: u64) -> bool {
         self.ready.contains(&offset)

@@ -234,9 +234,7 @@ impl Core {
                 }
             }
             Message::SessionClosed { core, session } => {
-                // Who is gone before it was handed in would be a consumer for ever.
-                self.held.iter_mut().for_each(|held| held.retain(|held| !held.is_of_session(core, session)));
-                self.held_count = self.held.iter().map(VecDeque::len).sum();
+                self.forget_held(core, session);
                 self.handle_all(|| Event::SessionClosed { core, session });
             }
             Message::Catalog(update) => self.handle_all(|| Event::Catalog(update.clone())),
@@ -271,6 +269,22 @@ impl Core {
         assert!(held.len() < MAX_HELD, "a core was told to send no more, and goes on");
         held.push_back(Held { from, request, is_hurried: false });
         self.held_count += 1;
+    }
+
+    /// Drops what would last as long as a session that is gone: handed in after it, that
+    /// would be a consumer for ever.
+    fn forget_held(&mut self, core: u16, session: u64) {
+        if self.held_count == 0 {
+            return;
+        }
+        for local in &self.shards {
+            let held = &mut self.held[usize::from(local.id.0)];
+            held.retain(|held| !held.is_of_session(core, session));
+            if held.is_empty() {
+                self.shared.set_full(local.id, false);
+            }
+        }
+        self.held_count = self.held.iter().map(VecDeque::len).sum();
     }
 
     /// Hands in what a shard had no room for, as far as it has now.

@@ -170,7 +170,7 @@ fn what_a_shard_has_no_room_for_holds_up_nothing_else_and_is_carried_out_in_orde
 #[test]
 fn a_consumer_whose_session_ends_while_it_waits_to_attach_does_not_attach() {
     let dir = TempDir::new().unwrap();
-    let (sender, mut owner) = sender_and_owner(&dir, 64);
+    let (mut sender, mut owner) = sender_and_owner(&dir, 64);
     let post = owner.mailbox.post();
     let attach = |session| {
         let at = ConsumerAt { shard: SHARD, group: GroupId(1), consumer: ConsumerId(session) };
@@ -179,6 +179,10 @@ fn a_consumer_whose_session_ends_while_it_waits_to_attach_does_not_attach() {
         Message::Request { shard: SHARD, from: ReplyTo { core: 0, session, correlation: session }, request }
     };
     // The first segment is not there yet, so nothing can be appended.
+    post.send(0, attach(7)).unwrap();
+    assert!(turn(&mut owner).is_empty() && !sender.shards_for(1).accepts(SHARD, true));
+    post.send(0, Message::SessionClosed { core: 0, session: 7 }).unwrap();
+    assert!(turn(&mut owner).is_empty() && sender.shards_for(1).accepts(SHARD, true), "nothing waits");
     [create(1), attach(7), attach(8)].into_iter().for_each(|message| post.send(0, message).unwrap());
     post.send(0, Message::SessionClosed { core: 0, session: 7 }).unwrap();
     assert!(turn(&mut owner).is_empty());
@@ -189,7 +193,6 @@ fn a_consumer_whose_session_ends_while_it_waits_to_attach_does_not_attach() {
     }
     answered.sort_unstable();
     assert_eq!(answered, [1, 8], "8 is told that there is no such group");
-    drop(sender);
 }
 
 /// Receives what has come to a core without shards: which requests were answered.

@@ -229,7 +229,9 @@ impl<P: BufferPool> Shard<P> {
             let Some(offset) = part.first_ready().filter(may_give) else { return Ok(()) };
             // All of the batch that are ready, in one go.
             let batch = self.read_batch(slot, offset)?;
-            self.pack_batch(packing, &batch, (offset, u64::MAX), false);
+            let end = BatchHeader::decode(batch.as_slice()).expect("reading has checked it").next_offset().0;
+            let last = self.groups.parts[packing.number as usize].last_ready(end).unwrap_or(offset);
+            self.pack_batch(packing, &batch, (offset, last + 1), false);
         }
         Ok(())
     }

@@ -20,6 +20,14 @@ use crate::time::Now;
 /// Records that an `AckUpTo` counts for: it looks at every lease up to its record.
 const UP_TO_COST: u64 = 256;
 
+/// What becomes of a record that is settled.
+enum Fate {
+    Completed,
+    Extended { lease_ms: u32 },
+    Redriven,
+    Back(Back),
+}
+
 impl<P: BufferPool> Shard<P> {
     pub(super) fn settle(&mut self, from: ReplyTo, settle: &Settle, now: Now) {
         match self.try_settle(from, settle, now) {
@@ -139,7 +147,7 @@ impl<P: BufferPool> Shard<P> {
         }
         let slot = self.state.slot(self.groups.parts[number as usize].partition);
         let log_end = slot.map_or(0, |slot| self.state.partition(slot).durable_end.0);
-        let back = back(&item.verb, self.has_dead_letter_topic(number));
+        let fate = self.fate(number, &item.verb);
         let mut at = start;
         while at < end {
             let part = &self.groups.parts[number as usize];
@@ -160,7 +168,7 @@ impl<P: BufferPool> Shard<P> {
                     Some(_) if item.verb == Verb::Redrive && !self.is_of_dead_letters(id) => {
                         not(ErrorCode::InvalidRequest, at, at + 1);
                     }
-                    Some(_) => self.settle_one(number, at, (&item.verb, back.as_ref()), redrives, now),
+                    Some(_) => self.settle_one(number, at, &fate, redrives, now),
                     None => not(ErrorCode::LeaseLost, at, at + 1),
                 }
                 at += 1;
@@ -183,23 +191,38 @@ impl<P: BufferPool> Shard<P> {
         self.groups.by_id.get(&id).is_some_and(|group| group.of_dead_letters)
     }
 
-    /// One record, which is the consumer's, and may come back.
+    /// What becomes of an item's records: they share a reason.
+    fn fate(&self, number: u32, verb: &Verb) -> Fate {
+        match verb {
+            Verb::Ack | Verb::AckUpTo => Fate::Completed,
+            Verb::Extend { lease_ms } => Fate::Extended { lease_ms: *lease_ms },
+            Verb::Redrive => Fate::Redriven,
+            Verb::Nack { delay_ms } => Fate::Back(Back::Later(*delay_ms)),
+            Verb::Release => Fate::Back(Back::Released),
+            Verb::Reject { dead_letter, reason } => {
+                let condemned = *dead_letter && self.has_dead_letter_topic(number);
+                Fate::Back(Back::Failed { condemned, reason: reason.as_str().into() })
+            }
+        }
+    }
+
+    /// One record, which is the consumer's.
     fn settle_one(
         &mut self,
         number: u32,
         offset: u64,
-        (verb, back): (&Verb, Option<&Back>),
+        fate: &Fate,
         redrives: &mut Vec<(u32, u64)>,
         now: Now,
     ) {
-        match (verb, back) {
-            (_, Some(back)) => self.give_back(number, offset, back, now),
-            (Verb::Extend { lease_ms }, None) => self.extend(number, offset, *lease_ms, now),
-            (Verb::Redrive, None) => redrives.push((number, offset)),
-            _ => {
+        match fate {
+            Fate::Completed => {
                 self.counters.acked_records += 1;
                 self.complete(number, offset, How::Acked);
             }
+            Fate::Extended { lease_ms } => self.extend(number, offset, *lease_ms, now),
+            Fate::Redriven => redrives.push((number, offset)),
+            Fate::Back(back) => self.give_back(number, offset, back, now),
         }
     }
 
@@ -215,20 +238,6 @@ impl<P: BufferPool> Shard<P> {
         if is_sooner {
             self.groups.set_timer(owner, (offset, offset + 1), deadline_us);
         }
-    }
-}
-
-/// How records come back that are settled like this, if they do: once for all of them, as
-/// they share the reason.
-fn back(verb: &Verb, has_dead_letter_topic: bool) -> Option<Back> {
-    match verb {
-        Verb::Ack | Verb::AckUpTo | Verb::Extend { .. } | Verb::Redrive => None,
-        Verb::Nack { delay_ms } => Some(Back::Later(*delay_ms)),
-        Verb::Release => Some(Back::Released),
-        Verb::Reject { dead_letter, reason } => Some(Back::Failed {
-            condemned: *dead_letter && has_dead_letter_topic,
-            reason: reason.as_str().into(),
-        }),
     }
 }
 

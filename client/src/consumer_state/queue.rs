@@ -56,6 +56,7 @@ impl<T> Queue<T> {
 
     pub fn push(&mut self, mut entry: Entry<T>) {
         self.amount.add(entry.amount);
+        // More than one request may speak of goes in pieces.
         while u64::from(entry.range.count) > MAX_SETTLE_RECORDS {
             let range = LeaseRange { count: MAX_SETTLE_RECORDS as u32, ..entry.range };
             let verb = entry.verb.clone();
@@ -124,7 +125,7 @@ impl<T> Queue<T> {
                     items.push(SettleItem { range: entry.range, verb: entry.verb.clone() });
                 }
             }
-            chosen.push(Entry { amount: Amount::default(), ..entry });
+            chosen.push(entry);
         }
         later.append(&mut self.entries);
         self.entries = later;

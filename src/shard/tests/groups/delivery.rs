@@ -385,14 +385,20 @@ fn who_takes_all_and_settles_nothing_holds_others_up_for_its_leases_at_most() {
     assert!(done.len() >= 10, "Bob was sent {done:?}");
 }
 
-/// Each was read with its whole batch, alone.
-#[test]
-fn those_of_a_batch_that_came_back_go_out_together_and_those_between_them_do_not() {
+/// A group of which Alice has ten records, of one batch.
+fn alice_has_ten() -> (Rig, GroupId) {
     let mut rig = Rig::new();
     let id = rig.calm_group(GroupMode::Shared);
     rig.append(&(0..10).map(plain).collect::<Vec<_>>());
     let alice = rig.attach(id, ALICE, 10);
-    rig.got(alice);
+    assert_eq!(rig.got(alice).len(), 10);
+    (rig, id)
+}
+
+/// Each was read with its whole batch, alone.
+#[test]
+fn those_of_a_batch_that_came_back_go_out_together_and_those_between_them_do_not() {
+    let (mut rig, id) = alice_has_ten();
     for (base, count) in [(1, 3), (5, 1), (7, 3)] {
         rig.settle(id, ALICE, range(base, count, 1), Verb::Nack { delay_ms: 1_000 });
     }
@@ -413,11 +419,7 @@ fn those_of_a_batch_that_came_back_go_out_together_and_those_between_them_do_not
 
 #[test]
 fn what_is_held_may_be_named_in_any_order_and_more_than_once() {
-    let mut rig = Rig::new();
-    let id = rig.calm_group(GroupMode::Shared);
-    rig.append(&(0..10).map(plain).collect::<Vec<_>>());
-    let alice = rig.attach(id, ALICE, 10);
-    rig.got(alice);
+    let (mut rig, id) = alice_has_ten();
     // Nobody has what was delivered twice.
     let held = [(7, 1, 1), (1, 4, 1), (2, 1, 1), (3, 3, 1), (0, 1, 2), (9, 100, 1)];
     let held = held.map(|(base, count, acquired)| range(base, count, acquired)).to_vec();
