@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod cli;
 pub mod consumer;
 pub mod doctor;
+pub mod hash;
 pub mod io;
 pub mod limits;
 pub mod log;

@@ -88,14 +88,19 @@ pub const MAX_TOPICS: usize = 10_000;
 pub const MAX_TOTAL_PARTITIONS: usize = 200_000;
 /// Most consumer groups, those of dead-letter topics included.
 pub const MAX_GROUPS: usize = 10_000;
-/// Most partitions over all groups: each costs some 200 bytes of memory, and 48
-/// bytes in every checkpoint.
+/// Most partitions over all groups: each costs 600 bytes of memory (416 for who has what
+/// there, 104 for what is durable of it, the rest to find it by), up to twice that as
+/// tables have room to grow, and 48 bytes in every checkpoint. In all 120 to 240 MB.
 pub const MAX_GROUP_PARTITIONS: usize = 200_000;
 /// Most consumers that a shard knows, attached or with leases: some 200 bytes each.
 pub const MAX_CONSUMERS: usize = 20_000;
 /// Most records that one settle request may speak of: looking at each takes 1 to 3
 /// ms in all.
 pub const MAX_SETTLE_RECORDS: u64 = ringbolt_wire::message::MAX_SETTLE_RECORDS;
+
+/// Records that the confirmed settle requests in flight of one session may speak of, unless it
+/// is one request: each can take 24 bytes of the answer, twice or three times.
+pub const MAX_SETTLING_PER_SESSION: u64 = MAX_SETTLE_RECORDS;
 
 /// Dead letters of a shard that may be on their way back to where they came from.
 pub const MAX_REDRIVES: usize = 65_536;
@@ -167,8 +172,8 @@ pub const MAX_SEND_STALL_MS: u64 = 30_000;
 /// Time that a peer has to close its side after the goodbye, in ms.
 pub const MAX_LINGER_MS: u64 = 1000;
 
-/// Bytes of unsent answers at which a session takes no more requests: two of
-/// the longest fetch answers.
+/// Bytes of unsent answers at which a session takes no more requests, and its consumers
+/// are sent no more: two of the longest fetch answers.
 pub const MAX_UNSENT: usize = 2 * MAX_FETCH_BYTES as usize;
 /// The same, for answers outside of the pool: four times the acknowledgements
 /// of as many requests as may be in flight.

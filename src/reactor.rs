@@ -220,7 +220,8 @@ impl Reactor {
         };
         let patience = self.stopping_since.map(|since| since + STOP_PATIENCE_US + 1);
         let due = [net_due, shard_due, retry, patience].into_iter().flatten().min();
-        let is_due = due.is_some_and(|due| due <= core.now.mono_us);
+        // A connection that has ended may have asked a shard for something just now.
+        let is_due = due.is_some_and(|due| due <= core.now.mono_us) || core.has_actions();
         if is_due || self.look_on(due)? || !self.core.may_sleep() {
             self.core.ring.submit()?;
         } else {

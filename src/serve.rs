@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 
 use crate::admin::{Admin, AdminError, AdminListener};
 use crate::catalog::Catalog;
+use crate::hash;
 use crate::io::datadir::{DataDir, DataDirError, Layout, shard_name};
 use crate::io::disk::{FileMode, choose_mode};
 use crate::io::mailbox::{Post, mailboxes};
@@ -158,6 +159,8 @@ impl Broker {
         before_listening: impl FnOnce(BrokerHandle),
     ) -> Result<Broker, ServeError> {
         config.check()?;
+        // Another broker of this process may have.
+        hash::choose_key(uuid::Uuid::new_v4().as_u64_pair());
         // A taken address is found out before anything is touched, and whoever
         // watches is answered while logs are recovered.
         try_address(config.listen)?;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use net_common::cli::*;
 use net_common::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A broker with a topic `t` of two partitions, and ten numbered records in its
@@ -116,6 +116,41 @@ fn what_a_killed_consumer_had_in_hand_comes_again() {
     again.sort_unstable();
     assert_eq!(again, ["4", "5", "6", "7", "8", "9"]);
     assert_eq!(broker.run(&["consume", "t", "--group", "g"]).good(), "");
+}
+
+#[test]
+fn a_record_that_comes_again_says_how_often_it_came_and_failed_and_since_when() {
+    let (_dir, server) = ten_records();
+    let broker = At(server.addr);
+    broker.run(&["group", "create", "g", "--topic", "t", "--backoff", "none"]).good();
+    let manual = ["consume", "t", "--group", "g", "--ack", "manual"];
+    let said = |line: String| {
+        let record: Value = serde_json::from_str(&line).unwrap();
+        ["offset", "acquired", "failed", "first_delivery"].map(|key| record[key].clone())
+    };
+    let mut worker = broker.start(&[&manual[..], &["--json"]].concat());
+    for n in 0..10 {
+        assert_eq!(said(worker.line()), [json!(n), json!(1), json!(0), Value::Null]);
+    }
+    worker.say("reject 0 0 no");
+    let [offset, acquired, failed, first] = said(worker.line());
+    assert_eq!([offset, acquired, failed], [json!(0), json!(2), json!(1)]);
+    let first = first.as_str().expect("a time").to_owned();
+    assert!(humantime::parse_rfc3339(&first).is_ok(), "{first}");
+    // All of them go back.
+    assert_eq!(worker.end().code, 0);
+
+    let mut worker = broker.start(&manual);
+    let lines: Vec<String> = (0..10).map(|_| worker.line()).collect();
+    let failed = format!(" (delivery 3, failed 1, first {first})\t-\t0");
+    assert!(lines.iter().any(|line| line.ends_with(&failed)), "{lines:?}");
+    let given_back = lines.iter().filter(|line| line.contains(" (delivery 2, failed 0, first "));
+    assert_eq!(given_back.count(), 9, "{lines:?}");
+    drop(worker);
+
+    let plain = broker.run(&["consume", "t", "--count", "1", "--json"]).json();
+    let has_any = ["acquired", "failed", "first_delivery"].iter().any(|key| plain.get(key).is_some());
+    assert!(!has_any, "without a group nobody counts: {plain}");
 }
 
 #[test]

@@ -39,14 +39,18 @@ fn a_command_gets_the_record_and_its_exit_code_settles_it() {
     let (_dir, server) = broker(&["--backoff", "none"], "x\ny\n");
     let at = At(server.addr);
     let say = "cat; echo \" $RINGBOLT_KEY $RINGBOLT_TOPIC/$RINGBOLT_PARTITION/$RINGBOLT_OFFSET \
-               $RINGBOLT_GROUP $RINGBOLT_ACQUIRED $RINGBOLT_FAILED\"; test $RINGBOLT_FAILED = 1";
+               $RINGBOLT_GROUP $RINGBOLT_ACQUIRED $RINGBOLT_FAILED ${RINGBOLT_FIRST_DELIVERY-now}\"; \
+               test $RINGBOLT_FAILED = 1";
     let printed = at.run(&exec(say, &[])).good();
-    let mut lines: Vec<&str> = printed.lines().collect();
+    let mut lines: Vec<(&str, &str)> = printed.lines().filter_map(|line| line.rsplit_once(' ')).collect();
     lines.sort_unstable();
+    let (lines, firsts): (Vec<&str>, Vec<&str>) = lines.into_iter().unzip();
     assert_eq!(
         lines,
         ["x a key t/0/0 g 1 0", "x a key t/0/0 g 2 1", "y a key t/0/1 g 1 0", "y a key t/0/1 g 2 1"]
     );
+    assert_eq!((firsts[0], firsts[2]), ("now", "now"));
+    assert!([firsts[1], firsts[3]].iter().all(|time| humantime::parse_rfc3339(time).is_ok()), "{firsts:?}");
     assert_eq!(lag(at), 0);
     // Neither a value that is not read nor one without a key is an error.
     at.run_on(&["produce", "t", "-q"], format!("{}\n", "z".repeat(500_000)).as_bytes()).good();

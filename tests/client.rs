@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use net_common::cli::*;
 use net_common::*;
 use ringbolt_client::{Client, Outcome, ProduceError, Producer, Receipt, Record, StartAt};
+use serde_json::json;
 use tempfile::TempDir;
 
 const PARTITIONS: u32 = 4;
@@ -30,12 +31,16 @@ fn example(name: &str) -> PathBuf {
     broker.with_file_name("examples").join(name)
 }
 
+/// Starts an example with this broker.
+fn run_example(server: &Server, name: &str, args: &[&str]) -> Running {
+    Running::new(Command::new(example(name)).arg(server.addr.to_string()).args(args))
+}
+
 #[test]
 fn the_examples_do_what_they_say() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(&dir, &["--memory", "96MiB"]);
-    let addr = server.addr.to_string();
-    let run = |name: &str, args: &[&str]| Running::new(Command::new(example(name)).arg(&addr).args(args));
+    let run = |name: &str, args: &[&str]| run_example(&server, name, args);
 
     let told = run("admin", &[]).end().good();
     for part in
@@ -70,6 +75,79 @@ fn the_examples_do_what_they_say() {
     }
     run("produce", &["things", "1"]).end().good();
     assert!(consume.line().ends_with("key 0: value 0"), "it follows");
+}
+
+#[test]
+fn the_examples_of_work_do_what_they_say() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let at = At(server.addr);
+    let run = |name: &str, args: &[&str]| run_example(&server, name, args);
+
+    run("produce", &["orders", "20"]).end().good();
+    let workers = [run("worker", &["orders", "12"]), run("worker", &["orders", "8"])];
+    let told = workers.map(|worker| worker.end().good());
+    let mut handled: Vec<&str> = told.iter().flat_map(|told| told.lines()).collect();
+    handled.sort_unstable();
+    handled.dedup();
+    assert_eq!(handled.len(), 20, "each order goes to one of them: {told:?}");
+    assert!(handled.iter().all(|line| line.contains(": value ")), "{told:?}");
+
+    at.run_on(&["produce", "orders", "-q"], b" \n").good();
+    let ran = run("worker", &["orders", "5"]).end();
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (0, "", 5), "{ran:?}");
+    for (n, line) in (1..).zip(ran.err.lines()) {
+        assert!(line.ends_with(&format!(": an empty order (failure {n})")), "{line}");
+    }
+    let letter = at.run(&["dlq", "show", "orders", "--json"]).json();
+    assert_eq!(
+        (&letter["group"], &letter["failed"], &letter["reason"]),
+        (&json!("workers"), &json!(5), &json!("an empty order"))
+    );
+
+    let began = Instant::now();
+    let told = run("delayed", &["jobs"]).end().good();
+    assert!(began.elapsed() >= Duration::from_secs(3), "{told}");
+    let lines: Vec<&str> = told.lines().collect();
+    let [created, first, second] = lines[..] else { panic!("{told}") };
+    assert_eq!(created, "created jobs");
+    assert!(first.starts_with("after ") && first.ends_with(": now or never"), "{told}");
+    assert!(second.starts_with("after ") && second.ends_with(": remind me"), "{told}");
+}
+
+#[test]
+fn the_example_of_a_pipeline_invoices_each_order_once_although_it_is_killed() {
+    const ORDERS: u32 = 2000;
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&dir, &["--memory", "96MiB"]);
+    let at = At(server.addr);
+    let run = |name: &str, args: &[&str]| run_example(&server, name, args);
+
+    run("produce", &["orders", &ORDERS.to_string()]).end().good();
+    // What the killed one had is not to be waited for as long as usual.
+    let create =
+        ["group", "create", "invoicing", "--topic", "orders", "--mode", "exclusive", "--lease", "1s"];
+    at.run(&create).good();
+    let mut pipeline = run("pipeline", &["orders", "invoices"]);
+    assert_eq!(pipeline.line(), "created invoices");
+    let mut consume = run("consume", &["invoices"]);
+    let mut invoices = vec![consume.line()];
+    drop(pipeline);
+    let _pipeline = run("pipeline", &["orders", "invoices"]);
+    while invoices.len() < ORDERS as usize {
+        invoices.push(consume.line());
+    }
+    wait_until("every order is done", || {
+        let group = at.run(&["group", "describe", "invoicing", "--json"]).json();
+        group["partitions"].as_array().unwrap().iter().all(|partition| partition["lag"] == 0)
+    });
+    let records = at.run(&["topic", "describe", "invoices", "--json"]).json()["records"].clone();
+    assert_eq!(records, ORDERS);
+    // PARTITION/OFFSET KEY: VALUE
+    let order = |line: &String| line.split_once(": please pay for value ")?.1.parse::<u32>().ok();
+    let mut invoiced: Vec<u32> = invoices.iter().filter_map(order).collect();
+    invoiced.sort_unstable();
+    assert!(invoiced.into_iter().eq(0..ORDERS), "{invoices:?}");
 }
 
 /// What became of the records that one producer was given, by their numbers.

@@ -35,6 +35,11 @@ const MET: &[(&str, &str, u64)] = &[
     ("MAX_GROUP_PARTITIONS", "partitions of all groups", MAX_GROUP_PARTITIONS as u64),
     ("MAX_CONSUMERS", "consumers of a shard", MAX_CONSUMERS as u64),
     ("MAX_SETTLE_RECORDS", "records of a settle", MAX_SETTLE_RECORDS),
+    (
+        "MAX_SETTLING_PER_SESSION",
+        "records of confirmed settles in flight on a connection",
+        MAX_SETTLING_PER_SESSION,
+    ),
     ("MAX_REDRIVES", "dead letters of a shard on their way back", MAX_REDRIVES as u64),
     ("MAX_DESCRIBED_HOLDS", "partitions described with holds", MAX_DESCRIBED_HOLDS as u64),
     ("MAX_DESCRIBED_CONSUMERS", "consumers described", MAX_DESCRIBED_CONSUMERS as u64),

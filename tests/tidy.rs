@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "src/log/",
     "src/session/",
     "src/catalog.rs",
+    "src/hash.rs",
     "src/limits.rs",
     "src/buffer.rs",
     "src/time.rs",

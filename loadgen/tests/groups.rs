@@ -2,9 +2,12 @@
 //! crash. Each must end with everything completed, and nothing to say against the broker.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Command, Output};
 
+use loadgen::admin::Admin;
 use ringbolt::serve::{Broker, Config};
+use ringbolt_wire::message::{Backoff, CreateGroup, GroupConfig, GroupStart};
 use serde_json::Value;
 
 struct Rig {
@@ -26,34 +29,60 @@ impl Rig {
     }
 
     fn loadgen(&self, args: &[&str]) -> (Output, Value) {
-        let json = self.dir.path().join("report.json");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
-        command.args(args).args(["--addr", &self.broker.addr().to_string(), "--json"]).arg(&json);
-        let output = command.output().unwrap();
-        let report = std::fs::read(&json).unwrap_or_else(|_| panic!("{args:?}: {output:?}"));
-        (output, serde_json::from_slice(&report).unwrap())
+        loadgen(self.broker.addr(), &self.dir.path().join("report.json"), args)
     }
 
-    /// A run of so many messages, which must be acquitted.
+    /// A run of so many messages through group `g`, which must be acquitted.
     fn run(&self, count: u64, args: &[&str]) -> Value {
-        let all = ["run", "--count", &count.to_string(), "--size", "200", "--batch", "4"];
-        let consuming = ["--producers", "4", "--partitions", "4", "--consumers", "3", "--group", "g"];
-        let (output, report) = self.loadgen(&[&all[..], &consuming, args].concat());
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
-        for fault in ["lost", "duplicated", "reordered", "corrupted", "unknown"] {
-            assert_eq!(report[fault], 0, "{fault}: {report}");
-        }
-        assert_eq!(report["acked"], count);
-        let group = &report["verdict"]["group"];
-        let (acked, dead) = (&group["acked"], &group["dead_letters"]);
-        assert_eq!(group["uncompleted"], 0, "{report}");
-        assert!(acked.as_u64().unwrap() + dead.as_u64().unwrap() <= count, "{report}");
-        report
+        run(self.broker.addr(), self.dir.path(), "g", count, args)
     }
 
     fn end(self) {
         self.broker.stop().unwrap();
     }
+}
+
+/// Loads the broker at `addr`, and reads the report from where it is to be written.
+fn loadgen(addr: SocketAddr, json: &Path, args: &[&str]) -> (Output, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.args(args).args(["--addr", &addr.to_string(), "--json"]).arg(json);
+    let output = command.output().unwrap();
+    let report = std::fs::read(json).unwrap_or_else(|_| panic!("{args:?}: {output:?}"));
+    (output, serde_json::from_slice(&report).unwrap())
+}
+
+/// A run of so many messages through a group, which must be acquitted. Its report is written
+/// into `dir`, under the group's name.
+fn run(addr: SocketAddr, dir: &Path, group: &str, count: u64, args: &[&str]) -> Value {
+    let all = ["run", "--count", &count.to_string(), "--size", "200", "--batch", "4"];
+    let consuming = ["--producers", "4", "--partitions", "4", "--consumers", "3", "--group", group];
+    let json = dir.join(format!("{group}.json"));
+    let (output, report) = loadgen(addr, &json, &[&all[..], &consuming, args].concat());
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+    for fault in ["lost", "duplicated", "reordered", "corrupted", "unknown"] {
+        assert_eq!(report[fault], 0, "{fault}: {report}");
+    }
+    assert_eq!(report["acked"], count);
+    let group = &report["verdict"]["group"];
+    let (acked, dead) = (&group["acked"], &group["dead_letters"]);
+    assert_eq!(group["uncompleted"], 0, "{report}");
+    assert!(acked.as_u64().unwrap() + dead.as_u64().unwrap() <= count, "{report}");
+    report
+}
+
+/// A topic with a group whose dead letters go to `failed.dlq`, after two failures.
+fn create(admin: &mut Admin, topic: &str, group: &str) {
+    admin.topic(topic, Some(4)).unwrap();
+    let config = GroupConfig { max_failures: 2, backoff: Backoff::Fixed(10), ..GroupConfig::default() };
+    let create = CreateGroup {
+        name: group.to_owned(),
+        topic: topic.to_owned(),
+        start: GroupStart::End,
+        or_find: false,
+        config,
+        dead_letter_topic: Some("failed.dlq".to_owned()),
+    };
+    admin.create_group(create).unwrap();
 }
 
 fn count_of(report: &Value, what: &str) -> u64 {
@@ -87,6 +116,33 @@ fn what_fails_too_often_is_a_dead_letter_once() {
     assert!((40..250).contains(&dead), "{report}");
     assert_eq!(count_of(&report, "acked") + dead, 4000);
     assert!(count_of(&report, "redeliveries") > 1000 && count_of(&report, "rejected") > 1000);
+    rig.end();
+}
+
+#[test]
+fn dead_letters_are_looked_for_where_the_group_wants_them_and_are_those_of_the_run() {
+    let rig = Rig::start();
+    let (addr, dir) = (rig.broker.addr(), rig.dir.path());
+    let mut admin = Admin::connect(addr).unwrap();
+    create(&mut admin, "orders", "g");
+    create(&mut admin, "offers", "other");
+    let dead_letters = |topic: &str, group: &str| {
+        let args = ["--topic", topic, "--fail-rate", "0.4", "--work-time", "1ms"];
+        count_of(&run(addr, dir, group, 2000, &args), "dead_letters")
+    };
+    // Some of the other group are there before the run begins, more come meanwhile.
+    let before = dead_letters("offers", "other");
+    let (beside, own) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| dead_letters("offers", "other"));
+        let own = dead_letters("orders", "g");
+        (beside.join().unwrap(), own)
+    });
+    // 16 % of 2000 each, give or take a lot.
+    let counts = [before, beside, own];
+    assert!(counts.iter().all(|count| (150..550).contains(count)), "{counts:?}");
+    let letters = admin.describe_topic("failed.dlq").unwrap();
+    let there: u64 = letters.partitions.iter().map(|partition| partition.end_offset.0).sum();
+    assert_eq!(there, before + beside + own, "{counts:?}");
     rig.end();
 }
 

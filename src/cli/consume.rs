@@ -28,8 +28,14 @@ partition come in the order of their offsets.
 
 With --group, the broker keeps account of what is done: each record goes to one consumer of the group, and \
 comes again until it is acknowledged. Without --follow the command ends when there is nothing more to deliver \
-of what was there at the start; what waits for its time, or is in another consumer's hands, is not waited for. \
-How a record is handled:
+of what was there at the start; what waits for its time, or is in another consumer's hands, is not waited for.
+
+With --group and --json an object has three keys more: \"acquired\" (deliveries so far, this one included), \
+\"failed\" (failures so far) and \"first_delivery\" (the time of the first one; null if this is it, or if the \
+broker does not know any more). --verbose says the same, in brackets behind the time, of a record that comes again: \
+(delivery 2, failed 1, first 2025-01-31T12:00:00.000000Z).
+
+How a record of a group is handled:
   --ack auto    it is printed, and acknowledged once the output is flushed. What was not printed goes back.
   --ack manual  it is printed as with --verbose, and acknowledged by lines of standard input:
                   ack PARTITION OFFSET             it is done
@@ -41,8 +47,9 @@ How a record is handled:
                 Standard error gets a line for each: what was asked, and durable (done, if nothing has to be), or why \
 not. Leases are extended by themselves. The end of the input gives back what is open.
   --exec        `sh -c COMMAND` runs for it, the value on its standard input, and RINGBOLT_TOPIC, _GROUP, \
-_PARTITION, _OFFSET, _KEY, _ACQUIRED (deliveries so far), _FAILED (failures so far) in its environment; \
-RINGBOLT_KEY is unset without a key, or with one of more than 32 KiB or with a NUL byte. Exit code 0 \
+_PARTITION, _OFFSET, _KEY, _ACQUIRED (deliveries so far, this one included), _FAILED (failures so far), \
+_FIRST_DELIVERY (the time, as with --json) in its environment; RINGBOLT_KEY is unset without a key, or with \
+one of more than 32 KiB or with a NUL byte, and RINGBOLT_FIRST_DELIVERY where --json has null. Exit code 0 \
 acknowledges. Anything else rejects, with exit code and last line of standard error as the reason. The lease is \
 extended while it runs. SIGINT or SIGTERM: no new ones are begun, those that run are waited for, and the exit \
 code is 0; a second one kills them, and their records go back.")]

@@ -54,10 +54,11 @@ enum GroupCommand {
     },
     /// Describe a group: how far it is, and its consumers
     ///
-    /// LAG counts records that are not completed. With --json prints what create does, and
+    /// LAG counts records that are not completed. CONSUMERS says how many get records of the
+    /// partition, or of an exclusive group which one. With --json prints what create does, and
     /// {"topic_name", "partitions": [{"partition", "shard", "end_offset", "floor", "next_offset", "lag",
-    /// "leased", "ready", "delayed", "behind_key", "failed_total", "dead_lettered_total", "expired_total",
-    /// "oldest_age_us", "holds"}], "consumers": [{"consumer", "shard", "attached", "credit_records",
+    /// "leased", "ready", "delayed", "behind_key", "condemned", "failed_total", "dead_lettered_total",
+    /// "expired_total", "oldest_age_us", "consumers", "holder", "holds"}], "consumers": [{"consumer", "shard", "attached", "credit_records",
     /// "credit_bytes", "leased"}]}.
     Describe {
         /// Its name

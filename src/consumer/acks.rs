@@ -168,6 +168,9 @@ impl AckState {
     }
 
     fn forget_attempts(&mut self, start: u64, end: u64) {
+        if self.attempts.last_key_value().is_none_or(|(last, _)| *last < start) {
+            return;
+        }
         while let Some((&offset, _)) = self.attempts.range(start..end).next() {
             self.attempts.remove(&offset);
         }

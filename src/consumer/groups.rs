@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 
+use ringbolt_wire::message::GroupMode;
 use ringbolt_wire::{GroupId, PartitionId, TopicId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use slab::Slab;
@@ -20,6 +21,10 @@ use crate::shard::event::ReplyTo;
 /// with it before, its place among those of its key, and the completed range in front
 /// of it. Most take a quarter of that.
 pub const OPEN_COST: usize = 256;
+
+/// One that waits for its own time counts for so many in a key-ordered group: its place among
+/// those of its key takes up to 140 bytes while the tables of keys grow, and 45 to 90 otherwise.
+pub const KEYED_DELAYED: usize = 4;
 
 /// So many records may be open in each part, however many are in others.
 pub const OWN_OPEN: usize = 64;
@@ -41,6 +46,8 @@ pub struct Groups {
     pub changes: ChangeLog,
     /// Records that wait for a time of their own, by the wall clock.
     pub dated: Wheel,
+    /// How many of them are of key-ordered groups.
+    dated_keyed: usize,
     /// Records that wait after a delivery, by the monotonic clock.
     pub backing_off: Wheel,
     /// Parts of a partition.
@@ -57,6 +64,8 @@ pub struct Groups {
     most_timers: usize,
     /// Records that are open in all parts.
     open: usize,
+    /// Completed ranges above the floors of all parts.
+    ranges: usize,
     /// Owners of parts that wait until fewer are.
     crowded: BTreeSet<u32>,
     /// Consumers that wait for an answer, by deadline.
@@ -81,9 +90,11 @@ pub struct Groups {
     pub goes_on: bool,
     /// When this turn began (monotonic, µs), and how much may still be sent in it.
     pub turn: (u64, usize),
+    /// Records that settle requests of this turn spoke of.
+    pub settled: u64,
     /// Owners of parts for which memory was short, and when to try again (monotonic,
     /// µs).
-    pub short: Vec<u32>,
+    pub short: BTreeSet<u32>,
     /// See `short`.
     pub retry_us: Option<u64>,
     /// Owners of parts with a damaged record, and when to try to read it again
@@ -120,10 +131,12 @@ impl Groups {
     /// Removes a group. Returns it, for those who must be told.
     pub fn remove(&mut self, id: GroupId) -> Option<Group> {
         let group = self.by_id.remove(&id)?;
+        let is_keyed = group.info.config.mode == GroupMode::KeyOrdered;
         let (mut dated, mut backing_off) = (0, 0);
         for number in &group.parts {
             let part = self.parts.remove(*number as usize);
             self.open -= part.counted;
+            self.ranges -= part.ranges;
             self.crowded.remove(&part.owner);
             self.at_delayed_bound.remove(&part.owner);
             (dated, backing_off) = (dated + part.dated, backing_off + part.backing_off.len());
@@ -137,13 +150,13 @@ impl Groups {
                 }
             }
         }
-        self.lose_waits(dated, backing_off);
+        self.lose_waits(dated, backing_off, is_keyed);
         for (number, consumer) in group.consumers() {
             self.consumers -= 1;
-            if let Some(to) = consumer.link.to() {
+            if let Some(to) = consumer.link().to() {
                 self.unlink(to);
             }
-            if let Link::Waiting(_, until_us) = consumer.link {
+            if let Link::Waiting(_, until_us) = consumer.link() {
                 self.waits.remove(&(until_us, id, number));
             }
         }
@@ -172,7 +185,10 @@ impl Groups {
     pub fn add_part(&mut self, key: GroupKey, partition: PartitionId, acks: &AckState) -> u32 {
         let owner = self.new_owner();
         let stands = (acks.floor(), acks.delivered_end());
-        let number = self.parts.insert(Part::new(key, partition, owner, stands)) as u32;
+        let mut part = Part::new(key, partition, owner, stands);
+        part.ranges = acks.completed().len();
+        self.ranges += part.ranges;
+        let number = self.parts.insert(part) as u32;
         self.part_of.insert(key, number);
         self.part_of_owner.insert(owner, number);
         self.of_partition.entry(partition).or_default().push(number);
@@ -190,23 +206,79 @@ impl Groups {
         self.crowded.remove(&part.owner);
         self.at_delayed_bound.remove(&part.owner);
         self.open -= part.counted;
+        self.ranges -= part.ranges;
         let (dated, backing_off) = (part.dated, part.backing_off.len());
         part.restart(owner, floor);
         self.condemned.remove(&number);
-        self.lose_waits(dated, backing_off);
+        self.lose_waits(dated, backing_off, self.is_keyed(number));
     }
 
     /// So many records that waited are those of a part that is gone.
-    fn lose_waits(&mut self, dated: usize, backing_off: usize) {
+    fn lose_waits(&mut self, dated: usize, backing_off: usize, is_keyed: bool) {
+        if is_keyed {
+            self.dated_keyed -= dated;
+        }
         let known = &self.part_of_owner;
         self.dated.lose(dated, |owner| known.contains_key(&owner));
         self.backing_off.lose(backing_off, |owner| known.contains_key(&owner));
     }
 
-    /// Whether one more record may wait for its own time, where so many may in all.
-    pub fn may_delay(&mut self, most: usize) -> bool {
+    /// How many more records may wait for their own time, where so many may in all. Of
+    /// key-ordered groups they [count](KEYED_DELAYED) for more, and so does a completed range:
+    /// one before each open record is counted there. Some may wait whatever there is, lest
+    /// nothing goes on.
+    pub fn room_to_delay(&mut self, most: usize) -> usize {
         let known = &self.part_of_owner;
-        self.dated.has_room(most, |owner| known.contains_key(&owner))
+        let beside = self.dated_keyed * (KEYED_DELAYED - 1) + self.ranges.saturating_sub(self.open);
+        let most = most.saturating_sub(beside).max(most / 16).max(1);
+        self.dated.room(most, |owner| known.contains_key(&owner))
+    }
+
+    /// Of these parts retention has taken records: those that waited do no longer.
+    pub fn lose_retained(&mut self, numbers: &[u32]) {
+        let mut starts: FxHashMap<u32, (u32, u64)> = FxHashMap::default();
+        for &number in numbers {
+            let is_keyed = self.is_keyed(number);
+            let part = &mut self.parts[number as usize];
+            self.dated_keyed -= if is_keyed { part.dated } else { 0 };
+            part.dated = 0;
+            starts.insert(part.owner, (number, part.retained_from));
+        }
+        let (parts, known) = (&mut self.parts, &self.part_of_owner);
+        let mut keep = |entry: &Entry, counts: bool| match starts.get(&entry.owner) {
+            Some((number, start)) => {
+                let stays = entry.offset >= *start;
+                parts[*number as usize].dated += usize::from(stays && counts);
+                stays
+            }
+            None => known.contains_key(&entry.owner),
+        };
+        self.dated.retain(|entry| keep(entry, true));
+        self.backing_off.retain(|entry| keep(entry, false));
+        for &number in numbers {
+            self.dated_keyed += if self.is_keyed(number) { self.parts[number as usize].dated } else { 0 };
+        }
+    }
+
+    /// A record waits for its own time.
+    pub fn delay(&mut self, number: u32, offset: u64, due_us: u64, wall_us: u64) {
+        let part = &mut self.parts[number as usize];
+        part.dated += 1;
+        self.dated.add(Entry { due_us, offset, owner: part.owner }, wall_us);
+        self.dated_keyed += usize::from(self.is_keyed(number));
+    }
+
+    /// Its time has come.
+    pub fn delayed_no_longer(&mut self, number: u32, offset: u64) {
+        let part = &mut self.parts[number as usize];
+        part.dated -= 1;
+        part.dated_held = part.dated_held.filter(|held| *held != offset);
+        self.dated_keyed -= usize::from(self.is_keyed(number));
+    }
+
+    fn is_keyed(&self, number: u32) -> bool {
+        let group = self.by_id.get(&self.parts[number as usize].key.group);
+        group.is_some_and(|group| group.info.config.mode == GroupMode::KeyOrdered)
     }
 
     fn new_owner(&mut self) -> u32 {
@@ -321,12 +393,14 @@ impl Groups {
     }
 
     /// Something has become of records of a part: others may be open now. Of those that
-    /// came back it is `remembered` how it went; in an exclusive group they are not open until
+    /// came back it is remembered how it went; in an exclusive group they are not open until
     /// their turn comes again, and take memory all the same.
     #[inline]
-    pub fn count_open(&mut self, number: u32, remembered: usize) {
+    pub fn count_open(&mut self, number: u32, acks: &AckState) {
         let part = &mut self.parts[number as usize];
-        part.remembered = remembered;
+        part.remembered = acks.remembered();
+        let ranges = acks.completed().len();
+        self.ranges = self.ranges + ranges - std::mem::replace(&mut part.ranges, ranges);
         let open = part.takes_memory();
         self.open = self.open + open - std::mem::replace(&mut part.counted, open);
     }
@@ -385,17 +459,18 @@ impl Groups {
     }
 
     /// Takes a record whose own time has come: the part, and the record.
-    pub fn pop_dated(&mut self, wall_us: u64) -> Option<(u32, u64)> {
+    pub fn pop_dated(&mut self, wall_us: u64, moves: &mut usize) -> Option<(u32, u64)> {
         let known = &self.part_of_owner;
-        let Entry { offset, owner, .. } = self.dated.pop_due(wall_us, |owner| known.contains_key(&owner))?;
+        let Entry { offset, owner, .. } =
+            self.dated.pop_due(wall_us, moves, |owner| known.contains_key(&owner))?;
         Some((known[&owner], offset))
     }
 
     /// Takes a record whose wait after a delivery is over: the part, and the record.
-    pub fn pop_backed_off(&mut self, now_us: u64) -> Option<(u32, u64)> {
+    pub fn pop_backed_off(&mut self, now_us: u64, moves: &mut usize) -> Option<(u32, u64)> {
         let known = &self.part_of_owner;
         let Entry { offset, owner, .. } =
-            self.backing_off.pop_due(now_us, |owner| known.contains_key(&owner))?;
+            self.backing_off.pop_due(now_us, moves, |owner| known.contains_key(&owner))?;
         Some((known[&owner], offset))
     }
 

@@ -6,17 +6,66 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
 
 use rustc_hash::FxHashMap;
+
+use crate::hash::Keyed;
 
 /// See the module.
 #[derive(Default, Debug)]
 pub struct Keys {
     /// For each key, the records that were looked at and are not completed, oldest first;
     /// before them the one that was completed last, until that is durable.
-    by_key: FxHashMap<u64, VecDeque<u64>>,
+    by_key: FxHashMap<u64, Queue>,
     /// The key of each of them.
     of_record: FxHashMap<u64, u64>,
+}
+
+/// Records of a key, oldest first; most keys have one.
+#[derive(Debug)]
+// 16 bytes for each key, of which there may be millions, in place of 32.
+#[expect(clippy::box_collection)]
+enum Queue {
+    One(u64),
+    Many(Box<VecDeque<u64>>),
+}
+
+impl Queue {
+    fn len(&self) -> usize {
+        match self {
+            Queue::One(_) => 1,
+            Queue::Many(queue) => queue.len(),
+        }
+    }
+
+    fn front(&self) -> Option<u64> {
+        match self {
+            Queue::One(offset) => Some(*offset),
+            Queue::Many(queue) => queue.front().copied(),
+        }
+    }
+
+    fn push(&mut self, offset: u64) {
+        match self {
+            Queue::One(first) => *self = Queue::Many(Box::new(VecDeque::from([*first, offset]))),
+            Queue::Many(queue) => queue.push_back(offset),
+        }
+    }
+
+    /// Takes a record out. False if it was the last one.
+    fn remove(&mut self, offset: u64) -> bool {
+        let Queue::Many(queue) = self else { return false };
+        if queue.front() == Some(&offset) {
+            queue.pop_front();
+        } else {
+            queue.retain(|waiting| *waiting != offset);
+        }
+        if let [last] = *queue.make_contiguous() {
+            *self = Queue::One(last);
+        }
+        true
+    }
 }
 
 impl Keys {
@@ -33,11 +82,11 @@ impl Keys {
         }
         match self.by_key.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(VecDeque::from([offset]));
+                entry.insert(Queue::One(offset));
                 true
             }
             Entry::Occupied(mut entry) => {
-                entry.get_mut().push_back(offset);
+                entry.get_mut().push(offset);
                 false
             }
         }
@@ -45,7 +94,7 @@ impl Keys {
 
     fn is_first(&self, offset: u64) -> bool {
         let queue = self.of_record.get(&offset).and_then(|key| self.by_key.get(key));
-        queue.and_then(VecDeque::front) == Some(&offset)
+        queue.and_then(Queue::front) == Some(offset)
     }
 
     /// A record is completed. True if it was the first of its key: it holds up the
@@ -63,17 +112,12 @@ impl Keys {
     pub fn release(&mut self, offset: u64) -> Option<u64> {
         let key = self.of_record.remove(&offset)?;
         let queue = self.by_key.get_mut(&key)?;
-        let was_first = queue.front() == Some(&offset);
-        if was_first {
-            queue.pop_front();
-        } else {
-            queue.retain(|waiting| *waiting != offset);
-        }
-        let freed = queue.front().copied();
-        if freed.is_none() {
+        let was_first = queue.front() == Some(offset);
+        if !queue.remove(offset) {
             self.by_key.remove(&key);
+            return None;
         }
-        freed.filter(|_| was_first)
+        queue.front().filter(|_| was_first)
     }
 
     /// Every record before `start` is completed. Returns those that may be delivered
@@ -89,15 +133,12 @@ impl Keys {
     pub fn longest(&self) -> Option<(u64, usize)> {
         let queues = self.by_key.values().filter(|queue| queue.len() > 1);
         let longest = queues.max_by_key(|queue| queue.len())?;
-        longest.front().map(|first| (*first, longest.len() - 1))
+        longest.front().map(|first| (first, longest.len() - 1))
     }
 
     /// The hash by which a key is known.
     pub fn hash(key: &[u8]) -> u64 {
-        use std::hash::Hasher;
-        let mut hasher = rustc_hash::FxHasher::default();
-        hasher.write(key);
-        hasher.finish()
+        Keyed.hash_one(key)
     }
 }
 

@@ -10,12 +10,16 @@ use std::sync::Arc;
 
 use ringbolt_wire::PartitionId;
 use ringbolt_wire::message::{GroupConfig, GroupMode};
+use rustc_hash::FxHashMap;
 
 use super::acks::{AckState, Attempts, How};
 use super::change_log::ChangeLog;
 use super::changes::GroupKey;
 use super::keys::Keys;
 use crate::time::Now;
+
+/// Consumers of a part of whom it is remembered which leases they do not have.
+const MAX_HINTS: usize = 256;
 
 /// A record that a consumer has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +89,8 @@ pub struct Part {
     /// Records before it were delivered in an earlier life of the broker, or before a
     /// reset, if they are not completed.
     delivered_before: u64,
+    /// Retention has taken the records before this one.
+    pub retained_from: u64,
     /// The consumer that has the partition for itself.
     pub active: Option<u32>,
     /// Damaged on disk: nothing at or behind it is delivered.
@@ -101,6 +107,8 @@ pub struct Part {
     pub counted: usize,
     /// Of how many of them it was remembered then how it went.
     pub remembered: usize,
+    /// So many completed ranges lay above its floor then.
+    pub ranges: usize,
     /// The first record that would have to wait and may not: as many do as may.
     pub at_delayed_bound: Option<u64>,
     /// Records whose turn came before their time, when no more could wait for it: they are
@@ -117,6 +125,8 @@ pub struct Part {
     /// Of the same key as an earlier one.
     pub keys: Keys,
     leases: BTreeMap<u64, Lease>,
+    /// Consumers that have no lease before this record, as was seen when its earlier ones [ended](Self::ending_up_to).
+    has_from: FxHashMap<u32, u64>,
     ready: BTreeSet<u64>,
     condemned: BTreeSet<u64>,
     /// Those of them that could not be moved when it was tried last.
@@ -144,6 +154,7 @@ impl Part {
             owner,
             next: floor,
             delivered_before,
+            retained_from: 0,
             active: None,
             damaged: None,
             reported: None,
@@ -152,6 +163,7 @@ impl Part {
             queued: false,
             counted: 0,
             remembered: 0,
+            ranges: 0,
             at_delayed_bound: None,
             crowded_out: BTreeSet::new(),
             dated: 0,
@@ -160,6 +172,7 @@ impl Part {
             held_by: None,
             keys: Keys::default(),
             leases: BTreeMap::new(),
+            has_from: FxHashMap::default(),
             ready: BTreeSet::new(),
             condemned: BTreeSet::new(),
             stuck: BTreeSet::new(),
@@ -209,6 +222,11 @@ impl Part {
         self.condemned.len() + self.stuck.len()
     }
 
+    /// Records that wait for a time; or until others need not, if as many do as may.
+    pub fn delayed(&self) -> usize {
+        self.dated + self.backing_off.len() + self.crowded_out.len()
+    }
+
     /// The lease of a record.
     pub fn lease(&self, offset: u64) -> Option<&Lease> {
         self.leases.get(&offset)
@@ -223,6 +241,23 @@ impl Part {
     pub fn leases_of(&self, consumer: u32, last: u64) -> Vec<u64> {
         let up_to = self.leases.range(..=last).filter(|(_, lease)| lease.consumer == consumer);
         up_to.map(|(offset, _)| *offset).collect()
+    }
+
+    /// The same, for leases that all end now. Those of others are not looked at again the
+    /// next time, unless the consumer was given an earlier one since.
+    pub fn ending_up_to(&mut self, consumer: u32, last: u64) -> Vec<u64> {
+        let from = self.has_from.get(&consumer).copied().unwrap_or(0);
+        if from > last {
+            return Vec::new();
+        }
+        let up_to = self.leases.range(from..=last).filter(|(_, lease)| lease.consumer == consumer);
+        let ending = up_to.map(|(offset, _)| *offset).collect();
+        // Where few records are leased, looking at all of them costs little.
+        if self.has_from.len() >= self.leases.len().min(MAX_HINTS) {
+            self.has_from.clear();
+        }
+        self.has_from.insert(consumer, last.saturating_add(1));
+        ending
     }
 
     /// Whether somebody has one of these records.
@@ -299,10 +334,11 @@ impl Part {
         self.crowded_out.first().copied().or(self.at_delayed_bound)
     }
 
-    /// There is room for more that wait for their time.
-    pub fn leave_delayed_bound(&mut self) {
+    /// There is room for so many more that wait for their time. Returns whether that is enough.
+    pub fn leave_delayed_bound(&mut self, room: usize) -> bool {
         self.at_delayed_bound = None;
-        self.ready.append(&mut self.crowded_out);
+        self.ready.extend((0..room).map_while(|_| self.crowded_out.pop_first()));
+        self.crowded_out.is_empty()
     }
 
     /// What a delivery of a record would say of it.
@@ -344,6 +380,11 @@ impl Part {
             if about.first_delivery_us == 0 { now.wall_us } else { about.first_delivery_us };
         self.last_acquired = self.last_acquired.max(about.acquired);
         self.given_end = self.given_end.max(offset + 1);
+        if !self.has_from.is_empty()
+            && let Some(from) = self.has_from.get_mut(&consumer)
+        {
+            *from = offset.min(*from);
+        }
         let lease = Lease { consumer, acquired: about.acquired, deadline_us, first_delivery_us };
         let before = self.leases.insert(offset, lease);
         assert!(before.is_none(), "record {offset} is leased twice");
@@ -391,6 +432,8 @@ impl Part {
     /// Retention has taken everything before `start`. Returns those whose leases
     /// ended with it.
     pub fn retained_from(&mut self, start: u64, acks: &mut AckState, log: &mut ChangeLog) -> Vec<u32> {
+        self.retained_from = start;
+        self.dated_held = self.dated_held.filter(|held| *held >= start);
         let kept = self.leases.split_off(&start);
         let gone = std::mem::replace(&mut self.leases, kept);
         self.ready = self.ready.split_off(&start);
@@ -489,5 +532,58 @@ impl Part {
             self.ready.insert(offset);
             Place::Ready
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn part() -> Part {
+        let key = GroupKey { group: ringbolt_wire::GroupId(1), partition: 0 };
+        Part::new(key, PartitionId::new(ringbolt_wire::TopicId(1), 0), 1, (0, 0))
+    }
+
+    proptest! {
+        /// Records are given to three consumers and taken from them, in any order.
+        #[test]
+        fn what_ends_with_a_record_is_all_that_its_consumer_has_up_to_it(
+            steps in prop::collection::vec((0u32..3, 0u64..40, any::<bool>()), 1..200),
+        ) {
+            let (mut part, mut acks, mut log) = (part(), AckState::new(0), ChangeLog::default());
+            part.next = 40;
+            let about = Delivered { acquired: 1, failed: 0, first_delivery_us: 1 };
+            for (consumer, offset, gives) in steps {
+                if !gives {
+                    let all = part.leases_of(consumer, offset);
+                    let ending = part.ending_up_to(consumer, offset);
+                    prop_assert_eq!(&ending, &all);
+                    let config = GroupConfig::default();
+                    for offset in ending {
+                        part.give_back(offset, &Back::Released, &config, &mut acks, &mut log, Now::default());
+                    }
+                } else if part.lease(offset).is_none() {
+                    part.unready(offset);
+                    part.give(offset, &about, consumer, 1, Now::default());
+                }
+            }
+        }
+    }
+
+    /// Thousands of records are others': asking again and again is not looking again and again.
+    #[test]
+    fn leases_of_others_are_looked_at_once() {
+        let mut part = part();
+        let about = Delivered { acquired: 1, failed: 0, first_delivery_us: 1 };
+        let last = 130_000;
+        (0..last).for_each(|offset| part.give(offset, &about, 1, 1, Now::default()));
+        part.give(last, &about, 2, 1, Now::default());
+        let begun = std::time::Instant::now();
+        (0..100_000).for_each(|_| assert!(part.ending_up_to(2, last - 1).is_empty()));
+        // Looking at each would take minutes.
+        assert!(begun.elapsed().as_secs() < 5);
+        assert_eq!(part.ending_up_to(2, last), [last]);
     }
 }

@@ -33,6 +33,7 @@ pub struct Entry {
 
 /// Bytes that an entry takes, with room for growth: vectors double.
 pub const ENTRY_COST: usize = 2 * size_of::<Entry>();
+
 const _: () = assert!(ENTRY_COST <= 64);
 
 /// Entries by time.
@@ -57,13 +58,13 @@ impl Wheel {
         self.len() == 0
     }
 
-    /// Whether there is room for one more, where there may be `most`: lost ones go first,
-    /// of whose owners `keep` says no.
-    pub fn has_room(&mut self, most: usize, keep: impl Fn(u32) -> bool) -> bool {
+    /// How many more there is room for, where there may be `most`: lost ones go first, of
+    /// whose owners `keep` says no.
+    pub fn room(&mut self, most: usize, keep: impl Fn(u32) -> bool) -> usize {
         if self.len >= most && self.lost > 0 {
-            self.retain(keep);
+            self.retain(|entry| keep(entry.owner));
         }
-        self.len < most
+        most.saturating_sub(self.len)
     }
 
     /// The owner of so many entries is gone. They stay until most of all are such: to look
@@ -71,7 +72,7 @@ impl Wheel {
     pub fn lose(&mut self, count: usize, keep: impl Fn(u32) -> bool) {
         self.lost = (self.lost + count).min(self.len);
         if self.lost > self.len / 2 {
-            self.retain(keep);
+            self.retain(|entry| keep(entry.owner));
         }
     }
 
@@ -81,11 +82,19 @@ impl Wheel {
         self.place(entry, now_us);
     }
 
-    /// Takes out an entry that is due. Lost ones, of whose owners `keep` says no, go as
-    /// they come.
-    pub fn pop_due(&mut self, now_us: u64, keep: impl Fn(u32) -> bool) -> Option<Entry> {
-        while let Some(first) = self.far.first_entry().filter(|first| first.key().0 <= now_us) {
-            let ((_, level), entries) = first.remove_entry();
+    /// Takes out an entry that is due, while `moves` are left: a million may be due in the same
+    /// second. Lost ones, of whose owners `keep` says no, go as they come.
+    pub fn pop_due(&mut self, now_us: u64, moves: &mut usize, keep: impl Fn(u32) -> bool) -> Option<Entry> {
+        while *moves > 0
+            && let Some(mut first) = self.far.first_entry().filter(|first| first.key().0 <= now_us)
+        {
+            let level = first.key().1;
+            let rest = first.get().len().saturating_sub(*moves);
+            let entries = first.get_mut().split_off(rest);
+            *moves -= entries.len();
+            if rest == 0 {
+                first.remove();
+            }
             for entry in entries {
                 match level {
                     0 => self.near.push(Reverse(entry)),
@@ -112,11 +121,35 @@ impl Wheel {
         near.into_iter().chain(far).min()
     }
 
-    /// Removes the entries of whom `keep` says no.
-    fn retain(&mut self, keep: impl Fn(u32) -> bool) {
-        self.near.retain(|entry| keep(entry.0.owner));
+    /// When the first entry of an owner is due, µs; none is due before, if more than `looks`
+    /// entries would have to be looked at to know.
+    pub fn first_of(&self, owner: u32, looks: usize) -> Option<u64> {
+        let first = |entries: &mut dyn Iterator<Item = &Entry>| {
+            entries.filter(|entry| entry.owner == owner).map(|entry| entry.due_us).min()
+        };
+        let mut looked = self.near.len();
+        if looked > looks {
+            return self.next_us();
+        }
+        let mut best = first(&mut self.near.iter().map(|Reverse(entry)| entry));
+        for ((start, _), entries) in &self.far {
+            if best.is_some_and(|best| best <= *start) {
+                break;
+            }
+            looked += entries.len();
+            if looked > looks {
+                return Some(*start);
+            }
+            best = best.into_iter().chain(first(&mut entries.iter())).min();
+        }
+        best
+    }
+
+    /// Removes the entries of which `keep` says no; none is lost afterwards.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
+        self.near.retain(|entry| keep(&entry.0));
         self.far.retain(|_, entries| {
-            entries.retain(|entry| keep(entry.owner));
+            entries.retain(&mut keep);
             !entries.is_empty()
         });
         self.len = self.near.len() + self.far.values().map(Vec::len).sum::<usize>();
@@ -163,16 +196,27 @@ mod tests {
             }
             for step in steps.into_iter().chain([i64::MAX / 2]) {
                 now = now.saturating_add_signed(step);
-                while let Some(out) = wheel.pop_due(now, |_| true) {
-                    prop_assert!(out.due_us <= now);
-                    let at = waiting.iter().position(|entry| *entry == out);
-                    waiting.swap_remove(at.expect("it comes out once"));
+                while wheel.next_us().is_some_and(|next| next <= now) {
+                    let mut moves = 3;
+                    while let Some(out) = wheel.pop_due(now, &mut moves, |_| true) {
+                        prop_assert!(out.due_us <= now);
+                        let at = waiting.iter().position(|entry| *entry == out);
+                        waiting.swap_remove(at.expect("it comes out once"));
+                    }
                 }
                 prop_assert!(waiting.iter().all(|entry| entry.due_us > now), "due, and not out");
                 prop_assert_eq!(wheel.len(), waiting.len());
                 let first = waiting.iter().map(|entry| entry.due_us).min();
                 prop_assert_eq!(wheel.next_us().is_some(), first.is_some());
                 prop_assert!(wheel.next_us().zip(first).is_none_or(|(next, first)| next <= first));
+                for owner in 0..3 {
+                    let own = waiting.iter().filter(|entry| entry.owner == owner);
+                    let first = own.map(|entry| entry.due_us).min();
+                    prop_assert_eq!(wheel.first_of(owner, 1_000), first);
+                    let known = wheel.first_of(owner, 3);
+                    prop_assert!(known.is_none_or(|known| first.is_none_or(|first| known <= first)));
+                    prop_assert!(known.is_some() || first.is_none());
+                }
             }
         }
 
@@ -180,10 +224,11 @@ mod tests {
         fn whose_entries_are_not_kept_are_gone(dues in prop::collection::vec(0..9000 * HOUR, 0..50)) {
             let mut wheel = Wheel::default();
             dues.iter().enumerate().for_each(|(i, due)| wheel.add(entry(*due, i as u64), 0));
-            wheel.retain(|owner| owner != 1);
+            wheel.retain(|entry| entry.owner != 1);
             let left = (0..dues.len()).filter(|i| i % 3 != 1).count();
             prop_assert_eq!(wheel.len(), left);
-            let out = std::iter::from_fn(|| wheel.pop_due(u64::MAX, |_| true)).count();
+            let mut moves = 1_000;
+            let out = std::iter::from_fn(|| wheel.pop_due(u64::MAX, &mut moves, |_| true)).count();
             prop_assert_eq!(out, left);
         }
     }
@@ -204,8 +249,8 @@ mod tests {
         let (mut wheel, keep) = (Wheel::default(), |owner| owner != 1);
         (0..9).for_each(|offset| wheel.add(entry(offset * HOUR, offset), 0));
         wheel.lose(3, keep);
-        let mut left = 6;
-        while let Some(out) = wheel.pop_due(9 * HOUR, keep) {
+        let (mut left, mut moves) = (6, 1_000);
+        while let Some(out) = wheel.pop_due(9 * HOUR, &mut moves, keep) {
             left -= 1;
             assert!(keep(out.owner));
             assert_eq!((wheel.len(), wheel.is_empty()), (left, left == 0));
@@ -214,6 +259,6 @@ mod tests {
         // So many that they go at once.
         (0..9).for_each(|offset| wheel.add(entry(offset * HOUR, offset), 0));
         wheel.lose(6, |owner| owner == 1);
-        assert_eq!((wheel.len(), wheel.has_room(4, keep), wheel.has_room(3, keep)), (3, true, false));
+        assert_eq!((wheel.len(), wheel.room(4, keep), wheel.room(3, keep)), (3, 1, 0));
     }
 }

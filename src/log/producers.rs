@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use ringbolt_wire::{Epoch, Offset, ProducerId, Sequence};
-use rustc_hash::FxHashMap;
 
 use super::SegmentSeq;
+use crate::hash::ByChoice;
 
 /// Consecutive sequences that have consecutive offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +131,7 @@ impl ProducerState {
 }
 
 /// The producers of one partition.
-pub type Producers = FxHashMap<ProducerId, ProducerState>;
+pub type Producers = ByChoice<ProducerId, ProducerState>;
 
 #[cfg(test)]
 mod tests {

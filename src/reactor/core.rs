@@ -188,6 +188,14 @@ impl Core {
         self.shards[index].shard.poll_action(self.now)
     }
 
+    /// Whether a shard asks for something, or takes what waits for it.
+    pub(super) fn has_actions(&self) -> bool {
+        let waits =
+            |id: usize| self.holds_back() && !(self.stalled[id].is_empty() && self.held[id].is_empty());
+        self.mailbox.waiting() < MAX_OUTGOING && self.shards.iter().any(|local| local.shard.has_actions())
+            || self.shards.iter().any(|l| waits(usize::from(l.id.0)) && l.shard.accepts_produce())
+    }
+
     /// Carries out what a shard asks for, answers to this core's sessions
     /// excepted.
     pub(super) fn perform(&mut self, index: usize, action: Action<PoolBuffer>) {
@@ -233,6 +241,8 @@ impl Core {
                     None => self.handle_at(shard, Event::FetchNow { from }),
                 }
             }
+            // One that is not attached yet is told again with its first delivery.
+            Message::Pause { shard, from, pauses } => self.handle_at(shard, Event::Pause { from, pauses }),
             Message::SessionClosed { core, session } => {
                 self.forget_held(core, session);
                 self.handle_all(|| Event::SessionClosed { core, session });
@@ -569,6 +579,17 @@ impl Shards for SessionShards<'_> {
             Place::Here(_) => self.core.handle_at(shard, Event::FetchNow { from }),
             Place::On(core) => {
                 self.core.mailbox.send(&mut self.core.ring, core, Message::FetchNow { shard, from });
+            }
+        }
+    }
+
+    fn pause(&mut self, shard: ShardId, number: u64, pauses: bool) {
+        let from = self.reply_to(number);
+        match self.core.places[usize::from(shard.0)] {
+            Place::Here(_) => self.core.handle_at(shard, Event::Pause { from, pauses }),
+            Place::On(core) => {
+                let message = Message::Pause { shard, from, pauses };
+                self.core.mailbox.send(&mut self.core.ring, core, message);
             }
         }
     }

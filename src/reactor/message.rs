@@ -30,6 +30,15 @@ pub enum Message {
         /// As given with the fetch.
         from: ReplyTo,
     },
+    /// A consumer on one of its shards is sent nothing for a while, or that while is over.
+    Pause {
+        /// Which shard.
+        shard: ShardId,
+        /// As given with its `Attach`.
+        from: ReplyTo,
+        /// Which of the two.
+        pauses: bool,
+    },
     /// A session is gone: none of its fetches need be answered.
     SessionClosed {
         /// Core that had it.

@@ -1,7 +1,7 @@
 //! Requests of consumers, and about consumer groups: to the right shard, and back.
 
 use bytes::Bytes;
-use ringbolt_wire::message::{Delivery, ErrorResponse, Request, Response, Settle};
+use ringbolt_wire::message::{Delivery, ErrorResponse, Request, Response, Settle, SettleItem, Verb};
 use ringbolt_wire::{ErrorCode, FrameHeader, Opcode, ShardId};
 
 use super::gather::payload_len;
@@ -9,11 +9,21 @@ use super::group_gather::{GroupGather, GroupNext, GroupTask};
 use super::input::Taken;
 use super::pending::{Pending, number};
 use super::{Input, Session, Shards};
+use crate::limits::MAX_SETTLING_PER_SESSION;
 use crate::shard::action::Reply;
 use crate::shard::event::ShardRequest;
 
 /// The number of a request that is not answered.
 const UNANSWERED: u64 = u64::MAX;
+
+/// Records of which the answer to a settle request may say something each.
+fn answer_records(settle: &Settle) -> u64 {
+    let of_item = |item: &SettleItem| match item.verb {
+        Verb::AckUpTo => 1,
+        _ => u64::from(item.range.count),
+    };
+    settle.items.iter().map(of_item).sum()
+}
 
 impl Session {
     /// Asks about a group: first shard 0, which one it is.
@@ -71,7 +81,12 @@ impl Session {
                 (Pending::Single { correlation, opcode: Opcode::Detach }, ShardRequest::Detach(at))
             }
             Request::Settle(settle) => {
-                (Pending::Single { correlation, opcode: Opcode::Settle }, ShardRequest::Settle(settle))
+                let records = if is_answered { answer_records(&settle) } else { 0 };
+                // A few bytes can ask for an answer of 400 KB.
+                if self.settling > 0 && self.settling + records > MAX_SETTLING_PER_SESSION {
+                    return Taken::No(Input::Backlogged);
+                }
+                (Pending::Settle { correlation, records }, ShardRequest::Settle(settle))
             }
             _ => unreachable!("the first match has seen it"),
         };
@@ -80,6 +95,9 @@ impl Session {
             return Taken::No(Input::Stalled(shard));
         }
         self.count(header);
+        if let Pending::Settle { records, .. } = &pending {
+            self.settling += records;
+        }
         let number = if is_answered { self.insert(pending) } else { UNANSWERED };
         shards.request(shard, number, request);
         Taken::Yes
@@ -118,13 +136,21 @@ impl Session {
     }
 
     /// Records for an attached consumer, or the end of its being attached.
-    pub(super) fn attached(&mut self, slot: usize, reply: Reply) {
-        let Pending::Attach { correlation, .. } = self.pending[slot] else {
+    pub(super) fn attached<S: Shards>(&mut self, slot: usize, reply: Reply, shards: &mut S) {
+        let Pending::Attach { correlation, shard } = self.pending[slot] else {
             unreachable!("the caller has matched it")
         };
         match reply {
             Reply::Delivered { delivery, payload } => {
                 self.delivered(Opcode::Delivery, correlation, delivery, payload);
+                // Its credit says what it can work on, not what lies here unread.
+                if self.is_backlogged() {
+                    match std::mem::replace(&mut self.pauses, true) {
+                        false => self.pause_all(true, shards),
+                        // It was on its way, or has attached since.
+                        true => shards.pause(shard, number(slot, 0), true),
+                    }
+                }
             }
             last => {
                 self.take_pending(slot);
@@ -134,6 +160,20 @@ impl Session {
                     other => unreachable!("an attach is answered by {other:?}"),
                 };
                 self.respond(Opcode::Attach, correlation, response);
+            }
+        }
+    }
+
+    /// So much was sent that its consumers may be sent more again.
+    pub fn end_pause<S: Shards>(&mut self, shards: &mut S) {
+        self.pauses = false;
+        self.pause_all(false, shards);
+    }
+
+    fn pause_all<S: Shards>(&mut self, pauses: bool, shards: &mut S) {
+        for (slot, pending) in &self.pending {
+            if let Pending::Attach { shard, .. } = pending {
+                shards.pause(*shard, number(slot, 0), pauses);
             }
         }
     }

@@ -183,7 +183,10 @@ impl Session {
                 Pending::Attach { shard, .. } | Pending::Receive { shard, .. } => {
                     shards.fetch_now(*shard, number(slot, 0));
                 }
-                Pending::Single { .. } | Pending::Topic { .. } | Pending::Group { .. } => {}
+                Pending::Single { .. }
+                | Pending::Settle { .. }
+                | Pending::Topic { .. }
+                | Pending::Group { .. } => {}
             }
         }
     }

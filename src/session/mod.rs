@@ -154,6 +154,9 @@ pub trait Shards {
     /// Asks for the answer to a waiting fetch.
     fn fetch_now(&mut self, shard: ShardId, number: u64);
 
+    /// Asks that an `Attach` is sent nothing for a while, or says that the while is over.
+    fn pause(&mut self, shard: ShardId, number: u64, pauses: bool);
+
     /// Asks for the broker's counters; they go to [`Session::stats`].
     fn stats(&mut self, number: u64);
 }
@@ -204,6 +207,8 @@ pub struct Session {
     /// What the last bytes led to.
     input: Input,
     pending: PendingTable,
+    /// Records of settle requests in flight: one of which each is said something is the most.
+    settling: u64,
     fetching: SessionFetching,
     /// To be said when nothing is in flight any more.
     goodbye: Option<Box<ErrorResponse>>,
@@ -218,6 +223,8 @@ pub struct Session {
     sending_own: usize,
     /// Whether they hold memory of others.
     sending_shared: bool,
+    /// Some of its consumers are sent nothing, as long as so much is unsent.
+    pauses: bool,
     /// A request whose answer may be megabytes of names or partitions: one at a
     /// time.
     listing: Listing,
@@ -239,6 +246,7 @@ impl Session {
             phase: Phase::Greeting,
             input: Input::Open,
             pending: PendingTable::default(),
+            settling: 0,
             goodbye: None,
             stash: Stash::default(),
             frames: 0,
@@ -246,6 +254,7 @@ impl Session {
             sending: 0,
             sending_own: 0,
             sending_shared: false,
+            pauses: false,
             listing: Listing::Idle,
         }
     }
@@ -289,6 +298,13 @@ impl Session {
     /// Whether so many of them were sent that requests are taken again.
     pub fn has_caught_up(&self) -> bool {
         self.unsent() <= self.config.max_unsent / 2 && self.unsent_own() <= self.config.max_unsent_own / 2
+    }
+
+    /// Whether its consumers may be sent more again: call
+    /// [`end_pause`](Self::end_pause) then.
+    #[inline]
+    pub fn may_end_pause(&self) -> bool {
+        self.pauses && self.has_caught_up()
     }
 
     /// Whether unsent answers hold memory of the broker's pool.

@@ -16,6 +16,11 @@ pub enum Pending {
         correlation: u64,
         opcode: Opcode,
     },
+    /// One shard answers, with up to so many records that were not settled.
+    Settle {
+        correlation: u64,
+        records: u64,
+    },
     /// One shard answers, perhaps late.
     Fetch {
         correlation: u64,

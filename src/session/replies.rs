@@ -29,6 +29,12 @@ impl Session {
                     other => self.single(opcode, correlation, other),
                 }
             }
+            Pending::Settle { correlation, records } => {
+                let (correlation, records) = (*correlation, *records);
+                self.settling -= records;
+                self.take_pending(slot);
+                self.single(Opcode::Settle, correlation, reply);
+            }
             Pending::Fetch { correlation, .. } => {
                 let correlation = *correlation;
                 self.take_pending(slot);
@@ -43,7 +49,7 @@ impl Session {
             Pending::FetchParts { .. } => self.fetch_part(slot, part, reply, shards),
             Pending::Topic { .. } => self.topic_part(slot, reply, shards),
             Pending::Group { .. } => self.group_part(slot, reply, shards),
-            Pending::Attach { .. } => self.attached(slot, reply),
+            Pending::Attach { .. } => self.attached(slot, reply, shards),
             Pending::Receive { .. } => self.received(slot, reply),
         }
     }

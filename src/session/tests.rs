@@ -1,5 +1,7 @@
 //! A session against shards that only write down what they are asked.
 
+mod consumers;
+
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -27,6 +29,8 @@ struct Recorder {
     /// Shard, number, request in words.
     requests: Vec<(u16, u64, String)>,
     hurried: Vec<(u16, u64)>,
+    /// Consumers that were to be sent nothing, or something again.
+    pauses: Vec<(u16, u64, bool)>,
     /// A shard that takes no produce requests.
     full: Option<u16>,
 }
@@ -54,6 +58,10 @@ impl Shards for Recorder {
 
     fn fetch_now(&mut self, shard: ShardId, number: u64) {
         self.hurried.push((shard.0, number));
+    }
+
+    fn pause(&mut self, shard: ShardId, number: u64, pauses: bool) {
+        self.pauses.push((shard.0, number, pauses));
     }
 
     fn stats(&mut self, number: u64) {

@@ -182,7 +182,7 @@ impl<P: BufferPool> Shard<P> {
         part.beginning = true;
         let owner = part.owner;
         self.after_changes(After::Begun(owner));
-        without.into_iter().for_each(|consumer| self.leave_if_gone(key.group, consumer));
+        self.leave_if_gone_all(key.group, without);
     }
 
     /// The shard has answered itself.

@@ -12,7 +12,7 @@ use super::group_log::After;
 use super::read::Pieces;
 use crate::buffer::BufferPool;
 use crate::consumer::wheel::Entry;
-use crate::consumer::{AckState, Back, How, Link, Place};
+use crate::consumer::{Back, How, Link, Place};
 use crate::limits::{MAX_CONSUMERS, MAX_FETCH_WAIT_MS};
 use crate::time::Now;
 
@@ -73,8 +73,9 @@ impl<P: BufferPool> Shard<P> {
         let Some(group) = self.groups.by_id.get_mut(&id) else { return };
         let lease_ms = if lease_ms == 0 { group.info.config.lease_ms } else { lease_ms };
         let consumer = group.consumer_mut(number);
-        (consumer.link, consumer.credit, consumer.lease_ms) = (link, credit, lease_ms);
-        consumer.debt = 0;
+        (consumer.credit, consumer.lease_ms) = (credit, lease_ms);
+        (consumer.debt, consumer.paused) = (0, false);
+        group.set_link(number, link);
         group.line_up(number);
         if let Some(to) = link.to() {
             self.groups.link(to, (id, number));
@@ -89,10 +90,19 @@ impl<P: BufferPool> Shard<P> {
         if group.info.config.mode != GroupMode::Exclusive {
             return;
         }
-        for part in group.parts.clone() {
-            if self.groups.parts[part as usize].active.is_none_or(|active| active == number) {
-                self.groups.stir(part);
-            }
+        let parts = group.held_or_free(number, &self.groups.parts);
+        parts.into_iter().for_each(|part| self.groups.stir(part));
+    }
+
+    /// A consumer is sent nothing for a while, or that while is over.
+    pub(super) fn pause(&mut self, from: ReplyTo, pauses: bool) {
+        let Some((id, number)) = self.groups.at(from) else { return };
+        let Some(group) = self.groups.by_id.get_mut(&id) else { return };
+        let was_paused = std::mem::replace(&mut group.consumer_mut(number).paused, pauses);
+        if was_paused && !pauses {
+            group.line_up(number);
+            self.stir_exclusive(id, number);
+            self.groups.line_up(id);
         }
     }
 
@@ -106,9 +116,8 @@ impl<P: BufferPool> Shard<P> {
     /// A consumer is sent nothing more. Returns where it was sent records to.
     fn cut_link(&mut self, id: GroupId, number: u32) -> Option<ReplyTo> {
         let group = self.groups.by_id.get_mut(&id)?;
-        let consumer = group.consumer_mut(number);
-        let link = std::mem::replace(&mut consumer.link, Link::None);
-        consumer.credit = Credit::default();
+        let link = group.set_link(number, Link::None);
+        group.consumer_mut(number).credit = Credit::default();
         if let Link::Waiting(_, deadline_us) = link {
             self.groups.waits.remove(&(deadline_us, id, number));
         }
@@ -121,18 +130,41 @@ impl<P: BufferPool> Shard<P> {
     /// records, and is forgotten if it holds none at all.
     pub(super) fn leave_if_gone(&mut self, id: GroupId, number: u32) {
         let Some(group) = self.groups.by_id.get(&id) else { return };
-        if group.get(number).is_none_or(|consumer| consumer.link != Link::None) {
+        if group.get(number).is_none_or(|consumer| consumer.link() != Link::None) {
             return;
         }
-        if group.consumer(number).holds > 0 {
-            for part in group.parts.clone() {
-                let held = &mut self.groups.parts[part as usize];
-                if held.active == Some(number) && held.leased() == 0 {
-                    self.groups.by_id.get_mut(&id).into_iter().for_each(|group| group.let_go(held));
-                    self.groups.stir(part);
-                }
+        let held: Vec<u32> = group.consumer(number).held().iter().copied().collect();
+        held.into_iter().for_each(|part| self.let_go_if_done(id, part));
+        self.forget_if_gone(id, number);
+    }
+
+    /// The same for several, of whom some may be named more than once.
+    pub(super) fn leave_if_gone_all(&mut self, id: GroupId, mut numbers: Vec<u32>) {
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.into_iter().for_each(|number| self.leave_if_gone(id, number));
+    }
+
+    /// The same where but one of its partitions may have no more records of it.
+    fn leave_part_if_gone(&mut self, id: GroupId, number: u32, part: u32) {
+        let Some(group) = self.groups.by_id.get(&id) else { return };
+        if group.get(number).is_some_and(|consumer| consumer.link() == Link::None) {
+            if self.groups.parts[part as usize].active == Some(number) {
+                self.let_go_if_done(id, part);
             }
+            self.forget_if_gone(id, number);
         }
+    }
+
+    fn let_go_if_done(&mut self, id: GroupId, number: u32) {
+        let part = &mut self.groups.parts[number as usize];
+        if part.leased() == 0 {
+            self.groups.by_id.get_mut(&id).into_iter().for_each(|group| group.let_go(number, part));
+            self.groups.stir(number);
+        }
+    }
+
+    fn forget_if_gone(&mut self, id: GroupId, number: u32) {
         let forgotten = self.groups.by_id.get_mut(&id).is_some_and(|group| group.forget_if_gone(number));
         self.groups.consumers -= usize::from(forgotten);
     }
@@ -162,7 +194,7 @@ impl<P: BufferPool> Shard<P> {
 
     /// Gives the last answer to an `Attach`, or an empty one to a `Receive`.
     fn end_link(&mut self, id: GroupId, number: u32) {
-        let link = self.groups.by_id.get(&id).map(|group| group.consumer(number).link);
+        let link = self.groups.by_id.get(&id).map(|group| group.consumer(number).link());
         let Some(to) = self.cut_link(id, number) else { return };
         let reply = if matches!(link, Some(Link::Waiting(..))) { nothing() } else { Reply::Detached };
         self.reply(to, reply);
@@ -250,14 +282,14 @@ impl<P: BufferPool> Shard<P> {
         self.count_open(number);
         self.groups.stir(number);
         if matches!(why, Back::Released | Back::TimedOut) {
-            self.leave_if_gone(key.group, lease.consumer);
+            self.leave_part_if_gone(key.group, lease.consumer, number);
         }
     }
 
     /// Something has become of records of a part: others may be open now.
     pub(super) fn count_open(&mut self, number: u32) {
-        let acks = self.state.groups.acks.get(&self.groups.parts[number as usize].key);
-        self.groups.count_open(number, acks.map_or(0, AckState::remembered));
+        let key = self.groups.parts[number as usize].key;
+        self.groups.count_open(number, self.state.groups.acks.entry(key).or_default());
     }
 
     /// A record is completed.
@@ -267,8 +299,7 @@ impl<P: BufferPool> Shard<P> {
         let acks = self.state.groups.acks.entry(key).or_default();
         let owner = part.owner;
         let (consumer, holds_up) = part.complete(offset, how, acks, &mut self.groups.changes);
-        let remembered = acks.remembered();
-        self.groups.count_open(number, remembered);
+        self.groups.count_open(number, acks);
         if holds_up {
             self.after_changes(After::Freed(owner, offset));
         }
@@ -323,21 +354,25 @@ impl<P: BufferPool> Shard<P> {
             left = left.saturating_sub((end - start) as usize);
             self.expire_leases(number, start, end, now);
         }
+        let mut moves = MAX_EXPIRIES_PER_TURN;
         while left > 0
-            && let Some((number, offset)) = self.groups.pop_backed_off(now.mono_us)
+            && let Some((number, offset)) = self.groups.pop_backed_off(now.mono_us, &mut moves)
         {
             left -= 1;
             self.wait_over(number, offset, true);
         }
         while left > 0
-            && let Some((number, offset)) = self.groups.pop_dated(now.wall_us)
+            && let Some((number, offset)) = self.groups.pop_dated(now.wall_us, &mut moves)
         {
             left -= 1;
             self.wait_over(number, offset, false);
         }
-        if !self.groups.at_delayed_bound.is_empty() && self.groups.may_delay(self.config.max_delayed) {
-            let waiting = std::mem::take(&mut self.groups.at_delayed_bound);
-            waiting.into_iter().for_each(|owner| self.leave_delayed_bound(owner));
+        if !self.groups.at_delayed_bound.is_empty() {
+            let room = self.groups.room_to_delay(self.config.max_delayed);
+            if room > 0 {
+                let waiting = std::mem::take(&mut self.groups.at_delayed_bound);
+                waiting.into_iter().for_each(|owner| self.leave_delayed_bound(owner, room));
+            }
         }
     }
 
@@ -349,10 +384,12 @@ impl<P: BufferPool> Shard<P> {
         });
     }
 
-    /// There is room for more records that wait for their time, whosever made it.
-    fn leave_delayed_bound(&mut self, owner: u32) {
+    /// There is room for so many more records that wait for their time, whosever made it.
+    fn leave_delayed_bound(&mut self, owner: u32, room: usize) {
         if let Some(number) = self.groups.part_of_owner(owner) {
-            self.groups.parts[number as usize].leave_delayed_bound();
+            if !self.groups.parts[number as usize].leave_delayed_bound(room) {
+                self.groups.at_delayed_bound.insert(owner);
+            }
             self.groups.stir(number);
         }
     }
@@ -388,12 +425,10 @@ impl<P: BufferPool> Shard<P> {
             part.backing_off.remove(&offset);
             acks.wait_over(offset);
         } else {
-            part.dated -= 1;
-            part.dated_held = part.dated_held.filter(|held| *held != offset);
+            self.groups.delayed_no_longer(number, offset);
         }
-        part.wait_over(offset, acks);
-        let remembered = acks.remembered();
-        self.groups.count_open(number, remembered);
+        self.groups.parts[number as usize].wait_over(offset, acks);
+        self.groups.count_open(number, acks);
         self.groups.stir(number);
     }
 
@@ -409,8 +444,11 @@ impl<P: BufferPool> Shard<P> {
 
     /// After a delivery, who asked once waits no longer.
     pub(super) fn delivered_once(&mut self, id: GroupId, number: u32) {
-        if self.groups.by_id.get(&id).is_some_and(|g| matches!(g.consumer(number).link, Link::Waiting(..))) {
+        if self.groups.by_id.get(&id).is_some_and(|g| matches!(g.consumer(number).link(), Link::Waiting(..)))
+        {
             self.cut_link(id, number);
+            // What it has for itself and was sent nothing of is for others meanwhile.
+            self.leave_if_gone(id, number);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a shard counts.
 
-/// A shard's counters. Totals since the broker started, but for the last
-/// four, which are as they are now.
+/// A shard's counters. Those that are reported as `_total` have counted since the broker
+/// started; the others are as they are now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardCounters {
     /// Bytes of record batches that were copied in user space on their way to

@@ -18,8 +18,18 @@ use crate::log::group_commit::PendingAck;
 use crate::log::pages::PageId;
 use crate::time::Now;
 
-/// Deliveries of one turn, after which others have theirs.
+/// Deliveries of one turn, after which others have theirs; long ones count for several.
 const MAX_DELIVERIES_PER_TURN: usize = 64;
+
+/// Bytes of a delivery that count for one more.
+const LONG_DELIVERY: usize = 128 << 10;
+
+/// Records that a look at a part may pass over: expired ones, others' ones, such as wait. A
+/// quarter of a millisecond.
+const MAX_PASSED: usize = 4096;
+
+/// So many of them count for one delivery more.
+const PASSED_FOR_ONE: usize = MAX_PASSED / MAX_DELIVERIES_PER_TURN;
 
 /// How long until a part is looked at again for which memory was short, µs.
 const SHORTAGE_RETRY_US: u64 = 1000;
@@ -46,6 +56,8 @@ struct Packing {
     max_records: u64,
     max_len: usize,
     max_open: usize,
+    /// Records that were looked at and are not in the parcel.
+    passed: usize,
     deadline_us: u64,
     now: Now,
 }
@@ -60,7 +72,9 @@ impl Packing {
     fn is_full_with(&self, cut: &Option<Cut>) -> bool {
         let (records, len) =
             cut.map_or((0, 0), |cut| (u64::from(cut.count), BATCH_HEADER_LEN + cut.bytes.1 - cut.bytes.0));
-        self.parcel.records + records >= self.max_records || self.parcel.len + len >= self.max_len
+        let is_long =
+            self.parcel.records + records >= self.max_records || self.parcel.len + len >= self.max_len;
+        is_long || self.passed >= MAX_PASSED
     }
 }
 
@@ -92,15 +106,14 @@ impl<P: BufferPool> Shard<P> {
         }
         self.groups.relieve(self.config.max_open);
         let mut left = self.groups.turn.1;
-        while let Some(id) = self.groups.next_in_line() {
-            if left == 0 {
-                self.groups.line_up(id);
-                self.groups.goes_on = true;
-                return;
-            }
+        while left > 0
+            && let Some(id) = self.groups.next_in_line()
+        {
             self.deliver_of(id, &mut left, now);
-            self.groups.turn.1 = left;
         }
+        self.groups.turn.1 = left;
+        // Who stands first is first in the next turn.
+        self.groups.goes_on = self.groups.has_line();
     }
 
     fn deliver_of(&mut self, id: GroupId, left: &mut usize, now: Now) {
@@ -115,13 +128,13 @@ impl<P: BufferPool> Shard<P> {
             }
             let Some(number) = group.dequeue() else { return };
             self.groups.parts[number as usize].queued = false;
+            *left -= 1;
             let consumer = match is_exclusive {
                 true => self.holder(id, number),
                 false => self.groups.by_id.get_mut(&id).and_then(|group| group.next_in_line()),
             };
             let Some(consumer) = consumer else { continue };
-            *left -= 1;
-            match self.deliver_to(id, number, consumer, now) {
+            match self.deliver_to(id, number, consumer, left, now) {
                 Look::More => {
                     if let Some(group) = self.groups.by_id.get_mut(&id) {
                         group.requeue(number, &mut self.groups.parts[number as usize]);
@@ -136,11 +149,11 @@ impl<P: BufferPool> Shard<P> {
     /// Who has a partition for itself and takes records, if somebody does.
     fn holder(&mut self, id: GroupId, number: u32) -> Option<u32> {
         let group = self.groups.by_id.get_mut(&id)?;
-        let holder = group.hold(&mut self.groups.parts[number as usize])?;
+        let holder = group.hold(number, &mut self.groups.parts[number as usize])?;
         group.consumer(holder).takes().then_some(holder)
     }
 
-    fn deliver_to(&mut self, id: GroupId, number: u32, consumer: u32, now: Now) -> Look {
+    fn deliver_to(&mut self, id: GroupId, number: u32, consumer: u32, left: &mut usize, now: Now) -> Look {
         let room = self.groups.room(number, self.config.max_open);
         let open = self.groups.parts[number as usize].open();
         let Some(group) = self.groups.by_id.get(&id) else { return Look::Nothing };
@@ -154,6 +167,7 @@ impl<P: BufferPool> Shard<P> {
             max_records: who.credit.records,
             max_len: (who.credit.bytes as usize).min(MAX_DELIVERY_LEN),
             max_open: most_open.min(open + room),
+            passed: 0,
             deadline_us: now.mono_us + u64::from(who.lease_ms) * 1000,
             now,
         };
@@ -161,6 +175,7 @@ impl<P: BufferPool> Shard<P> {
         self.count_open(number);
         let open_now = self.groups.parts[number as usize].open();
         self.groups.crowd(number, (packing.max_open..most_open).contains(&open_now));
+        *left = left.saturating_sub(packing.parcel.len / LONG_DELIVERY + packing.passed / PASSED_FOR_ONE);
         if !packing.parcel.is_empty() {
             self.send(packing);
         }
@@ -179,7 +194,7 @@ impl<P: BufferPool> Shard<P> {
         let who = group.consumer_mut(consumer);
         who.sent(records, len);
         let delivery = Delivery { lease_ms: who.lease_ms, ranges };
-        let to = who.link.to().expect("only who gets records takes them");
+        let to = who.link().to().expect("only who gets records takes them");
         self.counters.delivered_records += records;
         self.counters.delivered_bytes += len;
         self.reply(to, Reply::Delivered { delivery, payload });
@@ -203,8 +218,8 @@ impl<P: BufferPool> Shard<P> {
             Err(Unavailable::Shortage) => {
                 let part = &mut self.groups.parts[packing.number as usize];
                 part.reading = true;
-                self.groups.short.push(part.owner);
-                self.groups.retry_us = Some(packing.now.mono_us + SHORTAGE_RETRY_US);
+                self.groups.short.insert(part.owner);
+                self.groups.retry_us.get_or_insert(packing.now.mono_us + SHORTAGE_RETRY_US);
                 Look::Nothing
             }
             Err(Unavailable::Corrupt { segment, position }) => {
@@ -371,6 +386,7 @@ impl<P: BufferPool> Shard<P> {
                     }
                 }
                 Step::Pass => {
+                    packing.passed += 1;
                     let done = cut.take();
                     done.iter().for_each(|cut| packing.parcel.push_cut(partition, header, batch, cut));
                 }
@@ -473,7 +489,7 @@ impl<P: BufferPool> Shard<P> {
             }
             Verdict::Dated(_) if part.dated_held == Some(offset) => {}
             Verdict::Dated(due_us) => {
-                let is_at_bound = !self.groups.may_delay(self.config.max_delayed);
+                let is_at_bound = self.groups.room_to_delay(self.config.max_delayed) == 0;
                 let part = &mut self.groups.parts[packing.number as usize];
                 if is_at_bound && is_new {
                     part.at_delayed_bound = Some(offset);
@@ -486,11 +502,8 @@ impl<P: BufferPool> Shard<P> {
                     self.groups.at_delayed_bound.insert(part.owner);
                     return Step::Pass;
                 }
-                part.dated += 1;
-                if is_exclusive {
-                    part.dated_held = Some(offset);
-                }
-                self.groups.dated.add(Entry { due_us, offset, owner: part.owner }, now.wall_us);
+                part.dated_held = if is_exclusive { Some(offset) } else { part.dated_held };
+                self.groups.delay(packing.number, offset, due_us, now.wall_us);
             }
         }
         if !is_exclusive {

@@ -123,7 +123,9 @@ pub enum ShardRequest<'a, B> {
 
 impl<B> ShardRequest<'_, B> {
     /// Whether it appends to the shard's log, and so waits while that has no room; what
-    /// a consumer asks stays in order, and waits with it.
+    /// a consumer asks stays in order, and waits with it. To reset a group is asked of all
+    /// shards at once, after another question: its changes wait in the shard, which refuses
+    /// it when too many do.
     pub fn appends(&self) -> bool {
         matches!(
             self,
@@ -132,7 +134,6 @@ impl<B> ShardRequest<'_, B> {
                 | ShardRequest::DeleteTopic { .. }
                 | ShardRequest::CreateGroup(_)
                 | ShardRequest::DeleteGroup { .. }
-                | ShardRequest::ResetGroup { .. }
                 | ShardRequest::Settle(_)
                 | ShardRequest::Attach(_)
                 | ShardRequest::Detach(_)
@@ -190,6 +191,14 @@ pub enum Event<'a, B: Buffer> {
     FetchNow {
         /// As given with the request.
         from: ReplyTo,
+    },
+    /// Sends nothing for this `Attach` until it is said again, without `pauses`: its session
+    /// has as much to send as it may.
+    Pause {
+        /// As given with the request.
+        from: ReplyTo,
+        /// Or whether that is over.
+        pauses: bool,
     },
     /// The session is gone: its waiting fetches are dropped, and its consumers are sent
     /// nothing more.

@@ -17,8 +17,13 @@ use crate::consumer::{Back, GroupKey, How, Link};
 use crate::limits::MAX_SETTLE_RECORDS;
 use crate::time::Now;
 
-/// Records that an `AckUpTo` counts for: it looks at every lease up to its record.
+/// Records that an `AckUpTo` counts for: it looks at the leases up to its record that its
+/// consumer's last one has not looked at.
 const UP_TO_COST: u64 = 256;
+
+/// Records that settle requests of one turn may speak of: others have their turn when there
+/// were as many. Looking at each takes 1 to 3 ms in all.
+const MAX_SETTLED_PER_TURN: u64 = MAX_SETTLE_RECORDS;
 
 /// What becomes of a record that is settled.
 enum Fate {
@@ -47,7 +52,10 @@ impl<P: BufferPool> Shard<P> {
     ) -> Result<Option<Settled>, ErrorResponse> {
         let id = settle.at.group;
         self.make_room_for_changes(now);
-        let number = self.check_settle(settle)?;
+        let cost = settle.items.iter().map(cost).sum();
+        // Also if it is refused: that it comes is work.
+        self.groups.settled += u64::max(cost, 1);
+        let number = self.check_settle(settle, cost)?;
         let (mut settled, mut redrives) = (Settled::default(), Vec::new());
         for item in &settle.items {
             self.settle_item(id, number, item, &mut settled, &mut redrives, now);
@@ -64,20 +72,22 @@ impl<P: BufferPool> Shard<P> {
         Ok(None)
     }
 
+    /// Whether settle requests are taken in this turn.
+    #[inline]
+    pub(super) fn may_settle(&self) -> bool {
+        self.groups.settled < MAX_SETTLED_PER_TURN
+    }
+
     /// Whether a settle request can be carried out: nothing was changed yet. Returns
     /// the consumer's number, if it is known.
-    fn check_settle(&self, settle: &Settle) -> Result<Option<u32>, ErrorResponse> {
+    fn check_settle(&self, settle: &Settle, cost: u64) -> Result<Option<u32>, ErrorResponse> {
         if self.stopping {
             return Err(ErrorResponse::new(ErrorCode::ShuttingDown, ""));
         }
         let Some(group) = self.groups.by_id.get(&settle.at.group) else {
             return Err(unknown_group(settle.at.group));
         };
-        let cost = |item: &SettleItem| match item.verb {
-            Verb::AckUpTo => UP_TO_COST,
-            _ => u64::from(item.range.count),
-        };
-        if settle.items.iter().map(cost).sum::<u64>() > MAX_SETTLE_RECORDS {
+        if cost > MAX_SETTLE_RECORDS {
             let text = format!("a settle request speaks of at most {MAX_SETTLE_RECORDS} records");
             return Err(ErrorResponse::new(ErrorCode::InvalidRequest, text).with_detail(MAX_SETTLE_RECORDS));
         }
@@ -92,7 +102,7 @@ impl<P: BufferPool> Shard<P> {
         let number = group.number_of(settle.at.consumer);
         if settle.credit != Credit::default() {
             let consumer = number.map(|number| group.consumer(number));
-            let Some(consumer) = consumer.filter(|consumer| matches!(consumer.link, Link::Attached(_)))
+            let Some(consumer) = consumer.filter(|consumer| matches!(consumer.link(), Link::Attached(_)))
             else {
                 let text = format!("consumer {} is not attached", settle.at.consumer);
                 return Err(ErrorResponse::new(ErrorCode::UnknownConsumer, text));
@@ -140,10 +150,13 @@ impl<P: BufferPool> Shard<P> {
         };
         if item.verb == Verb::AckUpTo {
             start = end - 1;
-            if self.ack_up_to(number, consumer, start) {
-                return;
+            let lease = self.groups.parts[number as usize].lease(start).copied();
+            let is_own = |lease: &Lease| Some(lease.consumer) == consumer && lease.acquired == range.acquired;
+            // Otherwise nobody knows whether what the consumer has now is what it meant: the group
+            // may have been reset since.
+            if let Some(own) = lease.filter(is_own) {
+                return self.ack_up_to(number, own.consumer, start);
             }
-            // Of what is before it nobody knows whether it was meant.
         }
         let slot = self.state.slot(self.groups.parts[number as usize].partition);
         let log_end = slot.map_or(0, |slot| self.state.partition(slot).durable_end.0);
@@ -177,14 +190,13 @@ impl<P: BufferPool> Shard<P> {
         self.groups.stir(number);
     }
 
-    /// Completes what a consumer has up to and with this record. Whether that is among it.
-    fn ack_up_to(&mut self, number: u32, consumer: Option<u32>, last: u64) -> bool {
-        let leases = consumer.map(|c| self.groups.parts[number as usize].leases_of(c, last));
-        let leases = leases.unwrap_or_default();
+    /// Completes what a consumer has up to and with this record.
+    fn ack_up_to(&mut self, number: u32, consumer: u32, last: u64) {
+        let leases = self.groups.parts[number as usize].ending_up_to(consumer, last);
         self.counters.acked_records += leases.len() as u64;
+        self.groups.settled += leases.len() as u64;
         leases.iter().for_each(|offset| self.complete(number, *offset, How::Acked));
         self.groups.stir(number);
-        leases.last() == Some(&last)
     }
 
     fn is_of_dead_letters(&self, id: GroupId) -> bool {
@@ -238,6 +250,14 @@ impl<P: BufferPool> Shard<P> {
         if is_sooner {
             self.groups.set_timer(owner, (offset, offset + 1), deadline_us);
         }
+    }
+}
+
+/// Records that an item counts for.
+fn cost(item: &SettleItem) -> u64 {
+    match item.verb {
+        Verb::AckUpTo => UP_TO_COST,
+        _ => u64::from(item.range.count),
     }
 }
 

@@ -178,6 +178,7 @@ impl<P: BufferPool> Shard<P> {
             Event::Request { from, request } => self.request(from, request, now),
             Event::FetchNow { from } if self.end_of_link(from) => {}
             Event::FetchNow { from } => self.fetch_now(from, now),
+            Event::Pause { from, pauses } => self.pause(from, pauses),
             Event::SessionClosed { core, session } => {
                 self.drop_session(core, session);
                 self.drop_consumers(core, session);
@@ -221,6 +222,12 @@ impl<P: BufferPool> Shard<P> {
         [record, seal, retain].into_iter().chain(others).chain(groups).flatten().min()
     }
 
+    /// Whether [`poll_action`](Self::poll_action) has something to say, or to send to
+    /// consumers, now.
+    pub fn has_actions(&self) -> bool {
+        !self.failed && (!self.out.is_empty() || self.groups.has_line() && self.groups_held().is_none())
+    }
+
     /// Whether the disk is what there is to wait for: as many commits are written as
     /// may be at once, or several large batches are. To look on for those instead of
     /// sleeping took 7 % of the processor time per byte, and brought no more of them.
@@ -234,6 +241,7 @@ impl<P: BufferPool> Shard<P> {
     #[inline]
     pub fn accepts_produce(&self) -> bool {
         self.commits.sealed_len() < MAX_SEALED_COMMITS
+            && self.may_settle()
             && (self.segments.has_room_or_next(self.state.footer_len_with_one_more())
                 || self.segments.disk_is_full()
                 || self.stopping)
@@ -328,6 +336,7 @@ impl<P: BufferPool> Shard<P> {
 
     /// Everything that is to be done for its own sake, not for an event's.
     fn advance(&mut self, now: Now) {
+        self.groups.settled = 0;
         self.expire_fetches(now);
         self.look_again(now);
         self.advance_groups(now);

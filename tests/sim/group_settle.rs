@@ -1,8 +1,6 @@
 //! Judges what becomes of records when consumers settle them: it is decided when the
 //! request reaches its shard, and the answer must say the same.
 
-use std::collections::BTreeSet;
-
 use ringbolt::time::Now;
 use ringbolt_wire::message::{ConsumerAt, Credit, LeaseRange, Settle, Settled, Verb};
 use ringbolt_wire::{ErrorCode, GroupId};
@@ -82,10 +80,13 @@ impl Groups {
                 Verb::AckUpTo => {
                     let up_to = part.leases.range(..range.end().0);
                     let own = up_to.filter(|(_, lease)| lease.consumer == at.consumer.0);
-                    let own = own.map(|(offset, _)| *offset);
-                    // Of the last one it is said if it is not the consumer's.
-                    let offsets: BTreeSet<u64> = own.chain([range.end().0 - 1]).collect();
-                    offsets.into_iter().collect()
+                    let own: Vec<(u64, u32)> = own.map(|(offset, lease)| (*offset, lease.acquired)).collect();
+                    // If the last one is not the consumer's, that is said, and nothing is done.
+                    let last = range.end().0 - 1;
+                    match own.last() == Some(&(last, range.acquired)) {
+                        true => own.into_iter().map(|(offset, _)| offset).collect(),
+                        false => vec![last],
+                    }
                 }
                 _ => (range.base_offset.0..range.end().0).collect(),
             };
@@ -118,9 +119,9 @@ impl Groups {
         let facts = durable_records(logs, part.shard, part.partition);
         let fact = facts.get(offset as usize);
         let vanishes = fact.is_some_and(|fact| self.may_vanish(known, fact, &logs[part.shard]));
-        let is_up_to = *verb == Verb::AckUpTo;
+        let is_earlier = *verb == Verb::AckUpTo && offset != range.end().0 - 1;
         let is_own = |lease: &&Lease| {
-            lease.consumer == at.consumer.0 && (is_up_to || lease.acquired == range.acquired)
+            lease.consumer == at.consumer.0 && (is_earlier || lease.acquired == range.acquired)
         };
         let lease = part.leases.get(&offset).filter(is_own).copied();
         let (is_loose, mut refusals) = (part.loose, Vec::new());
@@ -172,7 +173,7 @@ impl Groups {
                 part.give_back(offset, &why, &known.info, self.next_number(), now);
             }
         }
-        if is_up_to && offset != range.end().0 - 1 {
+        if is_earlier {
             return None;
         }
         Some(Expected { partition: range.partition, offset, verb: verb.clone(), may, refusals })

@@ -4,6 +4,8 @@
 //! in every way in which a broker's life can end, and asks the checker about
 //! every answer. All that it decides comes from the seed.
 
+use std::collections::BTreeSet;
+
 use ringbolt::catalog::CatalogUpdate;
 use ringbolt::limits::MAX_FETCH_BYTES;
 use ringbolt::log::{LogId, SegmentSeq};
@@ -16,7 +18,6 @@ use super::check_fetch::FetchAsked;
 use super::checker::{Asked, Checker, Open};
 use super::clock::{Agenda, Clock};
 use super::disk::Disk;
-use super::group_check::GroupAsked;
 use super::log_model::{LogModel, Print};
 use super::node::Node;
 use super::planted::Planted;
@@ -53,6 +54,8 @@ pub(super) enum Due {
     Arrives(usize, Outgoing),
     Hears(usize, u64, u64, Reply),
     DiskHasRoom,
+    /// A consumer has read what it was sent.
+    PauseEnds(usize, ReplyTo),
 }
 
 /// A client and its connection.
@@ -85,6 +88,8 @@ pub struct Simulation {
     pub(super) term: u64,
     /// Index of the next commit of each shard, as the last recovery said.
     pub(super) recovered_next: Vec<u64>,
+    /// Attached consumers that are to be sent nothing.
+    pub(super) paused: BTreeSet<(u64, u64)>,
     /// What the broker is made to do wrong.
     pub planted: Option<Planted>,
     rounds_at_once: u64,
@@ -120,6 +125,7 @@ impl Simulation {
             answers: 0,
             term: 0,
             recovered_next: Vec::new(),
+            paused: BTreeSet::new(),
             planted: None,
             rounds_at_once: 0,
             rounds_without_answer: 0,
@@ -280,53 +286,11 @@ impl Simulation {
                 }
             }
             Due::DiskHasRoom => self.nodes.iter_mut().for_each(|node| node.disk.set_full(false)),
+            Due::PauseEnds(i, from) => self.end_pause(i, from),
         }
     }
 
-    /// The world is not kind: after an answer, something may go wrong.
-    fn disturb(&mut self, seat: usize) {
-        let p = &self.profile;
-        let (loses, fills, jumps) = (p.loses_one_in, p.fills_one_in, p.jumps_one_in);
-        let mut one_in = |n: u64| self.active && n > 0 && self.rng.one_in(n);
-        let (loses, fills, jumps, hurries) = (one_in(loses), one_in(fills), one_in(jumps), one_in(20));
-        if loses {
-            let session = self.seats[seat].client.session();
-            self.close(seat, session);
-            self.with_client(seat, |client, cx| client.lose(cx));
-        }
-        if fills {
-            self.nodes.iter_mut().for_each(|node| node.disk.set_full(true));
-            let lasts = self.rng.between(1_000, 3_000_000);
-            self.agenda.add(self.clock.now().mono_us + lasts, Due::DiskHasRoom);
-        }
-        if jumps {
-            let by = self.rng.below(4_000_000) as i64 - 2_000_000;
-            self.clock.jump_wall(by);
-        }
-        if hurries {
-            self.hurry_a_fetch();
-        }
-    }
-
-    fn hurry_a_fetch(&mut self) {
-        let now = self.clock.now();
-        let waiting = self.checker.open.iter_mut().find_map(|(key, open)| match &mut open.asked {
-            Asked::Fetch(asked) => {
-                asked.hurried = true;
-                Some((*key, open.shard))
-            }
-            Asked::Group(GroupAsked::Attach { .. } | GroupAsked::Receive { .. }) if !open.unheard => {
-                self.checker.groups.hurried(*key);
-                Some((*key, open.shard))
-            }
-            _ => None,
-        });
-        let Some(((session, correlation), shard)) = waiting else { return };
-        let from = ReplyTo { core: 0, session, correlation };
-        self.nodes[shard].handle(Event::FetchNow { from }, now);
-    }
-
-    fn close(&mut self, seat: usize, session: u64) {
+    pub(super) fn close(&mut self, seat: usize, session: u64) {
         let now = self.clock.now();
         self.trace.line(now.mono_us, format_args!("c{seat} closes session {session}"));
         self.seats[seat].held.retain(|outgoing| outgoing.session != session);
@@ -561,6 +525,11 @@ impl Simulation {
         let at = self.clock.now().mono_us;
         self.trace.line(at, format_args!("s{i} -> {}/{} {}", to.session, to.correlation, brief(&reply)));
         assert!(!self.nodes[i].failed, "a shard answers after a write has failed: {reply:?}");
+        let is_paused = self.paused.contains(&(to.session, to.correlation));
+        assert!(
+            !(is_paused && matches!(reply, Reply::Delivered { .. })),
+            "a paused consumer is sent {reply:?}"
+        );
         let is_heard = self.checker.replied(i, to, &reply, self.clock.now());
         self.answers += 1;
         self.rounds_without_answer = 0;

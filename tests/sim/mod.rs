@@ -18,6 +18,7 @@ pub mod checker;
 pub mod clock;
 pub mod consumer;
 pub mod disk;
+pub mod disturb;
 pub mod group_admin;
 pub mod group_check;
 pub mod group_clients;

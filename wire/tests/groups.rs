@@ -225,7 +225,7 @@ fn counts_that_lie_are_refused() {
     Response::Group(info).encode(&mut group, Opcode::CreateGroup as u8, 1, 0);
     let head = [&group[FRAME_HEADER_LEN..], &[1, 0, b't']].concat();
     assert!(Response::decode(Opcode::DescribeGroup as u8, 0, &[&head[..], &[0; 8]].concat(), 0).is_ok());
-    refused(Opcode::DescribeGroup, 104, &[&head, &max, &[0; 104]]);
+    refused(Opcode::DescribeGroup, 128, &[&head, &max, &[0; 128]]);
     refused(Opcode::DescribeGroup, 40, &[&head, &[0; 4], &max, &[0; 40]]);
     // Consumers, of which a reserved byte is set.
     let consumer = [&[0; 11][..], &[1], &[0; 28]].concat();
@@ -240,7 +240,7 @@ fn holds_are_refused_when_there_is_no_room_for_them_or_when_they_say_more_than_t
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let config = [[0, 0, 1, 0], [1, 0, 0, 0], [0; 4], [1, 0, 0, 0], [0; 4], [0; 4]].concat();
         let group = [&[0; 12], &config[..], &[1, 0, b'g'], &[1, 0, b't']].concat();
-        let partition = [&[0; 6], &count.to_le_bytes()[..], &[0; 96]].concat();
+        let partition = [&[0; 6], &count.to_le_bytes()[..], &[0; 120]].concat();
         let meta = [&group, &[1, 0, 0, 0][..], &partition, &bytes, &[0; 4]].concat();
         Response::decode(Opcode::DescribeGroup as u8, 0, &meta, 0).map(|_| ())
     };
@@ -248,7 +248,7 @@ fn holds_are_refused_when_there_is_no_room_for_them_or_when_they_say_more_than_t
     assert_eq!(holds(2, &[3, 7, 8, 12, 9, 0]), Ok(()));
     let refused = |field, value| Err(MessageError::OutOfRange { field, value });
     assert_eq!(holds(u16::MAX, &[0, 0, 0]), refused("holds", u64::from(u16::MAX)));
-    for words in [[14, 0, 0], [0, 1, 0], [0, 0, 1], [5, 1, 1]] {
+    for words in [[15, 0, 0], [0, 1, 0], [0, 0, 1], [5, 1, 1]] {
         assert_eq!(holds(1, &words), refused("hold", words[0]), "{words:?}");
     }
 }

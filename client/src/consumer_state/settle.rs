@@ -220,7 +220,7 @@ pub(crate) fn goes_back(verb: &Verb, dead_letters: bool) -> bool {
 fn verdict(verb: &Verb, status: u16, retried: bool) -> Result<(), SettleError> {
     let code = ErrorCode::from_u16(status);
     match (code, verb) {
-        (Some(ErrorCode::AlreadyCompleted), Verb::Ack | Verb::AckUpTo) => Ok(()),
+        (Some(ErrorCode::AlreadyCompleted), Verb::Ack) => Ok(()),
         // The attempt without answer did it.
         (Some(ErrorCode::AlreadyCompleted), Verb::Redrive | Verb::Reject { .. }) if retried => Ok(()),
         (Some(ErrorCode::AlreadyCompleted), _) => Err(SettleError::AlreadyCompleted),

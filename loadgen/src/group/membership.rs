@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringbolt_wire::message::{CreateGroup, GroupConfig, GroupInfo, GroupStart};
-use ringbolt_wire::{PartitionId, ShardId, TopicId};
+use ringbolt_wire::{PartitionId, Request, Response, ShardId, TopicId};
 
 use crate::admin::{Admin, AdminError};
 
@@ -74,7 +74,7 @@ impl Membership {
         let lag = progress().map(|p| p.lag).sum();
         let behind: u64 = progress().map(|p| p.end_offset.saturating_sub(p.floor)).sum();
         Ok(Membership {
-            dead_ends: dead_ends(admin, &group, &plan.topic)?,
+            dead_ends: dead_ends(admin, group.dead_letter)?,
             group,
             seats: seats.collect(),
             floors: progress().map(|p| p.floor).collect(),
@@ -85,15 +85,21 @@ impl Membership {
     }
 }
 
-fn dead_ends(
-    admin: &mut Admin,
-    group: &GroupInfo,
-    topic: &str,
-) -> Result<Vec<(PartitionId, u64)>, AdminError> {
-    if group.dead_letter == TopicId(0) {
+/// Where the dead-letter topic of this number ends, if there is one. Its name says nothing: a
+/// group can have another one than its topic's, and share it with groups of other topics.
+fn dead_ends(admin: &mut Admin, dead_letter: TopicId) -> Result<Vec<(PartitionId, u64)>, AdminError> {
+    if dead_letter == TopicId(0) {
         return Ok(Vec::new());
     }
-    let dead = admin.describe_topic(&format!("{topic}.dlq"))?;
+    let topics = match admin.ask(&Request::ListTopics)? {
+        Response::Topics(topics) => topics,
+        _ => Vec::new(),
+    };
+    let Some(topic) = topics.into_iter().find(|topic| topic.id == dead_letter) else {
+        let text = format!("the broker lists no topic {dead_letter}, where the group's dead letters go");
+        return Err(std::io::Error::other(text).into());
+    };
+    let dead = admin.describe_topic(&topic.name)?;
     let partitions = (0..).zip(&dead.partitions);
     Ok(partitions.map(|(index, p)| (PartitionId::new(dead.topic.id, index), p.end_offset.0)).collect())
 }

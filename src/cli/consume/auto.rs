@@ -48,7 +48,7 @@ fn print(
 ) -> Result<bool, CommandError> {
     let mut next = Some(first);
     while let Some(delivery) = next {
-        let still_read = printer.print(&delivery)?;
+        let still_read = printer.print_delivery(&delivery)?;
         printed.push(delivery);
         if !still_read {
             return Ok(false);

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use ringbolt_client::Delivery;
 use tokio::sync::oneshot;
 
+use super::print::rfc3339;
+
 /// Most bytes of a command's last line that are kept.
 const MAX_LINE_LEN: usize = 512;
 
@@ -109,6 +111,10 @@ fn command(job: &Job, delivery: &Delivery) -> Command {
     ] {
         command.env(name, number.to_string());
     }
+    match delivery.first_delivery() {
+        Some(time) => command.env("RINGBOLT_FIRST_DELIVERY", rfc3339(time)),
+        None => command.env_remove("RINGBOLT_FIRST_DELIVERY"),
+    };
     match delivery.key.as_deref().filter(|key| key.len() <= MAX_KEY_LEN && !key.contains(&0)) {
         Some(key) => command.env("RINGBOLT_KEY", OsStr::from_bytes(key)),
         None => command.env_remove("RINGBOLT_KEY"),

@@ -216,7 +216,7 @@ fn print(
 ) -> Result<bool, CommandError> {
     let mut next = Some(first);
     while let Some(delivery) = next {
-        if !printer.print(&delivery)? {
+        if !printer.print_delivery(&delivery)? {
             return Ok(false);
         }
         // An earlier lease of the record is over.

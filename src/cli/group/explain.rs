@@ -15,8 +15,13 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
                 .to_owned()
         }
         Hold::NoCredit => {
-            "Consumers are attached, and none has credit left: they have as many records in hand as \
-                           they take, and settle none."
+            "Consumers are attached, and none has credit left: they have as many records in hand as they \
+             take, and settle none."
+                .to_owned()
+        }
+        Hold::NotReading => {
+            "Consumers are attached, and do not read what they were sent as fast as it comes: more is sent \
+             when they have."
                 .to_owned()
         }
         Hold::Leased { count, ms } => format!(
@@ -42,9 +47,9 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
              one follows when it has left and its leases have ended."
         ),
         Hold::DeadLetter { count } => format!(
-            "{} to go to the dead-letter topic; there is no room for {} yet, or it cannot be read.",
+            "{} to go to the dead-letter topic; there is no room there yet, or {} cannot be read.",
             records(count, "is", "are"),
-            if count == 1 { "it" } else { "them" }
+            if count == 1 { "it" } else { "they" }
         ),
         Hold::Reading => {
             "Records are being read from disk, or the broker is short of memory for that.".to_owned()
@@ -59,8 +64,8 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
             records(open, "is", "are")
         ),
         Hold::DiskFull => {
-            "The broker's disk is full: what becomes of records could not be put on it. Leases \
-                           do not run out meanwhile."
+            "The broker's disk is full: what becomes of records could not be put on it. Leases do not run \
+             out meanwhile."
                 .to_owned()
         }
         Hold::Damaged { offset } => format!(
@@ -132,6 +137,8 @@ pub(super) fn json(description: &GroupDescription) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use ringbolt_client::ConsumerId;
 
     use super::*;
@@ -157,12 +164,102 @@ mod tests {
         assert!(text(&description).ends_with(&format!("{told}\n")));
     }
 
+    /// Every hold, with one record and with more where it counts them, and what is said of it.
+    const SENTENCES: [(Hold, &str); 22] = [
+        (Hold::NothingNew, "There is nothing new: every record is completed."),
+        (
+            Hold::NoConsumer,
+            "There are records, and no consumer is attached: start one, or look why it does not connect.",
+        ),
+        (
+            Hold::NoCredit,
+            "Consumers are attached, and none has credit left: they have as many records in hand as they \
+             take, and settle none.",
+        ),
+        (
+            Hold::NotReading,
+            "Consumers are attached, and do not read what they were sent as fast as it comes: more is sent \
+             when they have.",
+        ),
+        (
+            Hold::Leased { count: 1, ms: 0 },
+            "1 record is out to consumers and not settled; the first lease ends in 0s.",
+        ),
+        (
+            Hold::Leased { count: 2, ms: 61_500 },
+            "2 records are out to consumers and not settled; the first lease ends in 1m 1s 500ms.",
+        ),
+        (
+            Hold::Key { offset: 7, count: 1 },
+            "1 record waits for the one at offset 7, which has the same key and is not completed.",
+        ),
+        (
+            Hold::Key { offset: 7, count: 2 },
+            "2 records wait for the one at offset 7, which has the same key and is not completed.",
+        ),
+        (
+            Hold::AtBound { open: 1 },
+            "1 record is delivered and not completed, as many as the group allows (--max-open): new ones \
+             come when some are.",
+        ),
+        (
+            Hold::AtBound { open: 2 },
+            "2 records are delivered and not completed, as many as the group allows (--max-open): new ones \
+             come when some are.",
+        ),
+        (Hold::Delayed { count: 1, ms: 0 }, "1 record waits for a time."),
+        (Hold::Delayed { count: 1, ms: 70 }, "1 record waits for a time; none comes within 70ms."),
+        (Hold::Delayed { count: 2, ms: 1000 }, "2 records wait for a time; none comes within 1s."),
+        (
+            Hold::Exclusive { consumer: 0xabc },
+            "Consumer 0000000000000abc has the partition for itself, whether or not it takes something now; \
+             another one follows when it has left and its leases have ended.",
+        ),
+        (
+            Hold::DeadLetter { count: 1 },
+            "1 record is to go to the dead-letter topic; there is no room there yet, or it cannot be read.",
+        ),
+        (
+            Hold::DeadLetter { count: 2 },
+            "2 records are to go to the dead-letter topic; there is no room there yet, or they cannot be \
+             read.",
+        ),
+        (Hold::Reading, "Records are being read from disk, or the broker is short of memory for that."),
+        (
+            Hold::DelayedBound { offset: 7 },
+            "As many records wait for their time as the broker may hold (--memory); the one at offset 7 and \
+             those behind it come when there are fewer.",
+        ),
+        (
+            Hold::MemoryBound { open: 1 },
+            "1 record is open in all groups of the shard, as many as the broker may hold (--memory): those \
+             that came back are delivered, new ones when there are fewer.",
+        ),
+        (
+            Hold::MemoryBound { open: 2 },
+            "2 records are open in all groups of the shard, as many as the broker may hold (--memory): those \
+             that came back are delivered, new ones when there are fewer.",
+        ),
+        (
+            Hold::DiskFull,
+            "The broker's disk is full: what becomes of records could not be put on it. Leases do not run \
+             out meanwhile.",
+        ),
+        (
+            Hold::Damaged { offset: 7 },
+            "The record at offset 7 is damaged on disk and is not served, nor what is behind it; to go past \
+             it: ringbolt group reset g --partition INDEX --to 8.",
+        ),
+    ];
+
     #[test]
-    fn one_record_is_told_as_one() {
-        assert!(
-            sentence(&Hold::Key { offset: 7, count: 1 }, "g")
-                .starts_with("1 record waits for the one at offset 7")
-        );
-        assert!(sentence(&Hold::Damaged { offset: 7 }, "g").ends_with("reset g --partition INDEX --to 8."));
+    fn every_hold_has_its_sentence() {
+        for (hold, said) in SENTENCES {
+            assert_eq!(sentence(&hold, "g"), said, "{hold:?}");
+            assert!(!said.contains("  ") && !said.contains('\n'), "{hold:?}: a break within: {said}");
+            assert!(said.ends_with('.'), "{hold:?}: {said}");
+        }
+        let kinds: HashSet<_> = SENTENCES.iter().map(|(hold, _)| std::mem::discriminant(hold)).collect();
+        assert_eq!(kinds.len(), 15, "one of them is missing");
     }
 }

@@ -46,10 +46,12 @@ pub(super) fn description(description: &GroupDescription) -> String {
         "READY",
         "DELAYED",
         "BEHIND-KEY",
+        "CONDEMNED",
         "FAILED",
         "DEAD",
         "EXPIRED",
         "OLDEST",
+        "CONSUMERS",
     ]);
     for p in &description.partitions {
         let of = &p.progress;
@@ -63,13 +65,18 @@ pub(super) fn description(description: &GroupDescription) -> String {
             of.ready,
             of.delayed,
             of.behind_key,
+            of.condemned,
             of.failed_total,
             of.dead_lettered_total,
             of.expired_total,
         ];
         let age = humantime::format_duration(Duration::from_secs(of.oldest_age_us / 1_000_000)).to_string();
-        partitions
-            .add_row(numbers.map(|number| number.to_string()).into_iter().chain([age.replace(' ', "")]));
+        let consumers = match of.holder {
+            0 => of.consumers.to_string(),
+            holder => format!("{holder:016x}"),
+        };
+        let numbers = numbers.map(|number| number.to_string());
+        partitions.add_row(numbers.into_iter().chain([age.replace(' ', ""), consumers]));
     }
     let mut consumers = table(&["CONSUMER", "SHARD", "ATTACHED", "CREDIT", "BYTES", "LEASED"]);
     for c in &description.consumers {
@@ -116,10 +123,13 @@ fn partition_json(p: &GroupPartition, group: &str) -> Value {
         "ready": of.ready,
         "delayed": of.delayed,
         "behind_key": of.behind_key,
+        "condemned": of.condemned,
         "failed_total": of.failed_total,
         "dead_lettered_total": of.dead_lettered_total,
         "expired_total": of.expired_total,
         "oldest_age_us": of.oldest_age_us,
+        "consumers": of.consumers,
+        "holder": (of.holder != 0).then(|| format!("{:016x}", of.holder)),
         "holds": p.holds.iter().map(|hold| sentence(hold, group)).collect::<Vec<_>>(),
     })
 }

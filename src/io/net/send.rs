@@ -74,6 +74,9 @@ impl Net {
             self.send_rest(slot, send.done + count, count, held, host);
         }
         let connection = self.slots[slot as usize].get();
+        if connection.session.may_end_pause() {
+            connection.session.end_pause(&mut host.shards_for(connection.key));
+        }
         if connection.session.input() == Input::Backlogged && connection.session.has_caught_up() {
             self.resume_slot(slot, host);
         }

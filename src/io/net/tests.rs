@@ -52,6 +52,8 @@ impl Shards for TestShards<'_> {
         self.host.requests.push((self.session, number));
     }
 
+    fn pause(&mut self, _: ShardId, _: u64, _: bool) {}
+
     fn fetch_now(&mut self, _: ShardId, _: u64) {
         self.host.hurried += 1;
     }

@@ -10,6 +10,7 @@ mod recovery;
 mod resets;
 mod stories;
 mod timing;
+mod turns;
 
 use ringbolt_wire::batch::Directions;
 use ringbolt_wire::message::{

@@ -349,10 +349,13 @@ numbers! {
         leased,
         /// Came back, and are to be delivered again now.
         ready,
-        /// Wait for a time: of their own, or after a failure.
+        /// Wait for a time, of their own or after a failure; or until others need not, if as
+        /// many do as may.
         delayed,
         /// Wait for an earlier record of the same key.
         behind_key,
+        /// Are to go to the dead-letter topic.
+        condemned,
         /// Failures, since the group was created.
         failed_total,
         /// Went to the dead-letter topic, since the group was created.
@@ -363,18 +366,25 @@ numbers! {
         /// How long ago the oldest record that is not completed was committed, µs;
         /// 0 if there is none.
         oldest_age_us,
+        /// Consumers, now attached or waiting in a `Receive`, to which it may be delivered.
+        consumers,
+        /// The consumer that has the partition for itself; 0 if none has.
+        holder,
     }
 }
 
 /// Why a group's consumers are sent nothing from a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Hold {
-    /// Every record is completed, or leased by those who were sent it.
+    /// Every record is completed.
     NothingNew,
     /// Nobody is attached, and nobody waits in a `Receive`.
     NoConsumer,
     /// Whoever is attached has no credit left.
     NoCredit,
+    /// Whoever is attached has no credit left, or has not read what it was sent: its
+    /// connection has as much to send as it may.
+    NotReading,
     /// So many records are leased; the first of the leases runs out in so many ms.
     Leased {
         /// Records.
@@ -455,6 +465,7 @@ impl Hold {
             Hold::Damaged { offset } => [11, offset, 0],
             Hold::MemoryBound { open } => [12, open, 0],
             Hold::DiskFull => [13, 0, 0],
+            Hold::NotReading => [14, 0, 0],
         }
     }
 
@@ -476,6 +487,7 @@ impl Hold {
             11 => Hold::Damaged { offset: a },
             12 => Hold::MemoryBound { open: a },
             13 => Hold::DiskFull,
+            14 => Hold::NotReading,
             value => return Err(MessageError::OutOfRange { field: "hold", value }),
         };
         ensure(hold.words() == words, "hold", kind)?;

@@ -106,10 +106,13 @@ fn description() -> GroupDescription {
             ready: 0,
             delayed: 1,
             behind_key: 0,
+            condemned: 0,
             failed_total: 1,
             dead_lettered_total: 0,
             expired_total: 0,
             oldest_age_us: 4_500_000,
+            consumers: 1,
+            holder: 0,
         },
         holds: vec![Hold::Leased { count: 1, ms: 29_500 }, Hold::Delayed { count: 1, ms: 70 }],
     };
@@ -142,8 +145,9 @@ pub fn description_with(hold: Hold) -> Vec<u8> {
 fn describing_examples() -> Vec<Example> {
     let group = group_fields();
     let partition = "= partition, partition u32, shard u16, holds u16, end_offset u64, floor u64, \
-        next_offset u64, lag u64, leased u64, ready u64, delayed u64, behind_key u64, failed_total u64, \
-        dead_lettered_total u64, expired_total u64, oldest_age_us u64";
+        next_offset u64, lag u64, leased u64, ready u64, delayed u64, behind_key u64, condemned u64, \
+        failed_total u64, dead_lettered_total u64, expired_total u64, oldest_age_us u64, consumers u64, \
+        holder u64";
     let hold = "= hold, hold u64, a u64, b u64";
     let consumer = "= consumer, consumer u64, shard u16, attached u8, reserved r5, credit_records u64, \
         credit_bytes u64, leased u64";

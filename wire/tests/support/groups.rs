@@ -119,7 +119,7 @@ fn group_info() -> impl Strategy<Value = GroupInfo> {
 }
 
 fn progress() -> impl Strategy<Value = Progress> {
-    any::<[u64; 12]>().prop_map(|n| Progress {
+    any::<[u64; 15]>().prop_map(|n| Progress {
         end_offset: n[0],
         floor: n[1],
         next_offset: n[2],
@@ -128,10 +128,13 @@ fn progress() -> impl Strategy<Value = Progress> {
         ready: n[5],
         delayed: n[6],
         behind_key: n[7],
-        failed_total: n[8],
-        dead_lettered_total: n[9],
-        expired_total: n[10],
-        oldest_age_us: n[11],
+        condemned: n[8],
+        failed_total: n[9],
+        dead_lettered_total: n[10],
+        expired_total: n[11],
+        oldest_age_us: n[12],
+        consumers: n[13],
+        holder: n[14],
     })
 }
 
@@ -152,6 +155,7 @@ fn hold() -> impl Strategy<Value = Hold> {
         any::<u64>().prop_map(|offset| Hold::Damaged { offset }),
         any::<u64>().prop_map(|open| Hold::MemoryBound { open }),
         Just(Hold::DiskFull),
+        Just(Hold::NotReading),
     ]
 }
 

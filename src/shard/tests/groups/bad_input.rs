@@ -70,6 +70,11 @@ fn an_ack_up_to_a_record_is_of_those_that_the_consumer_has() {
     assert_eq!((progress.floor, progress.lag, progress.leased), (0, 2, 2));
     let far = [(99, ErrorCode::OffsetOutOfRange)];
     assert_eq!(rig.settled(id, ALICE, range(0, 100, 1), Verb::AckUpTo), far);
+    let others = [(3, ErrorCode::AlreadyCompleted)];
+    assert_eq!(rig.settled(id, ALICE, of_bob[1].lease(), Verb::AckUpTo), others);
+    assert_eq!(rig.settled(id, ALICE, range(1, 1, 2), Verb::AckUpTo), [(1, ErrorCode::LeaseLost)]);
+    assert_eq!(rig.state(id).progress.floor, 0, "none of them meant what she has");
+    assert_eq!(rig.settled(id, ALICE, of_alice[1].lease(), Verb::AckUpTo), []);
     assert_eq!(rig.state(id).progress.floor, 4);
 }
 

@@ -266,7 +266,6 @@ fn redrives(id: GroupId, ranges: Vec<LeaseRange>) -> ShardRequest<'static, Vecto
     ShardRequest::Settle(Settle { at: at(id, BOB), credit: Credit::default(), confirm: true, items })
 }
 
-/// It waited for all records of the one before.
 /// They go a few at a time, and the sentence is in the log before.
 #[test]
 fn what_was_condemned_goes_to_the_dead_letter_topic_after_a_restart_with_its_reason() {
@@ -300,6 +299,7 @@ fn what_was_condemned_goes_to_the_dead_letter_topic_after_a_restart_with_its_rea
     assert!(waiting > 0, "none was on its way");
 }
 
+/// It waited for all records of the one before.
 #[test]
 fn a_request_for_one_record_back_does_not_wait_for_one_for_hundreds() {
     let mut rig = Rig::new();

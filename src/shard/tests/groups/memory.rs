@@ -4,7 +4,7 @@
 use ringbolt_wire::message::Hold;
 
 use super::*;
-use crate::consumer::groups::{OPEN_COST, OWN_OPEN};
+use crate::consumer::groups::{KEYED_DELAYED, OPEN_COST, OWN_OPEN};
 
 /// Open records that all groups may have.
 const MOST: usize = 200;
@@ -167,7 +167,7 @@ fn what_an_exclusive_consumer_gave_back_counts_until_it_is_completed() {
 /// Once their keys were free they waited, as many as there were.
 #[test]
 fn delayed_records_that_were_behind_their_keys_are_bounded_as_well() {
-    let mut rig = Rig::with(ShardConfig { max_delayed: 2, ..config() });
+    let mut rig = Rig::with(ShardConfig { max_delayed: 2 * KEYED_DELAYED, ..config() });
     let id = rig.calm_group(GroupMode::KeyOrdered);
     let due_us = Some(rig.now.wall_us + 1_000_000_000);
     for key in [b"a", b"b", b"c", b"d"] {
@@ -179,7 +179,7 @@ fn delayed_records_that_were_behind_their_keys_are_bounded_as_well() {
     first.iter().for_each(|got| rig.ack(id, ALICE, got));
     rig.wait(1);
     let state = rig.state(id);
-    assert_eq!(state.progress.delayed, 2);
+    assert_eq!(state.progress.delayed, 4, "two of them until others need not wait");
     assert!(state.holds.contains(&Hold::DelayedBound { offset: 5 }), "{:?}", state.holds);
     assert_eq!(rig.offsets_got(alice), NONE);
     let mut later = Vec::new();
@@ -190,4 +190,97 @@ fn delayed_records_that_were_behind_their_keys_are_bounded_as_well() {
     }
     later.sort_unstable();
     assert_eq!(later, [1, 3, 5, 7]);
+}
+
+/// What is known of their keys was not counted.
+#[test]
+fn delayed_records_of_a_key_ordered_group_count_for_what_their_keys_take() {
+    for (mode, waiting) in [(GroupMode::Shared, 12), (GroupMode::KeyOrdered, 12 / KEYED_DELAYED)] {
+        let mut rig = Rig::with(ShardConfig { max_delayed: 12, ..config() });
+        let id = rig.calm_group(mode);
+        let later = Directions { deliver_at_us: Some(rig.now.wall_us + 500_000), ..Directions::default() };
+        let record = |value| Record { key: Some(vec![value]), ..directed(value, later) };
+        rig.append(&(0..20).map(record).collect::<Vec<_>>());
+        let alice = rig.attach(id, ALICE, 100);
+        assert_eq!(rig.state(id).progress.delayed, waiting as u64, "{mode:?}");
+        // Those that a reset forgets make room, and those whose time has come.
+        let reset = ShardRequest::ResetGroup { group: id, to: GroupStart::Earliest, partition: None };
+        rig.request(reset);
+        assert_eq!(rig.state(id).progress.delayed, waiting as u64, "{mode:?}");
+        rig.wait(600_000);
+        let mut got = rig.offsets_got(alice);
+        got.sort_unstable();
+        assert_eq!(got, (0..20).collect::<Vec<u64>>(), "{mode:?}");
+        assert_eq!(rig.state(id).progress.delayed, 0);
+    }
+}
+
+/// Each record that waits had a completed range before it, which nobody counted.
+#[test]
+fn completed_ranges_between_delayed_records_count_with_them() {
+    let config = ShardConfig { max_delayed: 20, ..config() };
+    let mut rig = Rig::with(config.clone());
+    let id = rig.calm_group(GroupMode::Shared);
+    let alice = rig.attach(id, ALICE, 1_000);
+    let later = Directions { deliver_at_us: Some(rig.now.wall_us + 5_000_000), ..Directions::default() };
+    let mut others = Vec::new();
+    for _ in 0..20 {
+        rig.append(&[directed(1, later), plain(0)]);
+        let got = rig.got(alice);
+        got.iter().for_each(|got| rig.ack(id, ALICE, got));
+        others.extend(got.iter().map(|got| got.offset));
+    }
+    assert_eq!(others, (0..10).map(|i| 2 * i + 1).collect::<Vec<u64>>(), "until there is no room");
+    let state = rig.state(id);
+    assert_eq!((state.progress.delayed, &state.holds[0]), (10, &Hold::DelayedBound { offset: 20 }));
+    // After a restart as well, and it goes on when their time has come.
+    let correlation = rig.correlation;
+    let mut rig = Rig::start_with(config, rig.disk, 2).expect("a good log");
+    rig.correlation = correlation;
+    let alice = rig.attach(id, ALICE, 1_000);
+    assert_eq!(rig.state(id).progress.delayed, 10);
+    let mut rest = Vec::new();
+    for _ in 0..50 {
+        rig.wait(100_000);
+        let got = rig.got(alice);
+        got.iter().for_each(|got| rig.ack(id, ALICE, got));
+        rest.extend(got.iter().map(|got| got.offset));
+    }
+    rest.extend(others);
+    rest.sort_unstable();
+    assert_eq!(rest, (0..40).collect::<Vec<u64>>());
+}
+
+/// They took the places of others for ever, which nobody saw.
+#[test]
+fn delayed_records_that_retention_has_taken_make_room_for_others() {
+    for mode in [GroupMode::Shared, GroupMode::KeyOrdered] {
+        let most = 2 * if mode == GroupMode::KeyOrdered { KEYED_DELAYED } else { 1 };
+        let retaining =
+            ShardConfig { max_delayed: most, retention_bytes: Some(2 * MIN_SEGMENT_LEN), ..config() };
+        let mut rig = Rig::with(retaining);
+        let id = rig.calm_group(mode);
+        let alice = rig.attach(id, ALICE, 1_000);
+        let in_s = |rig: &Rig, s: u64| Directions {
+            deliver_at_us: Some(rig.now.wall_us + s * 1_000_000),
+            ..Directions::default()
+        };
+        let keyed = |key: u8, record: Record| Record { key: Some(vec![key]), ..record };
+        let far = in_s(&rig, 1_000_000_000);
+        rig.append(&[keyed(1, directed(1, far)), keyed(2, directed(2, far))]);
+        assert_eq!(rig.state(id).progress.delayed, 2, "{mode:?}");
+        for _ in 0..4 {
+            rig.fill_segment();
+            rig.settle_all(id, ALICE, vec![], Credit { records: 1_000, bytes: 8 << 20 });
+            rig.got(alice).iter().for_each(|got| rig.ack(id, ALICE, got));
+        }
+        assert_eq!(rig.state(id).progress.delayed, 0, "{mode:?}: they are gone");
+        let soon = in_s(&rig, 1);
+        rig.append(&[keyed(3, directed(3, soon)), keyed(4, directed(4, soon))]);
+        rig.wait(1);
+        assert_eq!(rig.state(id).progress.delayed, 2, "{mode:?}");
+        rig.got(alice);
+        rig.wait(1_000_000);
+        assert_eq!(rig.got(alice).len(), 2, "{mode:?}");
+    }
 }

@@ -141,3 +141,30 @@ fn nothing_is_delivered_from_where_a_group_was_set_before_that_is_durable() {
     }
     assert_eq!(rig.offsets_got(alice), [1]);
 }
+
+/// What it was given since was acknowledged with it, though it had meant what it had before.
+#[test]
+fn a_cumulative_ack_of_before_a_reset_or_a_restart_acknowledges_nothing() {
+    let mut rig = Rig::new();
+    let id = rig.calm_group(GroupMode::Shared);
+    rig.values(b"abc");
+    let alice = rig.attach(id, ALICE, 100);
+    assert_eq!(rig.offsets_got(alice), [0, 1, 2]);
+    rig.request(ShardRequest::ResetGroup { group: id, to: GroupStart::Earliest, partition: None });
+    let again = rig.got(alice);
+    assert_eq!(
+        again.iter().map(|got| (got.offset, got.acquired)).collect::<Vec<_>>(),
+        [(0, 2), (1, 2), (2, 2)]
+    );
+    assert_eq!(rig.settled(id, ALICE, range(2, 1, 1), Verb::AckUpTo), [(2, ErrorCode::LeaseLost)]);
+    assert_eq!(rig.state(id).progress.floor, 0);
+    assert_eq!(rig.settled(id, ALICE, range(1, 1, 2), Verb::AckUpTo), []);
+    assert_eq!(rig.state(id).progress.floor, 2);
+    let mut rig = rig.restart(2);
+    let alice = rig.attach(id, ALICE, 100);
+    let got = rig.got(alice);
+    assert_eq!((got[0].offset, got[0].acquired), (2, 2));
+    assert_eq!(rig.settled(id, ALICE, range(2, 1, 1), Verb::AckUpTo), [(2, ErrorCode::LeaseLost)]);
+    assert_eq!(rig.settled(id, ALICE, range(2, 1, 2), Verb::AckUpTo), []);
+    assert_eq!(rig.state(id).progress.floor, 3);
+}

@@ -1,6 +1,6 @@
 //! Histories that went wrong once: the simulation found them.
 
-use ringbolt_wire::message::ConsumerInfo;
+use ringbolt_wire::message::{ConsumerInfo, Hold};
 
 use super::*;
 
@@ -100,6 +100,11 @@ fn records_whose_time_has_come_are_delivered_within_the_bound_of_open_ones() {
     for _ in 0..3 {
         let got = rig.got(alice);
         assert_eq!(got.len(), 1, "one may be open");
+        let (leased, why) = (Hold::Leased { count: 1, ms: 30_000 }, &rig.state(id).holds);
+        assert!(
+            seen.len() == 2 || *why == [Hold::AtBound { open: 3 - seen.len() as u64 }, leased],
+            "{why:?}"
+        );
         rig.ack(id, ALICE, &got[0]);
         seen.push(got[0].value[0]);
     }

@@ -1,17 +1,15 @@
 //! The consumer of a group over real sockets: what it promises about each record while
 //! connections are lost, leases end and others take over.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::FakeBroker;
 use ringbolt_client::{
     Consumer, ConsumerBuilder, ConsumerId, CreateGroup, Delivery, Error, ErrorCode, GroupConfig, GroupMode,
     GroupStart, Outcome, Record, ResetGroup, SettleError,
 };
 use ringbolt_wire::message::Verb;
-use support::FakeBroker;
 use tokio::time::timeout;
 
 async fn builder(broker: &FakeBroker) -> ConsumerBuilder {
@@ -331,7 +329,7 @@ async fn a_topic_on_one_shard_is_consumed_from_the_core_that_has_it() {
     let consumer = builder(&broker).await.open().await.unwrap();
     consumer.recv().await.unwrap().ack().await.unwrap();
     let last = *broker.state().affinities.last().unwrap();
-    assert_eq!(last.map(|partition| (partition.topic, partition.index)), Some((support::TOPIC, 0)));
+    assert_eq!(last.map(|partition| (partition.topic, partition.index)), Some((crate::support::TOPIC, 0)));
 }
 
 #[tokio::test]

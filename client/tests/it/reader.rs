@@ -1,14 +1,12 @@
 //! The reader over real sockets: every record once, in order, whatever happens
 //! to the connection.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::{FakeBroker, Fault};
 use ringbolt_client::{ConsumedRecord, Error, ErrorCode, Reader, ReaderBuilder, Record, StartAt};
 use ringbolt_wire::Opcode;
-use support::{FakeBroker, Fault};
 
 /// A broker with `count` numbered records in each partition, in batches of 10.
 async fn filled(partitions: u32, count: u32) -> FakeBroker {

@@ -1,13 +1,11 @@
 //! The calls that concern topics and the broker as a whole, when the connection
 //! does not hold.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{FakeBroker, Fault};
 use ringbolt_client::{Client, ClientConfig, Error, ErrorCode, Outcome};
 use ringbolt_wire::Opcode;
-use support::{FakeBroker, Fault};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 

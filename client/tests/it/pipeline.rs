@@ -1,18 +1,16 @@
 //! From topic to topic over real sockets: of every input there is one output, whatever
 //! crashes in between.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::support::{FakeBroker, Fault, Group};
 use ringbolt_client::{
     Client, ClientConfig, ConsumedRecord, Consumer, ConsumerBuilder, Error, ErrorCode, GroupMode, GroupStart,
     PartitionId, ProduceError, ProducerId, Record, ResetGroup, SOURCE_HEADER, StartAt,
 };
 use ringbolt_wire::{BatchBuilder, Epoch, Opcode, Sequence};
-use support::{FakeBroker, Fault, Group};
 use tokio::task::JoinHandle;
 
 fn exclusive(client: &Client) -> ConsumerBuilder {
@@ -115,13 +113,18 @@ async fn what_an_earlier_process_got_in_late_is_seen_although_it_decided_otherwi
         // The earlier one had made something of the first input as well.
         let mut builder = BatchBuilder::new();
         for offset in 0..2u64 {
-            let numbers = [group.0, support::TOPIC.0, 0].into_iter().flat_map(u32::to_le_bytes);
+            let numbers = [group.0, crate::support::TOPIC.0, 0].into_iter().flat_map(u32::to_le_bytes);
             let source = numbers.chain(offset.to_le_bytes()).collect();
             builder.push(1, None, format!("late {offset}").as_bytes(), &[(SOURCE_HEADER.into(), source)]);
         }
         let mut state = state.lock().unwrap();
         let producer = state.opened.last().unwrap().0;
-        state.produce(&builder.finish(PartitionId::new(support::OUT, 0), producer, Epoch(0), Sequence(0)));
+        state.produce(&builder.finish(
+            PartitionId::new(crate::support::OUT, 0),
+            producer,
+            Epoch(0),
+            Sequence(0),
+        ));
         None
     };
     let output = client.producer("out");

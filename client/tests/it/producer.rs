@@ -1,13 +1,11 @@
 //! The producer over real sockets: what it promises about each record while
 //! connections are lost, answers stay out and batches are refused.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::{FakeBroker, Fault};
 use ringbolt_client::{ErrorCode, Outcome, ProduceError, Producer, ProducerId, Record};
 use ringbolt_wire::{BatchHeader, Opcode};
-use support::{FakeBroker, Fault};
 
 async fn producer(broker: &FakeBroker) -> Producer {
     broker.client().await.producer("t").build().await.unwrap()

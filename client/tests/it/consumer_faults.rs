@@ -1,14 +1,12 @@
 //! The consumer of a group over real sockets, when the connection does not hold, the
 //! broker restarts, or somebody takes its place.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::{FakeBroker, Fault, Group};
 use ringbolt_client::{Consumer, ConsumerBuilder, ConsumerId, Delivery, Error, ErrorCode, SettleError};
 use ringbolt_wire::Opcode;
-use support::{FakeBroker, Fault, Group};
 use tokio::time::timeout;
 
 async fn builder(broker: &FakeBroker) -> ConsumerBuilder {
