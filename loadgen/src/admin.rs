@@ -141,6 +141,14 @@ impl Admin {
         Ok(self.ask_whole(request)?.0)
     }
 
+    /// All topics.
+    pub fn list_topics(&mut self) -> Result<Vec<TopicInfo>, AdminError> {
+        match self.ask(&Request::ListTopics)? {
+            Response::Topics(topics) => Ok(topics),
+            _ => Err(something_else()),
+        }
+    }
+
     /// Produces a batch, and waits until it is durable.
     pub fn produce(&mut self, batch: &[u8]) -> Result<(), AdminError> {
         if let Err(refused) = self.session.produce(batch, 0, ()) {

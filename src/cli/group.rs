@@ -58,8 +58,8 @@ enum GroupCommand {
     /// partition, or of an exclusive group which one. With --json prints what create does, and
     /// {"topic_name", "partitions": [{"partition", "shard", "end_offset", "floor", "next_offset", "lag",
     /// "leased", "ready", "delayed", "behind_key", "condemned", "failed_total", "dead_lettered_total",
-    /// "expired_total", "oldest_age_us", "consumers", "holder", "holds"}], "consumers": [{"consumer", "shard", "attached", "credit_records",
-    /// "credit_bytes", "leased"}]}.
+    /// "expired_total", "oldest_age_us", "consumers", "holder", "holds"}], "consumers": [{"consumer",
+    /// "shard", "attached", "credit_records", "credit_bytes", "leased"}]}.
     Describe {
         /// Its name
         name: String,

@@ -156,9 +156,7 @@ impl AckState {
         } else {
             self.completed.insert(start, end)
         };
-        if !self.attempts.is_empty() {
-            self.forget_attempts(start, end);
-        }
+        self.forget_attempts(start, end);
         match how {
             How::Acked | How::Skipped => {}
             How::DeadLettered => self.totals.dead_lettered += new,

@@ -242,7 +242,7 @@ impl Groups {
             let part = &mut self.parts[number as usize];
             self.dated_keyed -= if is_keyed { part.dated } else { 0 };
             part.dated = 0;
-            starts.insert(part.owner, (number, part.retained_from));
+            starts.insert(part.owner, (number, part.gone_before));
         }
         let (parts, known) = (&mut self.parts, &self.part_of_owner);
         let mut keep = |entry: &Entry, counts: bool| match starts.get(&entry.owner) {

@@ -90,7 +90,7 @@ pub struct Part {
     /// reset, if they are not completed.
     delivered_before: u64,
     /// Retention has taken the records before this one.
-    pub retained_from: u64,
+    pub gone_before: u64,
     /// The consumer that has the partition for itself.
     pub active: Option<u32>,
     /// Damaged on disk: nothing at or behind it is delivered.
@@ -125,7 +125,8 @@ pub struct Part {
     /// Of the same key as an earlier one.
     pub keys: Keys,
     leases: BTreeMap<u64, Lease>,
-    /// Consumers that have no lease before this record, as was seen when its earlier ones [ended](Self::ending_up_to).
+    /// Consumers that have no lease before this record, as was seen when their earlier ones
+    /// [ended](Self::ending_up_to).
     has_from: FxHashMap<u32, u64>,
     ready: BTreeSet<u64>,
     condemned: BTreeSet<u64>,
@@ -154,7 +155,7 @@ impl Part {
             owner,
             next: floor,
             delivered_before,
-            retained_from: 0,
+            gone_before: 0,
             active: None,
             damaged: None,
             reported: None,
@@ -432,7 +433,7 @@ impl Part {
     /// Retention has taken everything before `start`. Returns those whose leases
     /// ended with it.
     pub fn retained_from(&mut self, start: u64, acks: &mut AckState, log: &mut ChangeLog) -> Vec<u32> {
-        self.retained_from = start;
+        self.gone_before = start;
         self.dated_held = self.dated_held.filter(|held| *held >= start);
         let kept = self.leases.split_off(&start);
         let gone = std::mem::replace(&mut self.leases, kept);

@@ -502,7 +502,9 @@ impl<P: BufferPool> Shard<P> {
                     self.groups.at_delayed_bound.insert(part.owner);
                     return Step::Pass;
                 }
-                part.dated_held = if is_exclusive { Some(offset) } else { part.dated_held };
+                if is_exclusive {
+                    part.dated_held = Some(offset);
+                }
                 self.groups.delay(packing.number, offset, due_us, now.wall_us);
             }
         }

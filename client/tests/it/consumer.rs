@@ -5,35 +5,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::FakeBroker;
+use crate::support::consumers::{acked, builder, nothing_comes, take};
 use ringbolt_client::{
-    Consumer, ConsumerBuilder, ConsumerId, CreateGroup, Delivery, Error, ErrorCode, GroupConfig, GroupMode,
-    GroupStart, Outcome, Record, ResetGroup, SettleError,
+    ConsumerId, CreateGroup, Delivery, Error, ErrorCode, GroupConfig, GroupMode, GroupStart, Outcome, Record,
+    ResetGroup, SettleError,
 };
 use ringbolt_wire::message::Verb;
 use tokio::time::timeout;
-
-async fn builder(broker: &FakeBroker) -> ConsumerBuilder {
-    broker.client().await.consumer("t", "g")
-}
-
-async fn take(consumer: &Consumer, count: usize) -> Vec<Delivery> {
-    let mut deliveries = Vec::new();
-    for _ in 0..count {
-        deliveries.push(consumer.recv().await.unwrap());
-    }
-    deliveries
-}
-
-fn acked(broker: &FakeBroker) -> Vec<(u32, u64)> {
-    broker.group("g", |g| g.acked.clone())
-}
-
-/// Nothing comes within a time in which something would have come.
-async fn nothing_comes(consumer: &Consumer) {
-    if let Ok(delivery) = timeout(Duration::from_millis(100), consumer.recv()).await {
-        panic!("{delivery:?}");
-    }
-}
 
 #[tokio::test]
 async fn records_come_whole_and_are_done_once_their_ack_is_confirmed() {

@@ -4,26 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::consumers::{acked, builder, nothing_comes, take};
 use crate::support::{FakeBroker, Fault, Group};
-use ringbolt_client::{Consumer, ConsumerBuilder, ConsumerId, Delivery, Error, ErrorCode, SettleError};
+use ringbolt_client::{Consumer, ConsumerId, Error, ErrorCode, SettleError};
 use ringbolt_wire::Opcode;
 use tokio::time::timeout;
-
-async fn builder(broker: &FakeBroker) -> ConsumerBuilder {
-    broker.client().await.consumer("t", "g")
-}
-
-async fn take(consumer: &Consumer, count: usize) -> Vec<Delivery> {
-    let mut deliveries = Vec::new();
-    for _ in 0..count {
-        deliveries.push(consumer.recv().await.unwrap());
-    }
-    deliveries
-}
-
-fn acked(broker: &FakeBroker) -> Vec<(u32, u64)> {
-    broker.group("g", |g| g.acked.clone())
-}
 
 /// Receives what comes until the consumer has ended.
 async fn ended(consumer: &Consumer) -> Error {
@@ -32,13 +17,6 @@ async fn ended(consumer: &Consumer) -> Error {
             Ok(delivery) => drop(delivery),
             Err(error) => return error,
         }
-    }
-}
-
-/// Nothing comes within a time in which something would have come.
-async fn nothing_comes(consumer: &Consumer) {
-    if let Ok(delivery) = timeout(Duration::from_millis(100), consumer.recv()).await {
-        panic!("{delivery:?}");
     }
 }
 

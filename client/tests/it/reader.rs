@@ -8,21 +8,6 @@ use crate::support::{FakeBroker, Fault};
 use ringbolt_client::{ConsumedRecord, Error, ErrorCode, Reader, ReaderBuilder, Record, StartAt};
 use ringbolt_wire::Opcode;
 
-/// A broker with `count` numbered records in each partition, in batches of 10.
-async fn filled(partitions: u32, count: u32) -> FakeBroker {
-    let broker = FakeBroker::start(partitions).await;
-    let builder = broker.client().await.producer("t").batch_records(10).linger(Duration::from_secs(1));
-    let producer = builder.build().await.unwrap();
-    for n in 0..count {
-        for partition in 0..partitions {
-            let record = Record::new(n.to_string()).with_key("k").with_header("h", [partition as u8]);
-            drop(producer.enqueue_to(partition, record).await.unwrap());
-        }
-    }
-    producer.close().await;
-    broker
-}
-
 async fn builder(broker: &FakeBroker) -> ReaderBuilder {
     broker.client().await.reader("t")
 }
@@ -41,7 +26,7 @@ fn offsets(records: &[ConsumedRecord]) -> Vec<u64> {
 
 #[tokio::test]
 async fn every_record_comes_once_in_order_and_whole() {
-    let broker = filled(3, 100).await;
+    let broker = FakeBroker::filled(3, 100).await;
     let mut reader = builder(&broker).await.max_bytes(2000).build().await.unwrap();
     let records = take(&mut reader, 300).await;
     for partition in 0..3 {
@@ -80,7 +65,7 @@ async fn a_record_keeps_the_time_that_it_was_given_and_gets_the_present_one_othe
 
 #[tokio::test]
 async fn reading_starts_within_a_batch_where_it_was_told() {
-    let broker = filled(1, 50).await;
+    let broker = FakeBroker::filled(1, 50).await;
     for (start, first) in [(StartAt::Earliest, 0), (StartAt::Offset(17), 17), (StartAt::Time(UNIX_EPOCH), 1)]
     {
         let mut reader = builder(&broker).await.start_at(start).build().await.unwrap();
@@ -93,7 +78,7 @@ async fn reading_starts_within_a_batch_where_it_was_told() {
 
 #[tokio::test]
 async fn at_the_end_it_waits_for_what_comes() {
-    let broker = filled(1, 5).await;
+    let broker = FakeBroker::filled(1, 5).await;
     let mut reader = builder(&broker).await.start_at(StartAt::End).build().await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(100), reader.next()).await.is_err());
     let producer = broker.client().await.producer("t").build().await.unwrap();
@@ -104,7 +89,7 @@ async fn at_the_end_it_waits_for_what_comes() {
 
 #[tokio::test]
 async fn lost_connections_and_refusals_cost_nothing() {
-    let broker = filled(2, 300).await;
+    let broker = FakeBroker::filled(2, 300).await;
     let faults = [
         Fault::DropBefore,
         Fault::DropAfter,
@@ -126,7 +111,7 @@ async fn lost_connections_and_refusals_cost_nothing() {
 
 #[tokio::test]
 async fn a_restart_is_survived() {
-    let broker = filled(1, 100).await;
+    let broker = FakeBroker::filled(1, 100).await;
     let mut reader = builder(&broker).await.max_bytes(500).build().await.unwrap();
     let mut records = take(&mut reader, 10).await;
     let stopped = broker.stop().await;
@@ -138,7 +123,7 @@ async fn a_restart_is_survived() {
 
 #[tokio::test]
 async fn damage_is_told_and_never_delivered() {
-    let broker = filled(1, 20).await;
+    let broker = FakeBroker::filled(1, 20).await;
     broker.fail(Opcode::Fetch, [Fault::Damage]);
     let mut reader = builder(&broker).await.build().await.unwrap();
     let error = reader.next().await.unwrap_err();
@@ -149,7 +134,7 @@ async fn damage_is_told_and_never_delivered() {
 
 #[tokio::test]
 async fn removed_records_end_the_partition_or_are_skipped() {
-    let broker = filled(2, 30).await;
+    let broker = FakeBroker::filled(2, 30).await;
     broker.state().partitions[0].start = 10;
     let at = StartAt::Offset(3);
     let mut reader = builder(&broker).await.start_at(at).build().await.unwrap();
@@ -180,7 +165,7 @@ async fn removed_records_end_the_partition_or_are_skipped() {
 
 #[tokio::test]
 async fn when_no_partition_is_left_it_says_so() {
-    let broker = filled(1, 1).await;
+    let broker = FakeBroker::filled(1, 1).await;
     let mut reader = builder(&broker).await.start_at(StartAt::Offset(5)).build().await.unwrap();
     assert!(matches!(reader.next().await, Err(Error::OffsetOutOfRange { end: 1, .. })));
     assert!(matches!(reader.next().await, Err(Error::ReaderEnded)));
@@ -188,7 +173,7 @@ async fn when_no_partition_is_left_it_says_so() {
 
 #[tokio::test]
 async fn only_so_much_is_fetched_ahead() {
-    let broker = filled(1, 1000).await;
+    let broker = FakeBroker::filled(1, 1000).await;
     let mut reader = builder(&broker).await.max_bytes(2000).build().await.unwrap();
     reader.next().await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;

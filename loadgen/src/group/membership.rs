@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringbolt_wire::message::{CreateGroup, GroupConfig, GroupInfo, GroupStart};
-use ringbolt_wire::{PartitionId, Request, Response, ShardId, TopicId};
+use ringbolt_wire::{PartitionId, ShardId, TopicId};
 
 use crate::admin::{Admin, AdminError};
 
@@ -91,11 +91,7 @@ fn dead_ends(admin: &mut Admin, dead_letter: TopicId) -> Result<Vec<(PartitionId
     if dead_letter == TopicId(0) {
         return Ok(Vec::new());
     }
-    let topics = match admin.ask(&Request::ListTopics)? {
-        Response::Topics(topics) => topics,
-        _ => Vec::new(),
-    };
-    let Some(topic) = topics.into_iter().find(|topic| topic.id == dead_letter) else {
+    let Some(topic) = admin.list_topics()?.into_iter().find(|topic| topic.id == dead_letter) else {
         let text = format!("the broker lists no topic {dead_letter}, where the group's dead letters go");
         return Err(std::io::Error::other(text).into());
     };

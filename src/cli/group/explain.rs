@@ -34,7 +34,7 @@ pub(super) fn sentence(hold: &Hold, group: &str) -> String {
             records(count, "waits", "wait")
         ),
         Hold::AtBound { open } => format!(
-            "{} delivered and not completed, as many as the group allows (--max-open): new ones come when some \
+            "{} delivered and not completed, as many as the group allows (--max-open): others come when some \
              are.",
             records(open, "is", "are")
         ),
@@ -199,12 +199,12 @@ mod tests {
         ),
         (
             Hold::AtBound { open: 1 },
-            "1 record is delivered and not completed, as many as the group allows (--max-open): new ones \
+            "1 record is delivered and not completed, as many as the group allows (--max-open): others \
              come when some are.",
         ),
         (
             Hold::AtBound { open: 2 },
-            "2 records are delivered and not completed, as many as the group allows (--max-open): new ones \
+            "2 records are delivered and not completed, as many as the group allows (--max-open): others \
              come when some are.",
         ),
         (Hold::Delayed { count: 1, ms: 0 }, "1 record waits for a time."),

@@ -5,6 +5,7 @@
 // Each test file uses some of it.
 #![allow(dead_code)]
 
+pub mod consumers;
 mod group;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
